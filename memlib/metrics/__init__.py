@@ -1,0 +1,217 @@
+"""What is measured on pictures, and which measure belongs to which kind of substrate.
+
+`METRICS` is the registry; `metrics_for(substrate)` gives the ones to use, by role. A metric whose weights
+are not at hand comes as `Unmeasured`: it says why, raises NotMeasured when used, and is never replaced by
+another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memlib.errors import InputError, NotMeasured
+
+ROLES = ("copy", "alignment", "alignment_check", "quality", "diversity", "distribution")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric: what it measures and how to make it.
+
+    `family` is the kind of substrate it belongs to (``"minisd"`` or ``"sd"``). `make` takes the metrics made
+    so far for the same substrate, the device, and real pictures to compare with (or None).
+    """
+
+    name: str
+    role: str
+    family: str
+    label: str
+    scale: str
+    source: str
+    make: Callable[[Mapping[str, Any], Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """Stands where a metric cannot be computed, with the sentence that says why."""
+
+    name: str
+    role: str
+    reason: str
+    available: bool = field(default=False, init=False)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise NotMeasured(f"{self.name} is not measured: {self.reason}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotMeasured(f"{self.name} is not measured: {self.reason}")
+
+
+class MetricSet(Mapping):
+    """The metrics of one substrate by role, as a mapping and as attributes (``metrics.copy``)."""
+
+    def __init__(self, metrics: Mapping[str, Any]):
+        self._metrics = dict(metrics)
+
+    def __getitem__(self, role: str) -> Any:
+        if role not in self._metrics:
+            raise InputError(f"Unknown metric role {role!r}: choose one of {', '.join(self._metrics)}.")
+        return self._metrics[role]
+
+    def __getattr__(self, role: str) -> Any:
+        if role.startswith("_") or role not in self._metrics:
+            raise AttributeError(f"There is no metric with the role {role!r}.")
+        return self._metrics[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+
+def metrics_for(substrate: Any, *, reference: Any = None, device: Any = None) -> MetricSet:
+    """Return the metrics for `substrate` by role: copy, alignment, quality, diversity and more.
+
+    `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. `device`
+    defaults to the substrate's. A metric that cannot be had is `Unmeasured`; nothing is raised for it.
+    """
+    family = getattr(substrate, "family", substrate)
+    chosen = [metric for metric in METRICS.values() if metric.family == family]
+    if not chosen:
+        families = sorted({metric.family for metric in METRICS.values()})
+        raise InputError(f"There are no metrics for substrates of kind {family!r}: known are {', '.join(families)}.")
+    device = device or getattr(substrate, "device", "cpu")
+    made: dict[str, Any] = {}
+    for metric in chosen:
+        try:
+            made[metric.role] = metric.make(made, device, reference)
+        except NotMeasured as error:
+            made[metric.role] = Unmeasured(metric.label, metric.role, str(error))
+    return MetricSet(made)
+
+
+def metric(name: str) -> Metric:
+    """Return the registered metric `name`; raises InputError with the known names otherwise."""
+    if name not in METRICS:
+        raise InputError(f"Unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
+    return METRICS[name]
+
+
+def judges_folder() -> Path:
+    """Return the folder with MiniSD's judging networks, ``minisd/judges`` in the data folder."""
+    from memlib.sources import data_folder
+
+    return data_folder() / "minisd" / "judges"
+
+
+def _needed(made: Mapping[str, Any], role: str) -> Any:
+    if not made[role].available:
+        raise NotMeasured(made[role].reason)
+    return made[role]
+
+
+def _minisd_copy(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.similarity import load_minisd_descriptor
+
+    return load_minisd_descriptor(judges_folder() / "descriptor", device)
+
+
+def _minisd_alignment(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.alignment import load_minisd_evaluator
+
+    return load_minisd_evaluator(judges_folder() / "evaluator", device)
+
+
+def _realism(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.quality import load_realism
+
+    if reference is None:
+        raise NotMeasured("realism compares with real pictures and none were given: pass reference=pictures.")
+    return load_realism(_needed(made, "alignment"), reference)
+
+
+def _descriptor_diversity(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.diversity import descriptor_diversity
+
+    return descriptor_diversity(_needed(made, "copy"))
+
+
+def _sscd(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.similarity import load_sscd
+
+    return load_sscd(device)
+
+
+def _clip(which: str) -> Callable[[Mapping[str, Any], Any, Any], Any]:
+    def make(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+        from memlib.metrics.alignment import load_open_clip
+
+        return load_open_clip(which, device)
+
+    return make
+
+
+def _aesthetic(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.quality import load_aesthetic
+
+    return load_aesthetic(_needed(made, "alignment"))
+
+
+def _lpips(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.diversity import load_lpips
+
+    return load_lpips(device)
+
+
+def _inception(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
+    from memlib.metrics.distribution import load_inception
+
+    return load_inception(device)
+
+
+_SIMILARITY, _COSINE = "cosine, −1 to 1; larger is more alike", "cosine, −1 to 1; larger is better"
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("minisd-copy", "copy", "minisd", "copy similarity", _SIMILARITY, "Pizzi et al. 2022", _minisd_copy),
+        Metric(
+            "minisd-clip", "alignment", "minisd", "text alignment",
+            _COSINE, "Radford et al. 2021", _minisd_alignment,
+        ),
+        Metric(
+            "realism", "quality", "minisd", "realism",
+            "0 and up, 1 is the edge of the real pictures; larger is better", "Kynkäänniemi et al. 2019", _realism,
+        ),
+        Metric(
+            "descriptor-diversity", "diversity", "minisd", "diversity across seeds",
+            "0 to 2; larger is more diverse", "clip, Section 4.2", _descriptor_diversity,
+        ),
+        Metric("sscd", "copy", "sd", "SSCD", _SIMILARITY, "Pizzi et al. 2022", _sscd),
+        Metric(
+            "clip-l14", "alignment", "sd", "CLIP ViT-L/14 alignment",
+            _COSINE, "Radford et al. 2021", _clip("openai_clip_vit_l_14"),
+        ),
+        Metric(
+            "clip-b32", "alignment_check", "sd", "OpenCLIP ViT-B/32 alignment",
+            _COSINE, "Cherti et al. 2023", _clip("laion_clip_vit_b_32"),
+        ),
+        Metric(
+            "aesthetic", "quality", "sd", "aesthetic score",
+            "about 1 to 10; larger is better", "Schuhmann 2022", _aesthetic,
+        ),
+        Metric(
+            "lpips", "diversity", "sd", "LPIPS across seeds",
+            "0 to about 1; larger is more diverse", "Zhang et al. 2018", _lpips,
+        ),
+        Metric(
+            "inception", "distribution", "sd", "FID and KID",
+            "0 and up; smaller is nearer", "Heusel et al. 2017", _inception,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,236 @@
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from memlib import claims
+from memlib.claims import claim, judge, load_claims, not_testable, read_verdicts, reported
+from memlib.errors import InputError
+from memlib.stats import Estimate, mean_interval
+from memlib.verdicts import BADGES, MIME, VERDICTS, Verdict
+
+IDS = (
+    "C1a C1b C2a C2b C2c C3a C3b C4a C4b C5a C5b C5c C5d C5e C6a C6b C7 C8 "
+    "B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 A1 A2 A3 A4 D1 D2 D3 D4 D5"
+).split()
+COPY = {"copy_threshold": 0.6}
+
+
+def around(value, half=0.02):
+    return Estimate(value, value - half, value + half, n_prompts=24, n_seeds=10)
+
+
+def test_every_claim_is_there_with_all_it_needs():
+    known = load_claims()
+    assert list(known) == IDS
+    for entry in known.values():
+        assert entry.source.text and entry.source.place and entry.title and entry.statement.endswith(".") and entry.quantities
+        assert entry.criterion.endswith(".") and entry.refuted_if.words.endswith(".")
+        assert (entry.status == "tested") == bool(entry.criteria) == bool(entry.notebook)
+        assert not entry.reported or len(entry.reported_rows())
+    assert {name: c.notebook for name, c in known.items() if c.notebook} == {
+        "C1a": "01_prompt_embeddings",
+        "C1b": "01_prompt_embeddings",
+        "C2a": "02_pad_embeddings",
+        "C2b": "02_pad_embeddings",
+        "C2c": "02_pad_embeddings",
+    }
+
+
+@pytest.mark.parametrize(
+    "name, quantities, expected",
+    [
+        ("C1a", {"similarity_b": around(0.9), "similarity_c": around(0.7)}, "holds"),
+        ("C1a", {"similarity_b": around(0.9), "similarity_c": around(0.6)}, "holds in part"),
+        ("C1a", {"similarity_b": around(0.9), "similarity_c": around(0.3)}, "holds in part"),
+        ("C1a", {"similarity_b": around(0.5), "similarity_c": around(0.3)}, "does not hold"),
+        # At the threshold counts as a copy.
+        ("C1a", {"similarity_b": Estimate(0.7, 0.6, 0.8, 24, 10), "similarity_c": around(0.7)}, "holds"),
+        ("C1b", {"alignment_a_minus_original": around(-0.1), "similarity_a": around(0.1)}, "holds"),
+        ("C1b", {"alignment_a_minus_original": around(-0.1), "similarity_a": around(0.9)}, "holds in part"),
+        ("C1b", {"alignment_a_minus_original": around(-0.01), "similarity_a": around(0.1)}, "does not hold"),
+        ("C1b", {"alignment_a_minus_original": around(0.1), "similarity_a": around(0.1)}, "does not hold"),
+        ("C2a", {"similarity_f": around(0.99)}, "holds"),
+        ("C2a", {"similarity_f": around(0.61)}, "holds in part"),
+        ("C2a", {"similarity_f": around(0.59)}, "does not hold"),
+        ("C2b", {"similarity_d": around(0.9), "similarity_e": around(0.9), "similarity_g": around(0.9)}, "holds"),
+        ("C2b", {"similarity_d": around(0.9), "similarity_e": around(0.9), "similarity_g": around(0.1)}, "holds in part"),
+        ("C2b", {"similarity_d": around(0.1), "similarity_e": around(0.1), "similarity_g": around(0.1)}, "does not hold"),
+        ("C2c", {"similarity_h_minus_f": around(-0.5), "similarity_h_minus_c": around(-0.4), "similarity_h": around(0.2)}, "holds"),
+        ("C2c", {"similarity_h_minus_f": around(-0.5), "similarity_h_minus_c": around(-0.01), "similarity_h": around(0.2)}, "holds in part"),
+        ("C2c", {"similarity_h_minus_f": around(-0.2), "similarity_h_minus_c": around(-0.2), "similarity_h": around(0.8)}, "holds in part"),
+        ("C2c", {"similarity_h_minus_f": around(-0.2), "similarity_h_minus_c": around(0.01), "similarity_h": around(0.2)}, "does not hold"),
+    ],
+)  # fmt: skip
+def test_verdicts_by_hand(name, quantities, expected):
+    verdict = judge(claim(name), quantities, COPY, "minisd-v1")
+    assert verdict.verdict == expected
+    assert verdict.claim == name and verdict.substrate == "minisd-v1" and verdict.reason.endswith(".")
+    assert dict(verdict.quantities) == quantities and (verdict.n_prompts, verdict.n_seeds) == (24, 10)
+
+
+def test_every_verdict_of_the_first_claims_follows_from_the_intervals_alone():
+    # Whatever the numbers: a claim never holds with an interval across its bound.
+    draw = np.random.default_rng(0)
+    for name in ("C1a", "C1b", "C2a", "C2b", "C2c"):
+        entry = claim(name)
+        for _ in range(300):
+            quantities = {q: around(draw.uniform(-1, 1), draw.uniform(0, 0.3)) for q in entry.quantities}
+            verdict = judge(entry, quantities, COPY)
+            met = [c.met(quantities[c.quantity], c.bound(COPY)) for c in entry.criteria]
+            assert (verdict.verdict == "holds") == all(met)
+
+
+def test_reasons_name_what_was_not_met():
+    verdict = judge(claim("C1a"), {"similarity_b": around(0.9), "similarity_c": around(0.3)}, COPY)
+    assert "1 of 2 criteria are met" in verdict.reason
+    assert "low end of similarity_c >= copy_threshold (0.6)" in verdict.reason
+    assert [detail.outcome for detail in verdict.details] == ["met", "missed"]
+
+
+def test_what_was_not_measured_is_not_judged():
+    alone = mean_interval([[0.9, 0.8]])
+    for estimate, words in ((None, "not measured"), (around(math.nan), "not measured"), (alone, "more than one prompt")):
+        verdict = judge(claim("C2a"), {"similarity_f": estimate}, COPY, "sd14")
+        assert verdict.verdict == "not testable here" and words in verdict.reason
+    with pytest.raises(InputError, match="without similarity_f"):
+        judge(claim("C2a"), {}, COPY)
+    with pytest.raises(InputError, match="copy_threshold"):
+        judge(claim("C2a"), {"similarity_f": around(0.9)})
+    with pytest.raises(InputError, match="no criteria yet"):
+        judge(claim("B1"), {})
+    with pytest.raises(InputError, match="known are C1a"):
+        claim("C9")
+
+
+def test_between_is_met_inside_missed_outside_and_open_across():
+    criterion = claims.Criterion("x", "between", (-0.1, 0.1), "interval")
+    assert criterion.met(around(0.0), (-0.1, 0.1))
+    assert not criterion.met(around(0.09), (-0.1, 0.1)) and not criterion.missed(around(0.09), (-0.1, 0.1))
+    assert criterion.missed(around(0.2), (-0.1, 0.1))
+    with pytest.raises(InputError, match="uses='low'"):
+        claims.Criterion("x", "between", (0, 1), "low")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("    uses: low\n", "lacks a field"),
+        ("    relation: '=>'\n", "=>"),
+        ("    quantity: other\n", "not among its quantities"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, change, words):
+    text = """
+- id: X1
+  text: clip
+  place: here
+  title: t
+  statement: s.
+  quantities: {q: what}
+  criterion: c.
+  refuted_if: {words: r.}
+  notebook: n
+  status: tested
+  criteria:
+  - threshold: 0
+    quantity: q
+    relation: '>'
+    uses: low
+"""
+    path = tmp_path / "claims.yml"
+    path.write_text(text)
+    assert load_claims(path)["X1"].criteria[0].threshold == 0
+    field = change.strip().split(":")[0]
+    harmed = "".join(
+        ("" if field == "uses" else change) if line.strip().startswith(f"{field}:") and line.startswith("    ") else line
+        for line in text.splitlines(keepends=True)
+    )
+    path.write_text(harmed)
+    with pytest.raises(InputError, match=words):
+        load_claims(path)
+    path.write_text(text + text)
+    with pytest.raises(InputError, match="twice"):
+        load_claims(path)
+
+
+class Tags(HTMLParser):
+    """Checks that tags are closed in order, and collects the text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_verdict_shows_itself_and_is_read_back_from_a_notebook(tmp_path):
+    verdict = judge(claim("C2a"), {"similarity_f": around(0.9)}, COPY, "<b>&substrate")
+    data, _ = InteractiveShell.instance().display_formatter.format(verdict)
+    parser = Tags()
+    parser.feed(data["text/html"])
+    assert parser.open == [] and "<b>&substrate" in "".join(parser.words)
+    assert "0.900 [0.880, 0.920]" in data["text/html"] and "24 prompts, 10 seeds" in data["text/plain"]
+
+    missing = not_testable(claim("C1a"), "sd14", "SSCD is not measured.")
+    gap = replace(missing, quantities={"x": around(math.nan)})
+    cells = [
+        nbformat.v4.new_markdown_cell("text"),
+        nbformat.v4.new_code_cell(outputs=[
+            nbformat.v4.new_output("stream", text="hello"),
+            nbformat.v4.new_output("display_data", data={MIME: json.loads(json.dumps(data[MIME]))}),
+            nbformat.v4.new_output("execute_result", data={MIME: json.loads(json.dumps(gap.to_json(), allow_nan=False))}),
+        ]),
+    ]  # fmt: skip
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    first, second = map(Verdict.from_json, read_verdicts(tmp_path / "page.ipynb"))
+    assert first == verdict
+    assert second.verdict == "not testable here" and math.isnan(second.quantities["x"].value)
+    (tmp_path / "broken.ipynb").write_text("{}")
+    with pytest.raises(InputError, match="not a notebook"):
+        read_verdicts(tmp_path / "broken.ipynb")
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+def test_badges_are_readable_on_any_page():
+    assert set(BADGES) == set(VERDICTS) and len({sign for sign, _ in BADGES.values()}) == 4
+    for verdict, (sign, colour) in BADGES.items():
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5  # WCAG AA, white text on the badge
+        assert sign in claims.badge(verdict) and verdict in claims.badge(verdict)
+    with pytest.raises(InputError, match="holds in part"):
+        claims.badge("maybe")
+    # Outside the badge no colour is set, so that text follows the page's theme.
+    shown = Verdict("C1a", "t", "s", "x", "holds", "r.").to_html()
+    assert len(re.findall("color:", shown)) == 1
+
+
+def test_reported_figures_are_looked_up_not_typed():
+    rows = reported("clip", "Table 2", "b", "sscd_to_original")
+    assert rows[["value", "sd"]].values.tolist() == [[0.55, 0.14]]
+    assert set(rows["source"]) == {"reported"}
+    assert set(reported("clip", "Table 3")["method"]) == set("defgh")
+    assert reported("basin", method="ren", metric="seconds_per_image")["value"].item() == 2.08
+    assert reported("clip", "Table 2", "f").empty
+    with pytest.raises(InputError, match="place 'Table 99'"):
+        reported("clip", "Table 99")
+    mine = reported("clip")
+    mine["value"] = 0  # a copy: the next reader still sees the paper's figures
+    assert reported("clip", "Table 2", "a", "clip_score")["value"].item() == 0.25

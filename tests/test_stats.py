@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from memlib.errors import InputError
+from memlib.stats import (
+    Estimate,
+    auc_interval,
+    mean_interval,
+    paired_difference,
+    quantile_interval,
+    seed_spread,
+    share_interval,
+    tpr_at_fpr,
+)
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(7)
+
+
+def clustered(draw, prompts=40, seeds=5):
+    return draw.normal(size=(prompts, 1)) + 0.2 * draw.normal(size=(prompts, seeds))
+
+
+def test_mean_interval_agrees_with_scipy_on_prompt_means(draw):
+    values = clustered(draw)
+    ours = mean_interval(values)
+    theirs = scipy_stats.bootstrap(
+        (values.mean(axis=1),), np.mean, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.02)
+    assert ours.high == pytest.approx(theirs.high, abs=0.02)
+    assert (ours.n_prompts, ours.n_seeds) == (40, 5)
+
+
+def test_more_seeds_do_not_narrow_the_interval_when_prompts_differ(draw):
+    # 20 prompts that differ, seeds that do not: 50 seeds hold no more information than one.
+    prompts = draw.normal(size=(20, 1))
+    one, many = mean_interval(prompts), mean_interval(np.repeat(prompts, 50, axis=1))
+    assert many.high - many.low == pytest.approx(one.high - one.low)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says(draw):
+    hits = 0
+    for _ in range(300):
+        estimate = mean_interval(draw.normal(size=(50, 1)), resamples=300, generator=draw)
+        hits += estimate.low <= 0 <= estimate.high
+    assert 0.89 <= hits / 300 <= 0.985
+
+
+def test_calls_repeat_exactly_and_a_generator_changes_them(draw):
+    values = clustered(draw)
+    assert mean_interval(values) == mean_interval(values)
+    assert mean_interval(values) != mean_interval(values, generator=np.random.default_rng(5))
+
+
+def test_pairing_removes_what_the_prompts_share(draw):
+    base = 10 * draw.normal(size=(30, 1)) + draw.normal(size=(30, 4))
+    estimate = paired_difference(base - 0.5, base)
+    assert estimate.value == pytest.approx(-0.5)
+    assert estimate.high - estimate.low < 1e-9
+    with pytest.raises(InputError, match="same prompts and seeds"):
+        paired_difference(base, base[:, :2])
+
+
+def test_missing_values_raise_or_are_dropped_by_prompt():
+    values = np.array([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
+    with pytest.raises(InputError, match="3 of 6 values are missing"):
+        mean_interval(values)
+    estimate = mean_interval(values, missing="drop")
+    assert estimate.value == pytest.approx((1 + 4) / 2)
+    assert estimate.n_prompts == 2
+    with pytest.raises(InputError, match="Every value is missing"):
+        mean_interval([np.nan, np.nan], missing="drop")
+    with pytest.raises(InputError, match="infinite"):
+        mean_interval([1.0, np.inf])
+
+
+def test_one_prompt_has_no_interval():
+    estimate = mean_interval([[0.4, 0.6]])
+    assert estimate.value == pytest.approx(0.5)
+    assert np.isnan(estimate.low) and np.isnan(estimate.high)
+    assert estimate.text() == "0.50 [no interval]"
+
+
+@pytest.mark.parametrize("flags", [[1, 0, 1, 1, 1, 0, 1, 1], [1] * 24, [0] * 24])
+def test_share_per_prompt_is_wilsons_interval(flags):
+    ours = share_interval(np.array(flags, dtype=bool))
+    theirs = scipy_stats.binomtest(sum(flags), len(flags)).proportion_ci(method="wilson")
+    assert ours.value == pytest.approx(np.mean(flags))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_share_over_seeds_is_clustered_and_never_without_width(draw):
+    by_prompt = np.repeat(draw.random((30, 1)) < 0.5, 10, axis=1)
+    clustered_share = share_interval(by_prompt)
+    as_if_independent = share_interval(by_prompt.reshape(-1))
+    assert clustered_share.high - clustered_share.low > 2 * (as_if_independent.high - as_if_independent.low)
+    certain = share_interval(np.ones((24, 10), dtype=bool))
+    assert certain.value == certain.high == 1 and certain.low == share_interval(np.ones(24)).low
+    with pytest.raises(InputError, match="true or false"):
+        share_interval([0.3, 1.0])
+
+
+def test_quantile_agrees_with_scipy(draw):
+    values = draw.normal(size=400)
+    ours = quantile_interval(values, 0.95)
+    theirs = scipy_stats.quantile_test(values, q=0, p=0.95).confidence_interval(0.95)
+    assert ours.value == pytest.approx(np.quantile(values, 0.95))
+    assert ours.low == pytest.approx(theirs.low, abs=0.2)
+    assert ours.high == pytest.approx(theirs.high, abs=0.2)
+    with pytest.raises(InputError, match="0..1"):
+        quantile_interval(values, 95)
+
+
+def test_auc_agrees_with_sklearn_ties_included(draw):
+    positive, negative = draw.integers(0, 8, 40) + 2, draw.integers(0, 8, 55)
+    labels = np.r_[np.ones(40), np.zeros(55)]
+    ours = auc_interval(positive, negative)
+    assert ours.value == pytest.approx(roc_auc_score(labels, np.r_[positive, negative]))
+    assert ours.low < ours.value < ours.high <= 1 and ours.n_prompts == 95
+    assert auc_interval([3, 4], [1, 2]).value == 1
+
+
+def test_tpr_at_fpr_agrees_with_sklearns_curve(draw):
+    positive, negative = draw.normal(1.5, 1, 60), draw.normal(0, 1, 80)
+    labels, scores = np.r_[np.ones(60), np.zeros(80)], np.r_[positive, negative]
+    false_rates, true_rates, _ = roc_curve(labels, scores, drop_intermediate=False)
+    below = tpr_at_fpr(positive, negative, 0.05, resamples=50)
+    assert below.value == pytest.approx(true_rates[false_rates < 0.05][-1])
+    nearest = tpr_at_fpr(positive, negative, 0.033, rule="nearest", resamples=50)
+    assert nearest.value == pytest.approx(true_rates[np.abs(false_rates - 0.033).argmin()])
+    with pytest.raises(InputError, match="below"):
+        tpr_at_fpr(positive, negative, 0.05, rule="above")
+
+
+def test_seed_spread_by_hand():
+    assert seed_spread([[0.0, 2.0], [1.0, 1.0]]) == pytest.approx(np.sqrt(2) / 2)
+    with pytest.raises(InputError, match="two seeds"):
+        seed_spread([1.0, 2.0])
+
+
+def test_estimate_text_format_and_json():
+    estimate = Estimate(0.5512, 0.5, 0.6, 24, 10)
+    assert str(estimate) == "0.55 [0.50, 0.60]"
+    assert f"{estimate:.3f}" == "0.551 [0.500, 0.600]"
+    assert Estimate.from_json(estimate.to_json()) == estimate
+
+
+@pytest.mark.parametrize("bad", [[], np.zeros((0, 3)), np.zeros((2, 2, 2))])
+def test_unusable_shapes_are_refused(bad):
+    with pytest.raises(InputError, match="shape"):
+        mean_interval(bad)

@@ -1,0 +1,323 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from memlib.errors import InputError
+from memlib.guidance import constant
+from memlib.keys import digest
+from memlib.store import Store, default_root
+
+
+@dataclass(frozen=True)
+class FakeEmbedding:
+    states: torch.Tensor
+
+    def select(self, rows):
+        return FakeEmbedding(self.states[rows])
+
+
+@dataclass
+class FakeSubstrate:
+    weights_hash: str = "w" * 64
+    dtype: torch.dtype = torch.float32
+    beta_end: float = 0.012
+
+    def scheduler(self, kind, steps):
+        return SimpleNamespace(config={"kind": kind, "beta_end": self.beta_end, "_private": object()})
+
+
+class FakeSampler:
+    """Draws noise that depends on the row and the seed alone, in batches, and records what it drew."""
+
+    def __init__(self, stop_after=None):
+        self.drawn, self.stop_after = [], stop_after
+
+    def __call__(self, substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, pairs, cost):
+        for start in range(0, len(pairs), batch_size or 2):
+            if self.stop_after is not None and start >= self.stop_after:
+                raise KeyboardInterrupt
+            batch = pairs[start : start + (batch_size or 2)]
+            self.drawn += [(float(embedding.states[row, 0, 0]), seed) for row, seed in batch]
+            pictures = [picture_of(embedding.states[row], seed) for row, seed in batch]
+            yield [row for row, _ in batch], [seed for _, seed in batch], np.stack(pictures)
+
+
+def picture_of(states, seed):
+    generator = np.random.default_rng([int(1000 * float(states[0, 0])), seed])
+    return generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def prompts():
+    return FakeEmbedding(torch.arange(4.0)[:, None, None].expand(4, 77, 3).clone())
+
+
+UNCOND = torch.zeros(1, 77, 3)
+
+
+def test_pictures_come_back_pixel_by_pixel_and_are_sampled_once(tmp_path, prompts):
+    first = FakeSampler()
+    store = Store(tmp_path, first)
+    made = store.pictures(FakeSubstrate(), prompts, [3, 5, 8], uncond=UNCOND)
+    expected = [[picture_of(states, seed) for seed in (3, 5, 8)] for states in prompts.states]
+    assert made.dtype == np.uint8 and np.array_equal(made, expected)
+    assert (store.made, store.found) == (12, 0)
+
+    second = FakeSampler()
+    again = Store(tmp_path, second).pictures(FakeSubstrate(), prompts, [8, 3], uncond=UNCOND)
+    assert second.drawn == [] and np.array_equal(again, made[:, [2, 0]])
+
+
+def test_only_what_is_absent_is_sampled(tmp_path, prompts):
+    Store(tmp_path, FakeSampler()).pictures(FakeSubstrate(), prompts.select([1, 3]), [0, 1], uncond=UNCOND)
+    sampler = FakeSampler()
+    pictures = Store(tmp_path, sampler).pictures(FakeSubstrate(), prompts, [0, 1, 2], uncond=UNCOND)
+    asked = [(float(row), seed) for row in range(4) for seed in range(3)]
+    held = [(1.0, 0), (1.0, 1), (3.0, 0), (3.0, 1)]
+    assert sorted(sampler.drawn) == [pair for pair in asked if pair not in held]
+    assert np.array_equal(pictures[1, 2], picture_of(prompts.states[1], 2))
+
+
+def test_everything_that_makes_a_picture_is_in_its_key(tmp_path, prompts):
+    base = dict(substrate=FakeSubstrate(), steps=50, guidance=7.5, scheduler="ddim", uncond=UNCOND)
+    nudged = FakeEmbedding(prompts.states.clone())
+    nudged.states[0, 76, 2] += 1e-6
+    changes = [
+        {},
+        {"steps": 49},
+        {"guidance": 7.4},
+        {"scheduler": "dpm"},
+        {"uncond": UNCOND + 1e-6},
+        {"substrate": FakeSubstrate(weights_hash="v" * 64)},
+        {"substrate": FakeSubstrate(dtype=torch.float16)},
+        {"substrate": FakeSubstrate(beta_end=0.02)},
+        {"embedding": nudged},
+        {"seeds": [1]},
+    ]
+    store = Store(tmp_path, FakeSampler())
+    keys = [
+        store.ensure(**({"embedding": prompts.select([0]), "seeds": [0], **base} | change))[0][0]
+        for change in changes
+    ]
+    assert len(set(keys)) == len(changes)
+    # The same guidance written as a whole number is the same picture.
+    same = [
+        store.ensure(FakeSubstrate(), prompts.select([0]), [0], guidance=guidance, uncond=UNCOND)
+        for guidance in (7, 7.0, constant(7))
+    ]
+    assert same[0] == same[1] == same[2]
+
+
+def test_a_seed_or_prompt_given_twice_is_sampled_once(tmp_path, prompts):
+    sampler = FakeSampler()
+    twice = prompts.select([1, 1])
+    pictures = Store(tmp_path, sampler).pictures(FakeSubstrate(), twice, [4, 4], uncond=UNCOND)
+    assert sampler.drawn == [(1.0, 4)] and pictures.shape[:2] == (2, 2)
+    assert (pictures == picture_of(prompts.states[1], 4)).all()
+
+
+def test_an_interrupted_run_keeps_its_finished_batches(tmp_path, prompts):
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path, FakeSampler(stop_after=4)).pictures(FakeSubstrate(), prompts, [0, 1], uncond=UNCOND)
+    sampler = FakeSampler()
+    store = Store(tmp_path, sampler)
+    store.pictures(FakeSubstrate(), prompts, [0, 1], uncond=UNCOND)
+    assert len(sampler.drawn) == 4 and store.found == 4 and store.broken() == []
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "flip", "swap"])
+def test_a_damaged_entry_is_noticed_and_made_again(tmp_path, prompts, harm):
+    store = Store(tmp_path, FakeSampler())
+    whole = store.pictures(FakeSubstrate(), prompts, [0], uncond=UNCOND)
+    first, second = sorted(tmp_path.glob("pictures/*/*.png"))[:2]
+    content = bytearray(first.read_bytes())
+    if harm == "truncate":
+        content = content[: len(content) // 2]
+    elif harm == "empty":
+        content = b""
+    elif harm == "flip":
+        content[-40] ^= 4
+    else:
+        content = second.read_bytes()
+    first.write_bytes(content)
+    sampler = FakeSampler()
+    store = Store(tmp_path, sampler)
+    assert store.broken() == [first]
+    assert np.array_equal(store.pictures(FakeSubstrate(), prompts, [0], uncond=UNCOND), whole)
+    assert len(sampler.drawn) == 1 and store.repaired == 1 and store.broken() == []
+
+
+def test_scores_are_kept_and_broken_ones_recomputed(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def compute():
+        calls.append(1)
+        return {"mean": 0.1 + 0.2, "names": ["a", "ö"]}
+
+    key = {"metric": "copy", "pictures": ["k1", "k2"], "features": np.arange(3)}
+    assert store.score(key, compute) == store.score(key, compute) == {"mean": 0.1 + 0.2, "names": ["a", "ö"]}
+    assert len(calls) == 1
+    (path,) = tmp_path.glob("scores/*/*.json")
+    path.write_text(path.read_text().replace("0.30000000000000004", "0.4"))
+    assert store.broken() == [path]
+    assert store.score(key, compute)["mean"] == 0.1 + 0.2 and len(calls) == 2 and store.repaired == 1
+
+    table = np.array([[1.5, np.nan]], dtype=np.float32)
+    for _ in range(2):
+        kept = store.score({"metric": "table"}, lambda: table)
+        assert kept.dtype == np.float32 and np.array_equal(kept, table, equal_nan=True)
+    # A score of nothing at all is a score too, and is not computed twice.
+    assert store.score({"metric": "none"}, lambda: None) is None
+    assert store.score({"metric": "none"}, lambda: pytest.fail("computed twice")) is None
+
+
+def test_digest_ignores_order_and_notices_types():
+    assert digest({"a": 1, "b": [2.5]}) == digest({"b": [2.5], "a": 1})
+    assert digest("1") != digest(1) and digest([1, 2]) != digest([2, 1])
+    floats = np.arange(6, dtype=np.float32)
+    assert digest(floats) != digest(floats.reshape(2, 3)) != digest(floats.astype(np.float64).reshape(2, 3))
+    assert digest(floats.reshape(2, 3).T) != digest(floats.reshape(3, 2))
+    half = torch.arange(6, dtype=torch.bfloat16)
+    assert digest(half) == digest(half.clone()) != digest(half + 1)
+    assert digest(torch.tensor(1.0)) != digest(torch.tensor(2.0))
+    for unusable in ({1: 2}, {"a": {1, 2}}, object(), float("nan")):
+        with pytest.raises(InputError, match="store key"):
+            digest(unusable)
+
+
+def test_a_full_disk_is_one_sentence_and_the_store_goes_on(tmp_path, monkeypatch, prompts):
+    store = Store(tmp_path, FakeSampler())
+    store.pictures(FakeSubstrate(), prompts, [0], uncond=UNCOND)
+
+    def no_space(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(InputError, match="is full: free some space or set MEMLIB_STORE"):
+            store.pictures(FakeSubstrate(), prompts, [1], uncond=UNCOND)
+    assert list((tmp_path / "tmp").iterdir()) == [] and store.broken() == []
+    assert store.pictures(FakeSubstrate(), prompts, [0, 1], uncond=UNCOND).shape == (4, 2, 8, 8, 3)
+
+
+def test_unusable_folders_pictures_and_rules_are_refused(tmp_path, prompts):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Store(tmp_path / "file")
+    store = Store(tmp_path, FakeSampler())
+    with pytest.raises(InputError, match="uint8"):
+        store.write_picture("a" * 64, np.zeros((8, 8, 3)))
+    with pytest.raises(InputError, match="at least one prompt"):
+        store.pictures(FakeSubstrate(), prompts, [], uncond=UNCOND)
+    with pytest.raises(InputError, match="guidance rule"):
+        store.pictures(FakeSubstrate(), prompts, [0], guidance=lambda step: 1, uncond=UNCOND)
+
+
+def test_the_recipe_travels_inside_the_picture(tmp_path, prompts):
+    from PIL import Image
+
+    store = Store(tmp_path, FakeSampler())
+    ((key,),) = store.ensure(FakeSubstrate(), prompts.select([2]), [7], uncond=UNCOND)
+    (path,) = tmp_path.glob(f"pictures/{key[:2]}/{key}.png")
+    recipe = json.loads(Image.open(path).text["recipe"])
+    assert recipe["seed"] == 7 and recipe["guidance"] == {"rule": "constant", "scale": 7.5}
+    assert digest(recipe) == key
+
+
+def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "elsewhere"))
+    assert default_root() == tmp_path / "elsewhere" and Store().root.is_dir()
+
+
+WRITER = '''
+import sys, time
+import numpy as np
+import memlib.store
+from memlib.store import Store
+
+class SlowFile:
+    """Writes piece by piece, so that a kill finds the file half written."""
+    def __init__(self, *args):
+        self.file = open(*args, buffering=0)
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+    def write(self, content):
+        for start in range(0, len(content), 4096):
+            self.file.write(content[start : start + 4096])
+            time.sleep(0.0005)
+    def flush(self):
+        pass
+    def fileno(self):
+        return self.file.fileno()
+
+memlib.store.open = SlowFile
+store = Store(sys.argv[1])
+pictures = np.random.default_rng(int(sys.argv[2])).integers(0, 256, (3, 200, 200, 3), dtype=np.uint8)
+for number in range(100_000):
+    print(number, flush=True)
+    store.write_picture(f"{number % 20:064x}", pictures[number % 3])
+    store.score({"number": number, "writer": sys.argv[2]}, lambda: list(range(2000)))
+'''
+
+
+def test_kill_9_in_mid_write_never_leaves_a_broken_entry(tmp_path):
+    draw = np.random.default_rng(0)
+    for attempt in range(6):
+        # Two writers on the same keys: one is killed while the other goes on.
+        writers = [
+            subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stdout=subprocess.PIPE)
+            for name in (str(attempt), str(attempt + 100))
+        ]
+        last = b"10\n" if attempt == 0 else b"1\n"
+        for writer in writers:
+            # Both are at work, however slow the machine is, and are stopped somewhere inside a write.
+            while writer.stdout.readline() != last:
+                assert writer.poll() is None
+        for writer in writers:
+            time.sleep(draw.uniform(0, 0.02))
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+            writer.stdout.close()
+    store = Store(tmp_path)
+    assert len(list(tmp_path.glob("pictures/*/*.png"))) >= 10 and len(list(tmp_path.glob("scores/*/*.json"))) >= 20
+    assert store.broken() == []
+    assert list((tmp_path / "tmp").iterdir()), "no writer was stopped in mid-write: the test shows nothing"
+
+
+def test_leftovers_of_a_killed_writer_are_swept_when_old(tmp_path):
+    store = Store(tmp_path)
+    fresh, old = store.root / "tmp" / "fresh", store.root / "tmp" / "old"
+    fresh.write_bytes(b"half"), old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    Store(tmp_path)
+    assert fresh.exists() and not old.exists()
+
+
+def test_with_the_real_sampler_pictures_are_those_of_sampling(tmp_path, sd1_tiny):
+    from memlib.embeddings import encode_prompts
+    from memlib.sampling import Cost, sample
+    from memlib.substrates import load
+
+    substrate = load(str(sd1_tiny), device="cpu")
+    embedding = encode_prompts(substrate, ["a cat", "<b>two</b> dogs & a bird"])
+    store, cost = Store(tmp_path), Cost()
+    kept = store.pictures(substrate, embedding, [0, 1], steps=2, batch_size=3, cost=cost)
+    assert np.abs(kept.astype(int) - sample(substrate, embedding, [0, 1], steps=2)).max() <= 1
+    assert cost.pictures == 4 and store.made == 4
+    again = Store(tmp_path)
+    # Encoded alone, a prompt has the same embedding and is found.
+    alone = encode_prompts(substrate, ["<b>two</b> dogs & a bird"])
+    assert np.array_equal(again.pictures(substrate, alone, [1], steps=2, cost=cost)[0, 0], kept[1, 1])
+    assert again.found == 1 and cost.pictures == 4
