@@ -1,0 +1,68 @@
+"""`python -m memlib.minisd`: build the ingredients, train the parts, measure what MiniSD shows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from memlib.errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m memlib.minisd", description=__doc__)
+    commands = main.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="build the drawings and names from the npm packages")
+    data.add_argument("--packages", type=Path, help="folder of unpacked packages (default: fetched with npm)")
+    train = commands.add_parser("train", help="train one part and export its weights; resumes after a kill")
+    train.add_argument("part", choices=("vae", "text", "descriptor", "evaluator", "minisd-v1", "minisd-v2", "minisd-v1-dedup", "minisd-v2-dedup"))
+    train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    train.add_argument("--threads", type=int, help="CPU threads (one each for two trainings side by side)")
+    train.add_argument("--until", type=int, help="stop at this step; a later call goes on")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
+    commands.add_parser("prompts", help="write the prompt sets under data/minisd/prompts")
+    find = commands.add_parser("find", help="find the memorized prompts of a trained model, as `clip` selects its 458")
+    find.add_argument("model")
+    measure = commands.add_parser("measure", help="what MiniSD must show: memorization by level, alignment, backgrounds, retrieval")
+    measure.add_argument("model")
+    for sub in (find, measure):
+        sub.add_argument("--threads", type=int)
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if getattr(args, "threads", None):
+            import torch
+
+            torch.set_num_threads(args.threads)
+        if args.command == "data":
+            from memlib.minisd.packages import build_data
+
+            build_data(args.packages)
+        elif args.command == "train":
+            from memlib.minisd.train import train
+
+            train(args.part, args.device, args.precision, args.until, not args.quiet, args.export_only)
+        elif args.command == "prompts":
+            from memlib.minisd.prompt_sets import write_prompt_sets
+
+            write_prompt_sets()
+        else:
+            from memlib.minisd import measure
+
+            getattr(measure, args.command)(args.model)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the last checkpoint is kept and the same command goes on from it.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

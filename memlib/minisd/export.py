@@ -1,0 +1,53 @@
+"""A trained U-Net with its shared parts as a `StableDiffusionPipeline` folder that diffusers loads without our code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from memlib.minisd.models import scheduler
+from memlib.tokenizer import build_clip_tokenizer
+
+SHARED = ("vae", "text_encoder")  # the same in every MiniSD; kept once, in minisd-v1
+PAD_TOKENS = {"v1": "<|endoftext|>", "v2": "!"}
+
+
+def _declare_float32(folder: Path) -> None:
+    """Weights are stored in half precision and meant to be run in single: transformers picks the dtype it reads here."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            config[key] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def export_model(unet, name: str, target: Path, runs: Path) -> None:
+    """Write `target` (data/minisd/models/`name`); other models than minisd-v1 link to its vae and text encoder."""
+    vae = AutoencoderKL.from_pretrained(runs / "vae" / "export", torch_dtype=torch.float16)
+    text = CLIPTextModel.from_pretrained(runs / "text" / "export", torch_dtype=torch.float16)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=build_clip_tokenizer(PAD_TOKENS[name.split("-")[1]]),
+        unet=unet.half(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    pipe.save_pretrained(target, safe_serialization=True)
+    unet.float()
+    _declare_float32(target / "text_encoder")
+    main = target.parent / "minisd-v1"
+    if target != main and main.exists():
+        for part in SHARED:
+            shutil.rmtree(target / part)
+            (target / part).symlink_to(os.path.relpath(main / part, target), target_is_directory=True)

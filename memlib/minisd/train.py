@@ -1,0 +1,96 @@
+"""Which part is trained with what, and where its weights go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from memlib.errors import InputError
+from memlib.minisd.corpus import Corpus
+from memlib.minisd.export import export_model
+from memlib.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
+from memlib.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.minisd.trainer import Schedule, Trainer, device_of, half_precision
+
+PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
+
+
+def _corpus(duplicates: bool = True) -> Corpus:
+    block = settings()["corpus"]
+    return Corpus(minisd_folder(), fresh=block["fresh"], seed=block["seed"], duplicates=duplicates)
+
+
+def _frozen(name: str, kind: type):
+    folder = runs_folder() / name / "export"
+    shipped = minisd_folder() / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[name]
+    source = folder if folder.exists() else shipped
+    if not source.exists():
+        raise InputError(f"The U-Net needs the trained part {name}; run `python -m memlib.minisd train {name}` first.")
+    return kind.from_pretrained(source, torch_dtype=torch.float32)
+
+
+def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False) -> None:
+    """Train part `name` to its schedule's end (or `until`) and export; picks up the last checkpoint.
+
+    The run's folder (checkpoint, log) is `runs_folder()/name`; exported weights go to data/minisd.
+    """
+    place = device_of(device)
+    half = half_precision(place) if precision == "auto" else precision == "bfloat16"
+    block = settings()["unet" if name.startswith("minisd") else name]
+    run = runs_folder() / name
+    if name == "vae":
+        part = VaePart(_corpus(), block, place, half)
+    elif name in ("text", "evaluator"):
+        part = ContrastivePart(_corpus(), block, place, half)
+    elif name == "descriptor":
+        part = DescriptorPart(_corpus(), block, place, half)
+    else:
+        version = name.split("-")[1]
+        part = UnetPart(_corpus("dedup" not in name), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
+                        PAD_IDS[version], runs_folder() / "cache", place, half)  # fmt: skip
+    schedule = Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"))
+    trainer = Trainer(part, schedule, run, place)
+    if not export_only:
+        trainer.run(until, progress)
+    _export(name, trainer, block)
+
+
+@torch.no_grad()
+def _export(name: str, trainer: Trainer, block: dict) -> None:
+    part, folder = trainer.part, minisd_folder()
+    part.module.load_state_dict(trainer.averaged_state())
+    part.module.eval()
+    if name == "vae":
+        scenes = [part.corpus.picture(scene) for scene, _ in part.corpus.fresh_scenes(105, 0, 512)]
+        latents = torch.cat([part.module.encode(as_tensor(scenes[i : i + 64]).to(trainer.device)).latent_dist.mean for i in range(0, 512, 64)])
+        part.module.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        _save_part(part.module, trainer.folder / "export")
+    elif name == "text":
+        text = part.module.text
+        _save_part(text, trainer.folder / "export")
+    elif name in ("descriptor", "evaluator"):
+        from memlib.minisd.calibrate import calibrate
+
+        target = folder / "judges" / name
+        target.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
+        (target / "config.json").write_text(json.dumps({**block, **calibrate(name, part, trainer.device)}, indent=1) + "\n")
+    else:
+        export_model(part.module, name, folder / "models" / name, runs_folder())
+    records = folder / "logs"
+    records.mkdir(exist_ok=True)
+    (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
+
+
+def _save_part(module, target: Path) -> None:
+    """Save a diffusers or transformers module as float16 safetensors, replacing what stood there."""
+    shutil.rmtree(target, ignore_errors=True)
+    device = next(module.parameters()).device
+    module.half().save_pretrained(target, safe_serialization=True)
+    module.float().to(device)
