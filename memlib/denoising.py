@@ -1,0 +1,140 @@
+"""The one denoising loop, which hands every step's quantities to the caller.
+
+With constant guidance it does what `StableDiffusionPipeline` does. The latents and the scheduler work in
+float32 whatever the model's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler
+from torch import Tensor
+
+from memlib.errors import InputError
+from memlib.guidance import Rule, StepInfo, as_rule
+
+SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
+
+@dataclass
+class Cost:
+    """Work done: `evaluations` counts U-Net rows (a guided step of one picture is two), `pictures` decoded."""
+
+    evaluations: int = 0
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Step(StepInfo):
+    """The quantities of one step for B samples; tensors are [B, C, h, w], float32, on the model's device.
+
+    Beside those of `StepInfo` (`latents` are the ones before the step, in the scheduler's own scaling):
+    `noise_uncond` and `noise_cond` are the model's raw outputs (noise or velocity), `guidance` [B] is the
+    scale used and `next_latents` are the latents after the step.
+    """
+
+    noise_uncond: Tensor
+    noise_cond: Tensor
+    guidance: Tensor
+    next_latents: Tensor
+
+
+def to_epsilon(output: Tensor, latents: Tensor, t: float | Tensor, scheduler: Any) -> Tensor:
+    """Convert raw model outputs at time t to predicted noise, all [B, C, h, w].
+
+    `latents` are in the scheduler's own scaling. Velocity: eps = sqrt(abar) v + sqrt(1 - abar) x_t;
+    prediction of the clean sample: eps = (x_t - sqrt(abar) x_0) / sqrt(1 - abar).
+    Source: Salimans and Ho 2022, Section 4 and Appendix D.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return output
+    if isinstance(scheduler, EulerDiscreteScheduler):
+        # Euler works with x_0 + sigma * eps and with times between the training steps.
+        index = int((scheduler.timesteps.cpu() - float(t)).abs().argmin())
+        abar = 1 / (1 + scheduler.sigmas[index].cpu().double() ** 2)
+        latents = latents * float(abar.sqrt())
+    else:
+        abar = scheduler.alphas_cumprod[int(t)].cpu().double()
+    signal, noise = float(abar.sqrt()), float((1 - abar).sqrt())
+    if kind == "v_prediction":
+        return signal * output + noise * latents
+    if kind == "sample":
+        return (latents - signal * output) / noise
+    raise InputError(f"Prediction type {kind!r} is not supported: use epsilon, v_prediction or sample.")
+
+
+def trajectory(
+    substrate: Any,
+    cond: Tensor,
+    uncond: Tensor,
+    latents: Tensor,
+    steps: int = 50,
+    guidance: float | Rule = 7.5,
+    scheduler: str = "ddim",
+    eta: float = 0.0,
+    generators: Sequence[torch.Generator] | None = None,
+    cost: Cost | None = None,
+) -> Iterator[Step]:
+    """Denoise B latents and yield each step's quantities; the last step's `next_latents` are the result.
+
+    `cond` is [B, 77, d], `uncond` [B or 1, 77, d], `latents` [B, C, h, w] standard normal noise. With a
+    number as `guidance` the result equals `StableDiffusionPipeline`'s. `eta` above 0 (DDIM only) adds
+    noise at each step from `generators`, one CPU generator per sample. `cost` is added to. Raises
+    InputError for shapes that do not fit, steps out of range, or an unknown scheduler.
+    """
+    batch = len(latents)
+    if tuple(latents.shape[1:]) != tuple(substrate.latent_shape):
+        raise InputError(
+            f"Latents of shape {tuple(latents.shape)} do not fit {substrate.name}: "
+            f"use [samples, {', '.join(map(str, substrate.latent_shape))}]."
+        )
+    if len(cond) != batch or len(uncond) not in (1, batch):
+        raise InputError(
+            f"{len(cond)} conditional and {len(uncond)} unconditional embeddings do not fit {batch} latents: "
+            "give one conditional embedding per latent, and one unconditional embedding for each or for all."
+        )
+    if eta and (scheduler != "ddim" or generators is None or len(generators) != batch):
+        raise InputError("eta above 0 needs the ddim scheduler and one generator per sample.")
+    rule = as_rule(guidance)
+    solver = substrate.scheduler(scheduler, steps)
+    text = torch.cat(
+        [states.to(substrate.device, substrate.dtype) for states in (uncond.expand(batch, -1, -1), cond)]
+    )
+    latents = latents.to(substrate.device, torch.float32) * float(solver.init_noise_sigma)
+    return _denoise(substrate, text, latents, solver, rule, eta, generators, cost)
+
+
+def _denoise(
+    substrate: Any,
+    text: Tensor,
+    latents: Tensor,
+    solver: Any,
+    rule: Rule,
+    eta: float,
+    generators: Sequence[torch.Generator] | None,
+    cost: Cost | None,
+) -> Iterator[Step]:
+    batch = len(latents)
+    scales = rule.start(batch)
+    for index, t in enumerate(solver.timesteps):
+        with torch.no_grad():
+            model_input = solver.scale_model_input(latents, t).to(substrate.dtype)
+            output = substrate.unet(
+                torch.cat([model_input, model_input]), t, encoder_hidden_states=text, return_dict=False
+            )[0].float()
+            noise_uncond, noise_cond = output.chunk(2)
+            epsilon_uncond = to_epsilon(noise_uncond, latents, t, solver)
+            epsilon_cond = to_epsilon(noise_cond, latents, t, solver)
+            seen = (index, len(solver.timesteps), float(t), latents, epsilon_uncond, epsilon_cond)
+            scale = scales(StepInfo(*seen)).to(latents)
+            guided = noise_uncond + scale.view(-1, 1, 1, 1) * (noise_cond - noise_uncond)
+            options = {"eta": eta, "generator": list(generators)} if eta else {}
+            next_latents = solver.step(guided, t, latents, return_dict=False, **options)[0]
+        if cost is not None:
+            cost.evaluations += 2 * batch
+        yield Step(*seen, noise_uncond, noise_cond, scale, next_latents)
+        latents = next_latents

@@ -1,0 +1,94 @@
+"""Classifier-free guidance as a rule that gives, at each step, one scale per sample.
+
+Convention, as in diffusers: guided = unconditional + scale * (conditional - unconditional). A scale of
+1 is no guidance (the conditional prediction alone), 0 ignores the prompt, a negative scale moves away
+from it. Ho and Salimans write 1 + w for this scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from memlib.errors import InputError
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a guidance rule may look at before it chooses the scale of a step.
+
+    `index` counts from 0 (the noisiest step) to `steps` - 1; `t` is the scheduler's time; the tensors
+    are [B, C, h, w], float32; the predictions are converted to noise (epsilon) whatever the model
+    predicts.
+    """
+
+    index: int
+    steps: int
+    t: float
+    latents: Tensor
+    epsilon_uncond: Tensor
+    epsilon_cond: Tensor
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """L2 norm [B] of the difference between conditional and unconditional noise, per sample."""
+        return (self.epsilon_cond - self.epsilon_uncond).flatten(1).norm(dim=1)
+
+
+Scales = Callable[[StepInfo], Tensor]
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A guidance rule: `name` and `params` identify it (for the store), `start` begins one trajectory.
+
+    `start(batch)` returns a function that is called once per step, in order, and gives the scales [B].
+    Whatever a rule remembers between steps lives in that function and is kept per sample, so that a
+    sample's scale does not depend on the batch it is in.
+    """
+
+    name: str
+
+    @property
+    def params(self) -> dict[str, float]: ...
+
+    def start(self, batch: int) -> Scales: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same scale at every step: ordinary classifier-free guidance."""
+
+    scale: float
+    name: ClassVar[str] = "constant"
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def start(self, batch: int) -> Scales:
+        def scales(info: StepInfo) -> Tensor:
+            return torch.full((batch,), self.scale, device=info.latents.device)
+
+        return scales
+
+
+def constant(scale: float) -> Constant:
+    """Return the rule that uses one scale throughout; 1 means no guidance.
+
+    Raises InputError if the scale is not a finite number.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise InputError(f"Guidance {scale!r} is not usable: give a finite number (7.5 is usual, 1 is none).")
+    return Constant(float(scale))
+
+
+def as_rule(guidance: float | Rule) -> Rule:
+    """Return a rule: a number becomes `constant(number)`, a rule is returned unchanged."""
+    return guidance if isinstance(guidance, Rule) else constant(guidance)

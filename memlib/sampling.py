@@ -1,0 +1,200 @@
+"""Sampling: from embeddings and seeds to pictures, in batches over prompts x seeds.
+
+The loop itself is `trajectory` (in memlib.denoising, also available here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memlib.denoising import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
+from memlib.embeddings import Embedding, encode_prompts
+from memlib.errors import InputError
+from memlib.guidance import Rule, as_rule
+
+__all__ = [
+    "SAMPLER_VERSION", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
+    "to_epsilon", "trajectory", "uncond_states",
+]  # fmt: skip
+
+DECODE_PIXELS = 2**20  # Pixels decoded at once; the VAE needs more memory per pixel than the U-Net.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are sampled: steps, guidance scale or rule, scheduler kind and seeds."""
+
+    steps: int = 50
+    guidance: float | Rule = 7.5
+    scheduler: str = "ddim"
+    seeds: tuple[int, ...] = tuple(range(10))
+
+
+def initial_latents(seeds: Sequence[int], latent_shape: Sequence[int]) -> Tensor:
+    """Return standard normal noise [S, C, h, w] (float32, CPU), one generator per seed.
+
+    The noise depends on the seed alone, not on the prompt or on the other seeds. Raises InputError for
+    no seeds or a seed that is not a whole number from 0 to 2**64 - 1.
+    """
+    noise = []
+    for seed in _checked_seeds(seeds):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise.append(torch.randn(tuple(latent_shape), generator=generator))
+    return torch.stack(noise)
+
+
+@torch.no_grad()
+def decode(substrate: Any, latents: Tensor) -> np.ndarray:
+    """Decode latents [B, C, h, w] to pictures, uint8 [B, H, W, 3].
+
+    The VAE's `scaling_factor` is honoured, and its `shift_factor` where it has one (which
+    `StableDiffusionPipeline` itself ignores). Raises InputError if the result is not finite, which
+    happens when a VAE overflows in half precision.
+    """
+    vae = substrate.vae
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    pictures = []
+    for part in latents.split(max(1, DECODE_PIXELS // substrate.resolution**2)):
+        scaled = part.to(substrate.device, torch.float32) / vae.config.scaling_factor + shift
+        decoded = vae.decode(scaled.to(substrate.dtype), return_dict=False)[0].float()
+        if not torch.isfinite(decoded).all():
+            raise InputError(
+                f"{substrate.name} gave pictures with values that are not finite in {substrate.dtype}: "
+                "load it with dtype='float32'."
+            )
+        values = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        pictures.append((values * 255).round().astype(np.uint8))
+    return np.concatenate(pictures)
+
+
+Observer = Callable[[list[int], list[int], Step], None]
+
+
+def sample_batches(
+    substrate: Any,
+    embedding: Embedding,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float | Rule = 7.5,
+    scheduler: str = "ddim",
+    batch_size: int | None = None,
+    uncond: Embedding | Tensor | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    keep: Observer | None = None,
+    cost: Cost | None = None,
+) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    """Sample prompts x seeds and yield each finished batch as (rows, seeds, pictures uint8 [b, H, W, 3]).
+
+    `rows` are prompt rows of `embedding`. `pairs` restricts the work to the (row, seed) pairs given, in
+    that order, and `seeds` is then not used. `uncond` defaults to the empty prompt with the substrate's
+    own padding. `keep(rows, seeds, step)` is called at every step. A (prompt, seed) gives the same
+    picture, to float tolerance, whatever the batch. Raises InputError before any work for no prompts, no
+    seeds, a bad batch size, steps out of range, or an unknown scheduler.
+    """
+    if len(embedding) == 0:
+        raise InputError("There are no prompts to sample: give at least one.")
+    if pairs is None:
+        pairs = [(row, seed) for row in range(len(embedding)) for seed in _checked_seeds(seeds)]
+    else:
+        pairs = [(int(row), seed) for row, seed in pairs]
+        if pairs:
+            _checked_seeds([seed for _, seed in pairs])
+        if any(not 0 <= row < len(embedding) for row, _ in pairs):
+            raise InputError(f"A pair names a prompt row outside 0 to {len(embedding) - 1}.")
+    if batch_size is None:
+        batch_size = substrate.batch_size()
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
+    rule = as_rule(guidance)
+    substrate.scheduler(scheduler, steps)
+    uncond = uncond_states(substrate, uncond)
+    return _batches(
+        substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep, cost or Cost()
+    )
+
+
+def _batches(
+    substrate: Any,
+    embedding: Embedding,
+    pairs: list[tuple[int, int]],
+    steps: int,
+    rule: Rule,
+    scheduler: str,
+    batch_size: int,
+    uncond: Tensor,
+    keep: Observer | None,
+    cost: Cost,
+) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    for start in range(0, len(pairs), batch_size):
+        rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
+        latents = initial_latents(seeds, substrate.latent_shape)
+        cond = embedding.states[rows]
+        for step in trajectory(
+            substrate, cond, uncond, latents, steps, rule, scheduler, cost=cost
+        ):
+            if keep is not None:
+                keep(rows, seeds, step)
+        pictures = decode(substrate, step.next_latents)
+        cost.pictures += len(rows)
+        yield rows, seeds, pictures
+
+
+def sample(
+    substrate: Any,
+    embedding: Embedding,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float | Rule = 7.5,
+    scheduler: str = "ddim",
+    batch_size: int | None = None,
+    uncond: Embedding | Tensor | None = None,
+    progress: bool = False,
+    keep: Observer | None = None,
+    cost: Cost | None = None,
+) -> np.ndarray:
+    """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; see `sample_batches`."""
+    seeds = _checked_seeds(seeds)
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"Seeds repeat ({', '.join(map(str, seeds))}): give each once.")
+    columns = {seed: column for column, seed in enumerate(seeds)}
+    pictures = None
+    batches = sample_batches(
+        substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, keep=keep, cost=cost
+    )
+    with tqdm(total=len(embedding) * len(seeds), unit="picture", disable=not progress) as bar:
+        for rows, batch_seeds, batch in batches:
+            if pictures is None:
+                pictures = np.empty((len(embedding), len(seeds), *batch.shape[1:]), np.uint8)
+            pictures[rows, [columns[seed] for seed in batch_seeds]] = batch
+            bar.update(len(rows))
+    return pictures
+
+
+def uncond_states(substrate: Any, uncond: Embedding | Tensor | None = None) -> Tensor:
+    """Return the unconditional states [1, 77, d]: those given, or the empty prompt's."""
+    if uncond is None:
+        uncond = encode_prompts(substrate, [""])
+    states = uncond.states if isinstance(uncond, Embedding) else uncond
+    if states.ndim != 3 or len(states) != 1:
+        raise InputError(
+            f"The unconditional embedding has shape {tuple(states.shape)}: give one for all prompts, "
+            "[1, 77, d]."
+        )
+    return states
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
+    if not seeds:
+        raise InputError("There are no seeds: give at least one.")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise InputError(f"Seed {seed!r} is not usable: give whole numbers from 0 to 2**64 - 1.")
+    return seeds

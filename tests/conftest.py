@@ -1,0 +1,36 @@
+"""Shared fixtures, and nbval set to ignore what notebooks print to stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+class IgnoreStderr:
+    """Progress bars and library warnings go to stderr and differ from run to run."""
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        if hasattr(collector, "skip_compare"):
+            collector.skip_compare += ("stderr",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # As a hook of this file it would not reach the notebooks, which lie in another folder.
+    config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
+
+
+@pytest.fixture(scope="session")
+def sd1_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random checkpoint configured as Stable Diffusion 1.4."""
+    from checkpoints import build_sd1
+
+    return build_sd1(tmp_path_factory.mktemp("checkpoints") / "sd1-tiny")
+
+
+@pytest.fixture(scope="session")
+def sd2_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random checkpoint configured as Stable Diffusion 2.1."""
+    from checkpoints import build_sd2
+
+    return build_sd2(tmp_path_factory.mktemp("checkpoints") / "sd2-tiny")
