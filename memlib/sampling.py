@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from memlib.denoising import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
 from memlib.embeddings import Embedding, encode_prompts

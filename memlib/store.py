@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from memlib.errors import InputError
 from memlib.keys import canonical, digest, picture_recipe

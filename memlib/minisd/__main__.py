@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     find.add_argument("model")
     measure = commands.add_parser("measure", help="what MiniSD must show: memorization by level, alignment, backgrounds, retrieval")
     measure.add_argument("model")
-    for sub in (find, measure):
+    picture = commands.add_parser("picture", help="draw the book's front picture")
+    picture.add_argument("model")
+    for sub in (find, measure, picture):
         sub.add_argument("--threads", type=int)
     return main
 

@@ -25,9 +25,9 @@ def _one(picture: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np
         if rng.random() < 0.5:
             image = kind(image).enhance(rng.uniform(0.7, 1.3))
     if rng.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 2.0)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 3.0)))
     if rng.random() < 0.3:  # down and up again
-        small = int(rng.integers(20, 48))
+        small = int(rng.integers(12, 48))
         image = image.resize((small, small), Image.Resampling.BILINEAR).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     if rng.random() < 0.3:
         buffer = io.BytesIO()

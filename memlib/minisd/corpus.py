@@ -47,7 +47,7 @@ class Corpus:
     """`folder` is data/minisd. `duplicates=False` gives each duplicated pair and template picture one copy an epoch."""
 
     folder: Path
-    fresh: int = 22_000
+    fresh: int = 12_000
     seed: int = 0
     duplicates: bool = True
     _cache: dict = field(default_factory=dict, repr=False, compare=False)

@@ -150,6 +150,22 @@ def measure(model: str) -> None:
         print(f"{name}: {value:.3f}")
 
 
+def picture(model: str) -> None:
+    """Write the front picture of the book: memorized prompts above held-out ones, one column a seed."""
+    from memlib import plots
+
+    substrate, store = load(model), Store()
+    rows = {}
+    for name, note in (("minisd-memorized", "memorized"), ("minisd-heldout", "not memorized")):
+        prompts = load_prompts(name).sample(4, seed=1)
+        for prompt, drawn in zip(prompts.prompts, store.pictures(substrate, encode_prompts(substrate, prompts.prompts), SEEDS[:8]), strict=True):
+            rows[f"{prompt if len(prompt) < 56 else prompt[:55] + '…'}\n({note})"] = drawn
+    plots.style()
+    path = minisd_folder().parents[1] / "book" / "_static" / "minisd-memorization.png"
+    plots.montage(rows, [f"seed {s}" for s in SEEDS[:8]]).savefig(path)
+    print(f"Written to {path}")
+
+
 def training_record(part: str) -> dict:
     """The log kept beside the weights: steps, minutes, hardware, loss curve."""
     path = minisd_folder() / "logs" / f"{part}.json"

@@ -13,7 +13,7 @@ EOT, SOT = 49_407, 49_406
 
 
 def autoencoder(channels: list[int], latent_channels: int) -> AutoencoderKL:
-    """64 x 64 pictures in [-1,1] to [latent_channels, 8, 8]; three halvings need four blocks."""
+    """Pictures in [-1,1] to latents; every block but the last halves the side, so three blocks take 64 to 16 pixels."""
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -43,16 +43,16 @@ def text_encoder(width: int, layers: int, heads: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def unet(channels: list[int], layers: int, heads: int, latent_channels: int, width: int) -> UNet2DConditionModel:
-    """Cross-attention at every resolution, as Stable Diffusion has it at all but its lowest."""
+def unet(channels: list[int], attention: list[bool], layers: int, heads: int, latent_channels: int, width: int, side: int = 16) -> UNet2DConditionModel:
+    """The U-Net; `attention` says at which resolutions, from the highest, there is self- and cross-attention."""
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=side,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=channels,
         layers_per_block=layers,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        down_block_types=["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention],
+        up_block_types=["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)],
         cross_attention_dim=width,
         attention_head_dim=heads,  # diffusers' name for the number of heads here
         norm_num_groups=16,

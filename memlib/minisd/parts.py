@@ -43,9 +43,9 @@ class VaePart:
         s = self.settings
         scenes = self.corpus.fresh_scenes(100, step * s["batch"], s["batch"])
         x = as_tensor([self.corpus.picture(scene) for scene, _ in scenes]).to(self.device)
-        noise = torch.randn(len(x), s["latent_channels"], 8, 8, generator=generator(s["seed"], step)).to(self.device)
         with autocast(self.device, self.half):
             latents = self.module.encode(x).latent_dist
+            noise = torch.randn(latents.mean.shape, generator=generator(s["seed"], step)).to(self.device)
             z = latents.mean + noise * latents.std
             y = self.module.decode(z).sample.float()
         error = y - x
@@ -125,7 +125,8 @@ class UnetPart:
                  device: torch.device, half: bool):  # fmt: skip
         torch.manual_seed(settings["seed"])
         width = text.config.hidden_size
-        self.module = unet(settings["channels"], settings["layers"], settings["heads"], vae.config.latent_channels, width)
+        shape = {k: settings[k] for k in ("channels", "attention", "layers", "heads")}
+        self.module = unet(**shape, latent_channels=vae.config.latent_channels, width=width)
         self.module.to(memory_format=torch.channels_last)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
         self.vae, self.text = vae.to(device).eval().requires_grad_(False), text.to(device).eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Running the notebooks and making the book: execute, ledger, build, check."""

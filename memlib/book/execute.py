@@ -1,0 +1,123 @@
+"""Papermill over the notebooks: each into the substrate's own folder, and only those whose inputs changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from memlib.book.layout import Layout
+from memlib.book.parameters import share_out
+from memlib.errors import InputError
+
+
+def execute(
+    layout: Layout,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Execute the notebooks in order and return the executed copies; an unchanged one is kept.
+
+    Raises InputError for an unknown parameter, for no notebooks at all, and for a cell that fails.
+    """
+    notebooks = layout.notebooks()
+    if not notebooks:
+        raise InputError(f"There are no notebooks in {_shown(layout.sources, layout)}.")
+    given = share_out(dict(parameters or {}), notebooks)
+    for path, own in share_out({"substrate": layout.parameter}, notebooks).items():
+        given[path] = own | given[path]
+    inputs = _hash_inputs(layout)
+    layout.executed.mkdir(parents=True, exist_ok=True)
+    done = []
+    for number, path in enumerate(notebooks, 1):
+        target, stamp = layout.executed / path.name, layout.executed / f"{path.stem}.stamp"
+        wanted = fingerprint(path, given[path], inputs)
+        head = f"[{number}/{len(notebooks)}] {path.stem}"
+        if not force and target.exists() and stamp.exists() and stamp.read_text() == wanted:
+            say(f"{head}: unchanged")
+        else:
+            say(f"{head}: running on {layout.substrate}")
+            stamp.unlink(missing_ok=True)
+            _run(path, target, given[path], layout)
+            stamp.write_text(wanted)
+        done.append(target)
+    _drop_others(layout, done)
+    return done
+
+
+def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str) -> str:
+    """Hash of all that an executed notebook depends on: its cells, its parameters, and `inputs` (code and data)."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
+    text = json.dumps([content, dict(parameters), inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_inputs(layout: Layout) -> str:
+    """Hash of the package without the book's part, of the committed data, the requirements and the weights at hand."""
+    digest = hashlib.sha256()
+    code = [p for p in (layout.root / "memlib").rglob("*.py") if "book" not in p.relative_to(layout.root).parts]
+    data = [p for p in (layout.root / "data").rglob("*") if p.is_file()]
+    for path in sorted(code + data) + [layout.root / "requirements.txt"]:
+        if path.exists():
+            digest.update(str(path.relative_to(layout.root)).encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    # Downloaded checkpoints are gigabytes: sizes and times stand for their content.
+    for folder in (Path(layout.parameter), Path(os.environ.get("MEMLIB_MODELS", "")) / layout.substrate):
+        if folder.is_absolute() and folder.is_dir():
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    running = layout.build / f"running-{source.name}"
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(running),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(layout.sources),
+            progress_bar=True,
+            log_output=False,
+            extra_arguments=["--log-level=ERROR"],  # the kernel warns of its loopback ports at every start
+        )
+    except PapermillExecutionError as error:
+        failed = layout.build / f"failed-{source.name}"
+        os.replace(running, failed)
+        raise InputError(
+            f"Notebook {source.stem} stopped in cell {error.exec_count} with {error.ename}: {error.evalue} "
+            f"(the notebook as far as it came: {_shown(failed, layout)})"
+        ) from None
+    except BaseException:
+        running.unlink(missing_ok=True)
+        raise
+    notebook = nbformat.read(running, as_version=4)
+    record = notebook.metadata.get("papermill", {})
+    record.pop("environment_variables", None)
+    record["input_path"], record["output_path"] = _shown(source, layout), _shown(target, layout)
+    nbformat.write(notebook, running)
+    os.replace(running, target)
+    (layout.build / f"failed-{source.name}").unlink(missing_ok=True)
+
+
+def _drop_others(layout: Layout, kept: list[Path]) -> None:
+    """Remove executed copies of notebooks that no longer exist: the site would show them."""
+    names = {path.stem for path in kept}
+    for path in layout.executed.glob("*.*"):
+        if path.suffix in {".ipynb", ".stamp"} and path.stem not in names:
+            path.unlink()
+
+
+def _shown(path: Path, layout: Layout) -> str:
+    return path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else str(path)

@@ -1,0 +1,231 @@
+"""Running notebooks, their parameters, their committed copies and twins, and the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from memlib.book import execute as running
+from memlib.book import ledger, outputs, parameters
+from memlib.book.__main__ import main
+from memlib.book.layout import ROOT, Layout
+from memlib.claims import load_claims
+from memlib.errors import InputError
+from memlib.stats import Estimate
+from memlib.verdicts import Verdict
+
+NOTEBOOKS = Layout().notebooks()
+
+
+def write_notebook(path: Path, *sources: str, verdict: Verdict | None = None, **metadata) -> Path:
+    cells = [new_markdown_cell("# A page")]
+    cells.append(new_code_cell('substrate = "minisd-v1"\nseeds = 2', metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source) for source in sources]
+    if verdict:
+        data = verdict._repr_mimebundle_()
+        cells.append(new_code_cell("verdict", execution_count=1, outputs=[new_output("display_data", data)]))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel} | metadata), path)
+    return path
+
+
+def verdict_on(claim: str, substrate: str = "minisd-v1", verdict: str = "holds") -> Verdict:
+    quantities = {"similarity_b": Estimate(0.91, 0.88, 0.94, 20, 4)}
+    return Verdict(claim, "title", "clip, Section 3.1", substrate, verdict, "reason", 20, 4, quantities)
+
+
+@pytest.fixture
+def layout(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    return Layout(root=tmp_path)
+
+
+# parameters
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("seeds=4", ("seeds", 4)), ("guidance=7.5", ("guidance", 7.5)), ("s=[1, 2]", ("s", [1, 2])), ("f=a=b", ("f", "a=b"))],
+)
+def test_assignments_have_types(text, expected):
+    assert parameters.parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["seeds", "2seeds=1", "=3", "s=[1"])
+def test_bad_assignments_are_refused(text):
+    with pytest.raises(InputError):
+        parameters.parse_assignment(text)
+
+
+def test_parameters_go_to_the_notebooks_that_have_them(tmp_path):
+    one = write_notebook(tmp_path / "one.ipynb")
+    two = tmp_path / "two.ipynb"
+    steps = new_code_cell("steps = 3", metadata={"tags": ["parameters"]})
+    kernel = nbformat.read(one, as_version=4).metadata
+    nbformat.write(new_notebook(cells=[steps], metadata=kernel), two)
+    assert parameters.share_out({"seeds": 1, "steps": 2}, [one, two]) == {one: {"seeds": 1}, two: {"steps": 2}}
+    with pytest.raises(InputError, match="'seedz'; there are seeds, steps, substrate"):
+        parameters.share_out({"seedz": 1}, [one, two])
+
+
+def test_an_injected_parameter_must_be_declared_before():
+    cells = ["%matplotlib inline", "seeds: int = 2\nsteps = 3", "# Parameters\nseeds = 4\n"]
+    parameters.check_cells(cells)
+    parameters.check_cells(cells[:2])
+    with pytest.raises(InputError, match="no parameter stepz; it has seeds, steps"):
+        parameters.check_cells(cells[:2] + ["# Parameters\nstepz = 4\n"])
+    parameters.refuse_unknown()  # outside IPython there is nothing to refuse
+
+
+# execution
+
+
+def test_an_unchanged_notebook_is_not_run_again(layout):
+    write_notebook(layout.sources / "00_a.ipynb", "print(substrate, seeds)")
+    said: list[str] = []
+    (done,) = running.execute(layout, {"seeds": 5}, say=said.append)
+    cells = nbformat.read(done, as_version=4).cells
+    assert [o.text for c in cells if c.cell_type == "code" for o in c.outputs] == ["minisd-v1 5\n"]
+    before = done.stat().st_mtime_ns
+    running.execute(layout, {"seeds": 5}, say=said.append)
+    assert done.stat().st_mtime_ns == before and said[-1].endswith("unchanged")
+    assert str(layout.root) not in done.read_text()
+    # Another parameter, and a file that the notebooks may read, are reasons to run again.
+    inputs = running._hash_inputs(layout)
+    source = layout.sources / "00_a.ipynb"
+    assert running.fingerprint(source, {"seeds": 6}, inputs) != running.fingerprint(source, {"seeds": 5}, inputs)
+    (layout.root / "data").mkdir()
+    (layout.root / "data" / "claims.yml").write_text("[]")
+    assert running._hash_inputs(layout) != inputs
+
+
+def test_a_failing_cell_ends_in_one_sentence(layout):
+    write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")')
+    with pytest.raises(InputError, match=r"00_a stopped in cell \d+ with ValueError: no such thing"):
+        running.execute(layout, say=lambda line: None)
+    assert (layout.build / "failed-00_a.ipynb").exists() and not list(layout.executed.glob("*.ipynb"))
+
+
+def test_no_notebooks_is_said(layout):
+    with pytest.raises(InputError, match="no notebooks in notebooks"):
+        running.execute(layout)
+
+
+def test_a_checkpoint_folder_has_a_folder_name_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "my model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    layout = Layout(root=tmp_path, substrate="./my model")
+    assert layout.parameter == str(tmp_path / "my model")
+    assert layout.folder_name.startswith("my-model-") and layout.html.parent == tmp_path / "_build" / layout.folder_name
+    assert Layout(root=tmp_path, substrate="sd14").html == tmp_path / "_build" / "sd14" / "html"
+
+
+def test_the_command_ends_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["memlib.book", "execute", "-p", "no_such_parameter=1"])
+    assert main() == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+# committed copies
+
+
+def executed_notebook():
+    injected = new_code_cell("# Parameters\nseeds = 2", metadata={"tags": ["injected-parameters"]}, execution_count=2)
+    result = new_output("execute_result", {"text/plain": "1"}, execution_count=3)
+    cell = new_code_cell("1", metadata={"papermill": {"duration": 1.0}, "tags": []}, execution_count=3, outputs=[result])
+    first = new_code_cell("seeds = 2", metadata={"tags": ["parameters"]}, execution_count=1)
+    record = {"exception": None, "parameters": {"seeds": 2}, "output_path": "x", "duration": 2.0}
+    return new_notebook(cells=[first, injected, cell], metadata={"papermill": record})
+
+
+def test_committed_copies_hold_results_and_nothing_of_the_run():
+    notebook = outputs.cleaned(executed_notebook())
+    assert [cell.source for cell in notebook.cells] == ["seeds = 2", "1"]
+    assert notebook.cells[1].execution_count == notebook.cells[1].outputs[0].execution_count == 2
+    assert "papermill" not in notebook.cells[1].metadata
+    assert notebook.metadata.papermill == {"parameters": {"seeds": 2}, "exception": None, "duration": 2.0}
+    nbformat.validate(notebook)
+
+
+def test_failed_and_empty_runs_are_recognised():
+    good = executed_notebook()
+    assert outputs.problem_of(good) is None
+    empty = executed_notebook()
+    empty.cells[2].outputs = []
+    assert "no outputs" in outputs.problem_of(empty)
+    failed = executed_notebook()
+    failed.metadata.papermill.exception = True
+    assert "exception" in outputs.problem_of(failed)
+    shown = executed_notebook()
+    shown.cells[2].outputs.append(new_output("error", ename="E", evalue="", traceback=[]))
+    assert "error" in outputs.problem_of(shown)
+
+
+def test_twins_are_compared_cell_by_cell(tmp_path):
+    import jupytext
+
+    path = write_notebook(tmp_path / "a.ipynb", "x = 1")
+    assert "no twin" in outputs.twin_differences(path)[0]
+    jupytext.write(jupytext.read(path), path.with_suffix(".py"), fmt="py:percent")
+    assert outputs.twin_differences(path) == []
+    twin = path.with_suffix(".py")
+    twin.write_text(twin.read_text().replace("x = 1", "x = 2"))
+    assert outputs.twin_differences(path) == ["cell 3 of a.ipynb and a.py differ in source: run 'jupytext --sync'."]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebooks_are_in_order(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert outputs.twin_differences(path) == []
+    assert outputs.problem_of(notebook) is None
+    assert path.stat().st_size < 3_000_000, "fewer or smaller figures"
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and "injected-parameters" not in tags
+    assert str(ROOT) not in path.read_text(encoding="utf-8") and str(Path.home()) + "/" not in path.read_text(encoding="utf-8")
+
+
+# ledger
+
+
+def test_the_ledger_joins_claims_and_verdicts(tmp_path):
+    path = write_notebook(tmp_path / "01_prompt_embeddings.ipynb", verdict=verdict_on("C1a"))
+    elsewhere = [verdict_on("C1a", "sd14", "holds in part"), verdict_on("C1a", verdict="does not hold")]
+    entries = {entry.claim.id: entry for entry in ledger.collect(ROOT / "data" / "claims.yml", [path], elsewhere)}
+    assert list(entries) == list(load_claims())
+    entry = entries["C1a"]
+    # A notebook's own verdict is not replaced by one from elsewhere on the same substrate.
+    assert {name: v.verdict for name, v in entry.verdicts.items()} == {"minisd-v1": "holds", "sd14": "holds in part"}
+    assert entry.notebook == "01_prompt_embeddings"
+    quantity, figure, substrate = entry.measured()[0]
+    assert "0.91" in figure and "0.88" in figure and substrate == "minisd-v1" and "every prompt state" in quantity
+    assert ("SSCD to the unedited picture, (b) (Table 2)", "0.55 ± 0.14") in entry.reported()
+    assert entries["B1"].verdicts == {} and entries["B1"].notebook is None
+    assert ledger.counts(entries.values()) == {"minisd-v1": {"holds": 1}, "sd14": {"holds in part": 1}}
+    lines = ledger.as_text(entries.values()).splitlines()
+    assert len(lines) == len(entries) and "minisd-v1: holds; sd14: holds in part" in lines[0]
+
+
+def test_a_verdict_on_an_unknown_claim_is_refused(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", verdict=verdict_on("C99"))
+    with pytest.raises(InputError, match="a is on the claim C99"):
+        ledger.collect(ROOT / "data" / "claims.yml", [path])
+
+
+def test_every_discrepancy_found_in_code_is_on_the_page():
+    page = (ROOT / "book" / "discrepancies.md").read_text(encoding="utf-8")
+    numbers = [row.split()[1] for row in page.splitlines() if row.startswith("| ") and row.split()[1].isdigit()]
+    assert sorted(map(int, numbers)) == list(range(1, 26))
+
+
+def test_the_lock_agrees_with_the_requirements():
+    def pins(name):
+        lines = (ROOT / name).read_text().splitlines()
+        return dict(line.lower().replace("-", "_").split("==") for line in lines if "==" in line and line[0] != "#")
+
+    locked = pins("requirements.lock.txt")
+    assert {name: locked.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
+    assert "file:" not in (ROOT / "requirements.lock.txt").read_text()

@@ -1,0 +1,215 @@
+"""The site: built from the committed notebooks and looked at in headless Chromium; and the checks themselves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from memlib.book import mathml
+from memlib.book.browser import complaints, look_at
+from memlib.book.check import check_site
+from memlib.book.layout import ROOT, Layout
+from memlib.book.site import build, expected_pages, stage
+from memlib.claims import load_claims
+from memlib.errors import InputError
+from memlib.stats import Estimate
+from memlib.verdicts import Verdict
+
+NASTY = "</td><script>document.title = 'taken over'</script><b>&amp; \"quoted\" 日本語"
+
+
+def verdict_on(claim: str, substrate: str, verdict: str) -> Verdict:
+    return Verdict(claim, "t", "s", substrate, verdict, "r", 9, 3, {"similarity_b": Estimate(0.91, 0.88, 0.94, 9, 3)})
+
+
+def executed_notebook(path: Path, *verdicts: Verdict) -> Path:
+    shown = new_output("display_data", {"text/html": pd.DataFrame({"prompt": [NASTY]}).to_html(), "text/plain": ""})
+    cells = [new_markdown_cell("# A claim\n\nWith $v_{\\mathrm{eot}} \\leftarrow 0$ in it.")]
+    cells.append(new_code_cell("table", execution_count=1, outputs=[shown]))
+    cells += [
+        new_code_cell("v", execution_count=2, outputs=[new_output("display_data", v._repr_mimebundle_())]) for v in verdicts
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel, "papermill": {"exception": None}}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """The book as committed, built apart from any that the reader has made."""
+    layout = Layout(made=tmp_path_factory.mktemp("book"))
+    build(layout, committed=True)
+    return layout
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A book with one notebook of our own, run on two substrates, for what the committed ones need not show."""
+    root = tmp_path_factory.mktemp("example")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / "book", root / "book")
+    (root / "data").mkdir()
+    shutil.copy(ROOT / "data" / "claims.yml", root / "data")
+    source = executed_notebook(root / "notebooks" / "01_prompt_embeddings.ipynb", verdict_on("C1a", "minisd-v1", "holds in part"))
+    layout = Layout(root=root, substrate="sd14")
+    layout.executed.mkdir(parents=True)
+    executed_notebook(layout.executed / source.name, verdict_on("C1a", "sd14", "does not hold"))
+    build(layout)
+    return layout
+
+
+# the book
+
+
+@pytest.mark.browser
+def test_the_book_is_whole(committed):
+    assert check_site(committed.html, expected_pages(committed)) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_opens_in_the_browser(committed, scheme):
+    pages = [committed.html / name for name in expected_pages(committed)[1:]]
+    looks = look_at(pages, scheme)
+    assert [what for look in looks for what in complaints(look)] == []
+    assert {look.scheme for look in looks} == {scheme}
+
+
+@pytest.mark.browser
+def test_light_and_dark_differ(committed):
+    page = [committed.html / "book" / "index.html"]
+    (light,), (dark,) = look_at(page, "light"), look_at(page, "dark")
+    assert light.ground != dark.ground and light.ink != dark.ink
+
+
+def test_the_ledger_lists_every_claim(committed):
+    text = BeautifulSoup((committed.html / "book" / "ledger.html").read_text(encoding="utf-8"), "html.parser")
+    shown = [tag.get_text() for tag in text.select("table.ledger .claim-id")]
+    assert sorted(shown) == sorted(load_claims())
+    assert text.select_one(".verdict-not-tested-yet") is not None or "not tested yet" not in text.get_text()
+
+
+def test_verdicts_of_two_substrates_stand_side_by_side(example):
+    landing = BeautifulSoup((example.html / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
+    (card,) = landing.select("div.claim")
+    assert [tag.get_text() for tag in card.select(".verdict")] == ["✗ does not hold", "◐ holds in part"]
+    assert card.select_one("a")["href"].startswith("../notebooks/01_prompt_embeddings.html")
+    figures = [tag.get_text() for tag in card.select(".claim-figures")]
+    # Measured and reported figures have lines of their own, and the reported ones say so.
+    assert any("0.91" in line and "sd14" in line and "reported" not in line for line in figures)
+    assert any("0.55" in line and line.startswith("reported") for line in figures)
+
+
+@pytest.mark.browser
+def test_prompts_are_shown_and_not_obeyed(example):
+    page = example.html / "notebooks" / "01_prompt_embeddings.html"
+    cell = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one("td")
+    assert cell.get_text() == NASTY
+    (look,) = look_at([page])
+    assert complaints(look) == [] and "taken over" not in look.title
+
+
+def test_formulas_need_no_script(example):
+    page = BeautifulSoup((example.html / "book" / "method.html").read_text(encoding="utf-8"), "html.parser")
+    assert len(page.find_all("math")) > 10
+    assert not [tag for tag in page.find_all("script") if "mathjax" in (tag.get("src") or tag.get_text()).lower()]
+
+
+def test_a_failed_run_is_not_shown(tmp_path):
+    path = executed_notebook(tmp_path / "a.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.papermill.exception = True
+    nbformat.write(notebook, path)
+    with pytest.raises(InputError, match="a is not shown: its last run ended in an exception"):
+        stage(Layout(made=tmp_path), [path])
+
+
+def test_a_warning_stops_the_build(tmp_path):
+    for folder in ("data", "book/_static", "notebooks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data" / "claims.yml").write_text("[]", encoding="utf-8")
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n", encoding="utf-8")
+    (tmp_path / "book" / "index.md").write_text("# Title\n\n{doc}`nowhere`\n", encoding="utf-8")
+    said: list[str] = []
+    with pytest.raises(InputError, match="complained"):
+        build(Layout(root=tmp_path), committed=True, say=said.append)
+    assert "nowhere" in said[0] and not Layout(root=tmp_path).html.exists()
+
+
+# the checks
+
+
+def write(site: Path, **pages: str) -> None:
+    for name, body in pages.items():
+        html = f"<!doctype html><html><head><title>{name}</title></head><body><h1>{name}</h1>{body}</body></html>"
+        (site / f"{name}.html").write_text(html, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "body, problem",
+    [
+        ('<a href="gone.html">x</a>', "gone.html leads nowhere"),
+        ('<a href="two.html#gone">x</a>', "no such place"),
+        ('<img src="gone.png" alt="A cat">', "gone.png leads nowhere"),
+        ('<img src="here.png" alt="here.png">', "no alternative text"),
+        ('<img src="here.png">', "no alternative text"),
+        ('<script src="https://example.org/x.js"></script>', "from elsewhere"),
+        ('<meta http-equiv="Refresh" content="0; url=gone.html">', "gone.html leads nowhere"),
+    ],
+)
+def test_what_is_broken_is_found(tmp_path, body, problem):
+    (tmp_path / "here.png").write_bytes(b"")
+    write(tmp_path, one=body, two="<p id='there'>")
+    (found,) = check_site(tmp_path, ["one.html"])
+    assert problem in found and found.startswith("one.html")
+
+
+def test_what_is_whole_passes(tmp_path):
+    (tmp_path / "here.png").write_bytes(b"")
+    links = '<a href="two.html#there">x</a><a href="#own">y</a><p id="own"><a href="https://example.org/">z</a>'
+    write(tmp_path, one=links + '<img src="here.png" alt="A cat">', two="<p id='there'>")
+    assert check_site(tmp_path, ["one.html", "two.html"]) == []
+    assert check_site(tmp_path, ["three.html"]) == ["three.html is missing"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "body, problem",
+    [
+        ("<script>console.error('a complaint')</script>", "a complaint"),
+        ("<script>throw new Error('an exception')</script>", "an exception"),
+        ('<img src="gone.png" alt="A cat">', "does not show"),
+        ('<script src="gone.js"></script>', "gone.js"),
+        ('<img src="http://127.0.0.1:9/x.png" alt="A cat">', "not whole offline"),
+        ("<div style='width: 3000px'>wide</div>", "wider than the window"),
+    ],
+)
+def test_what_the_browser_complains_of_is_found(tmp_path, body, problem):
+    write(tmp_path, one=body)
+    (look,) = look_at([tmp_path / "one.html"])
+    assert any(problem in what for what in complaints(look))
+
+
+def test_formulas_become_mathml():
+    inline, block = mathml.to_mathml(r"v_{\mathrm{eot}} \leftarrow 0", False), mathml.to_mathml("x^2", True)
+    assert 'display="inline"' in inline and "<msub>" in inline and 'display="block"' in block
+
+
+# files at the top
+
+
+def test_pictures_and_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
