@@ -1,0 +1,53 @@
+# make book   notebooks run on SUBSTRATE, then the site (default minisd-v1: any CPU)
+# make test   tests, notebooks, twins, and the site looked at in Chromium
+SHELL      := bash
+SUBSTRATE  ?= minisd-v1
+PARAMETERS ?=
+PYTHON     ?= $(firstword $(foreach name,python3.11 python3,$(if $(shell command -v $(name)),$(name))) python3)
+VENV       := .venv
+RUN        := $(VENV)/bin/python
+NOTEBOOKS  := $(wildcard notebooks/*.ipynb)
+WANTED     := requirements.txt requirements.lock.txt pyproject.toml
+
+# Kernels named python3 are those of the environment, whatever the user has installed elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := book
+.PHONY: env book test outputs browser clean
+
+env:
+	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: install Python 3.11 or name one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian: apt-get install python3-venv)."; exit 1; }
+	@set -e; \
+	stamp="$(VENV)/memlib-$$(cat $(WANTED) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')"; \
+	if [ ! -f "$$stamp" ]; then \
+	  [ -x $(RUN) ] || $(PYTHON) -m venv $(VENV); \
+	  $(RUN) -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt -c requirements.lock.txt; \
+	  $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .; \
+	  rm -f $(VENV)/memlib-*; touch "$$stamp"; \
+	fi
+
+book: env
+	$(RUN) -m memlib.book execute --substrate "$(SUBSTRATE)" $(PARAMETERS)
+	$(RUN) -m memlib.book build --substrate "$(SUBSTRATE)"
+
+outputs: env
+	$(RUN) -m memlib.book outputs
+
+test: env browser
+	$(RUN) -m pytest --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+
+# Chromium may stand under several names; on Debian, as root, it is installed where it is missing.
+browser:
+	@if [ -n "$$CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing Chromium to look at the site."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	fi; \
+	command -v chromium >/dev/null || { echo "Chromium is missing and could not be installed: install it (on Debian: apt-get install chromium) or set CHROMIUM to its path."; exit 1; }
+
+# Pictures and scores in _build/store cost the most and stay; remove that folder by hand to start from nothing.
+clean:
+	@[ ! -d _build ] || find _build -mindepth 1 -maxdepth 1 ! -name store -exec rm -rf {} +
