@@ -127,12 +127,14 @@ def test_threshold_and_precision_by_hand():
     assert threshold_at(positive, negative, 0.75) == 0.4
 
 
-def test_near_misses_differ_in_one_respect_each(small):
+def test_near_misses_share_with_a_picture_what_they_should(small):
     scene = small.pairs[0].scene
-    background, thing, rendering = near_misses(scene, small, np.random.default_rng(0))
+    background, things, anew = near_misses(scene, small, np.random.default_rng(0))
     assert background.things == scene.things and background.background != scene.background
-    assert thing.background == scene.background and thing.things[0].concept != scene.things[0].concept
-    assert rendering.things == scene.things and rendering.rendering != scene.rendering
+    assert things.background == scene.background
+    assert not {t.concept for t in things.things} & {t.concept for t in scene.things}
+    assert anew.rendering != scene.rendering and anew.background == scene.background
+    assert [(t.concept, t.place) for t in anew.things] == [(t.concept, t.place) for t in scene.things]
 
 
 def test_augmented_copies_keep_shape_and_follow_the_generator(small):
@@ -231,3 +233,21 @@ def test_command_line_answers_in_one_sentence(capsys, monkeypatch, tmp_path):
     assert "train vae" in capsys.readouterr().err
     assert main(["train", "vae", "--device", "cpu", "--until", "1", "--quiet"]) == 1
     assert "python -m memlib.minisd data" in capsys.readouterr().err
+
+
+def test_finding_gives_up_on_a_prompt_once_two_seeds_failed(monkeypatch):
+    from memlib.minisd import measure
+
+    prompts = load_prompts("minisd-duplicated").first(3)
+    failing = {prompts.prompts[0]: set(), prompts.prompts[1]: {4}, prompts.prompts[2]: {1, 3}}
+    asked = Counter()
+
+    def similarity(store, substrate, metric, some, seeds):
+        asked.update(some.prompts)
+        return np.array([[0.1 if seeds[0] in failing[p] else 0.9] for p in some.prompts])
+
+    monkeypatch.setattr(measure, "similarity_to_training", similarity)
+    rows = measure.find_memorized(None, None, type("Metric", (), {"threshold": 0.8}), prompts)
+    assert [r["memorized"] for r in rows] == [1, 1, 0]
+    assert [r["seeds_above"] for r in rows] == [10, 9, 2]
+    assert list(asked.values()) == [10, 10, 4]

@@ -12,21 +12,37 @@ import torch
 
 from memlib.minisd.augment import augmented
 from memlib.minisd.corpus import Corpus
-from memlib.minisd.scenes import RENDERINGS, Scene, draw_background
+from memlib.minisd.scenes import LAYOUTS, RENDERINGS, Scene, Thing, draw_background
 
 QUERIES = 600
 PRECISION = 0.9
 
 
+def _elsewhere(scene: Scene, rng: np.random.Generator) -> tuple[Thing, ...]:
+    """The same things in the same places by their caption, with sizes and exact positions drawn anew."""
+    return tuple(
+        replace(thing, x=round(x + rng.uniform(-3, 3)), y=round(y + rng.uniform(-3, 3)), size=int(rng.integers(low, high + 1)))
+        for thing, (_, x, y, low, high) in zip(scene.things, LAYOUTS[scene.layout], strict=True)
+    )
+
+
 def near_misses(scene: Scene, corpus: Corpus, rng: np.random.Generator) -> list[Scene]:
-    """What a copy is not: another background, another thing in the same place, another rendering of the same things."""
+    """What a copy is not: the scene on another background, with other things in it, and another picture of its caption.
+
+    The last one has the same things, places and background in another rendering, drawn anew: what a model that has
+    learned the caption, and not the picture, would draw.
+    """
     background = draw_background(rng)
     while background == scene.background:
         background = draw_background(rng)
     others = [c.index for c in corpus.ingredients.concepts if c.index not in {t.concept for t in scene.things}]
-    things = (replace(scene.things[0], concept=int(rng.choice(others))), *scene.things[1:])
+    things = tuple(replace(t, concept=int(c)) for t, c in zip(scene.things, rng.choice(others, len(scene.things), replace=False), strict=True))
     rendering = str(rng.choice([r for r in RENDERINGS if r != scene.rendering]))
-    return [replace(scene, background=background), replace(scene, things=things), replace(scene, rendering=rendering)]
+    return [
+        replace(scene, background=background),
+        replace(scene, things=things),
+        replace(scene, rendering=rendering, things=_elsewhere(scene, rng)),
+    ]
 
 
 def precision_recall(positive: np.ndarray, negative: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +76,12 @@ def _descriptor(part, device) -> dict:
     real = np.stack([corpus.picture(s) for s in scenes])
     misses = [[corpus.picture(m) for m in near_misses(s, corpus, rng)] for s in scenes]
     gallery = np.concatenate([real, *[np.stack(kind) for kind in zip(*misses, strict=True)]])
-    copies, targets = _encode(part.module, augmented(real, rng), device), _encode(part.module, gallery, device)
+    queries = augmented(real, rng)
+    reencoded = rng.random(len(queries)) < 0.5
+    x = torch.from_numpy(queries).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    through = torch.cat([part.reencoded(piece) for piece in x[torch.from_numpy(reencoded)].split(64)])
+    queries[reencoded] = ((through.permute(0, 2, 3, 1).cpu() + 1) * 127.5).round().numpy().astype(np.uint8)
+    copies, targets = _encode(part.module, queries, device), _encode(part.module, gallery, device)
     similarity = copies @ targets.T
     same = np.zeros_like(similarity, bool)
     same[np.arange(len(scenes)), np.arange(len(scenes))] = True
@@ -76,7 +97,7 @@ def _descriptor(part, device) -> dict:
         "queries": len(scenes),
         "gallery": len(gallery),
         "mean_similarity": {"copies": round(float(positive.mean()), 4), "other pictures": round(float(negative.mean()), 4),
-                            **{k: round(float(v), 4) for k, v in zip(("other background", "other thing", "other rendering"), own.mean(0))}},
+                            **{k: round(float(v), 4) for k, v in zip(("other background", "other things", "same caption, drawn anew"), own.mean(0))}},
         "curve": {"threshold": grid.round(3).tolist(), "precision": precision.round(4).tolist(), "recall": recall.round(4).tolist()},
     }  # fmt: skip
 

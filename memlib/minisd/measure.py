@@ -114,19 +114,34 @@ def quality(store: Store, substrate, metrics, count: int, seeds: Sequence[int]) 
     }
 
 
+def find_memorized(store: Store, substrate, metric, prompts: PromptSet) -> list[dict]:
+    """One row a prompt with `seeds_tried`, `seeds_above`, `mean_similarity` and `memorized` (at least NEEDED of SEEDS).
+
+    A prompt is given up as soon as too many seeds failed for it to reach NEEDED: most fail with the first two.
+    """
+    similarity: list[list[float]] = [[] for _ in range(len(prompts))]
+    for seed in SEEDS:
+        open_rows = [i for i, values in enumerate(similarity) if sum(v < metric.threshold for v in values) <= len(SEEDS) - NEEDED]
+        if not open_rows:
+            break
+        found = similarity_to_training(store, substrate, metric, prompts.select(open_rows), (seed,))
+        for i, value in zip(open_rows, found[:, 0], strict=True):
+            similarity[i].append(float(value))
+    rows = []
+    for row, values in zip(prompts.table.to_dict("records"), similarity, strict=True):
+        above = sum(v >= metric.threshold for v in values)
+        rows.append({**row, "seeds_tried": len(values), "seeds_above": above, "mean_similarity": round(float(np.mean(values)), 4),
+                     "memorized": int(above >= NEEDED)})  # fmt: skip
+    return rows
+
+
 def find(model: str) -> None:
     """Find the prompts that `model` reproduces with at least 9 of 10 seeds; write found-MODEL.csv, and for minisd-v1 the
     set minisd-memorized."""
     substrate, store = load(model), Store()
     metric = metrics_for(substrate).copy
-    rows = []
-    for name in ("minisd-duplicated", "minisd-template"):
-        prompts = load_prompts(name)
-        similarity = similarity_to_training(store, substrate, metric, prompts, SEEDS)
-        for row, values in zip(prompts.table.to_dict("records"), similarity, strict=True):
-            hits = int((values >= metric.threshold).sum())
-            rows.append({**row, "seeds_above": hits, "mean_similarity": round(float(values.mean()), 4), "memorized": int(hits >= NEEDED)})
-    extra = ("seeds_above", "mean_similarity", "memorized")
+    rows = [row for name in ("minisd-duplicated", "minisd-template") for row in find_memorized(store, substrate, metric, load_prompts(name))]
+    extra = ("seeds_tried", "seeds_above", "mean_similarity", "memorized")
     write_csv(f"found-{model}", rows, COLUMNS + extra)
     memorized = [r for r in rows if r["memorized"]]
     print(f"{len(memorized)} of {len(rows)} repeated prompts are reproduced with at least {NEEDED} of {len(SEEDS)} seeds by {model}")

@@ -90,21 +90,35 @@ class ContrastivePart:
 
 
 class DescriptorPart:
-    """SSCD's recipe: InfoNCE between two augmented copies, plus an entropy term that spreads the descriptors."""
+    """SSCD's recipe: InfoNCE between two augmented copies, plus an entropy term that spreads the descriptors.
 
-    def __init__(self, corpus: Corpus, settings: dict, device: torch.device, half: bool):
+    A share of the copies also goes through `vae`, since every picture that a latent diffusion model makes has.
+    """
+
+    REENCODED = 0.25
+
+    def __init__(self, corpus: Corpus, settings: dict, vae: AutoencoderKL, device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = Descriptor(settings["channels"], settings["dimensions"])
+        self.vae = vae.to(device).eval().requires_grad_(False)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
+
+    @torch.no_grad()
+    def reencoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Pictures [N,3,64,64] in [-1,1] after encoding and decoding."""
+        with autocast(self.device, self.half):
+            return self.vae.decode(self.vae.encode(x).latent_dist.mean).sample.float().clamp(-1, 1)
 
     def loss(self, step: int):
         s = self.settings
         scenes = list(self.corpus.fresh_scenes(s["stream"], step * s["batch"], s["batch"]))
         pictures = np.stack([self.corpus.picture(scene) for scene, _ in scenes])
         views = [augmented(pictures, np.random.default_rng([s["seed"], step, v])) for v in (0, 1)]
-        with autocast(self.device, self.half):
-            d = self.module(as_tensor(np.concatenate(views)).to(self.device)).float()
         n = len(pictures)
+        x = as_tensor(np.concatenate(views)).to(self.device)
+        x[n : n + int(2 * self.REENCODED * n)] = self.reencoded(x[n : n + int(2 * self.REENCODED * n)])
+        with autocast(self.device, self.half):
+            d = self.module(x).float()
         similarity = d @ d.T
         itself = torch.eye(2 * n, dtype=torch.bool, device=self.device)
         target = torch.arange(2 * n, device=self.device).roll(n)
@@ -112,7 +126,7 @@ class DescriptorPart:
         other = similarity.masked_fill(itself, -1).scatter(1, target[:, None], -1).amax(1)
         spread = -torch.log((2 - 2 * other).clamp_min(1e-6).sqrt()).mean()
         accuracy = (similarity.masked_fill(itself, -1).argmax(1) == target).float().mean()
-        return contrast + s["entropy"] / s["temperature"] * 0.01 * spread, {"accuracy": float(accuracy), "spread": float(spread)}
+        return contrast + s["entropy"] * spread, {"accuracy": float(accuracy), "spread": float(spread)}
 
 
 class UnetPart:
@@ -192,4 +206,8 @@ class UnetPart:
         noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, memory_format=torch.channels_last)
         with autocast(self.device, self.half):
             predicted = self.module(noisy, t.to(self.device), states).sample
-        return F.mse_loss(predicted.float(), noise.to(self.device)), {}
+        error = (predicted.float() - noise.to(self.device)).pow(2).mean((1, 2, 3))
+        # An error in the predicted noise counts 1/sqrt(SNR) times as much in the picture. Unweighted, layout and colours,
+        # which are settled at high noise, are learned last of all, and a small budget ends before that.
+        weight = ((1 - a) / a).flatten().clamp(1.0, s["weight_limit"]).to(self.device)
+        return (weight * error).mean(), {"unweighted": float(error.detach().mean())}

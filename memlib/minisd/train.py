@@ -31,7 +31,7 @@ def _frozen(name: str, kind: type):
     shipped = minisd_folder() / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[name]
     source = folder if folder.exists() else shipped
     if not source.exists():
-        raise InputError(f"The U-Net needs the trained part {name}; run `python -m memlib.minisd train {name}` first.")
+        raise InputError(f"This part needs the trained part {name}; run `python -m memlib.minisd train {name}` first.")
     return kind.from_pretrained(source, torch_dtype=torch.float32)
 
 
@@ -49,7 +49,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     elif name in ("text", "evaluator"):
         part = ContrastivePart(_corpus(), block, place, half)
     elif name == "descriptor":
-        part = DescriptorPart(_corpus(), block, place, half)
+        part = DescriptorPart(_corpus(), block, _frozen("vae", AutoencoderKL), place, half)
     else:
         version = name.split("-")[1]
         part = UnetPart(_corpus("dedup" not in name), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),

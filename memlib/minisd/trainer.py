@@ -121,16 +121,18 @@ class Trainer:
         self.part.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
-        # A step logged after the last checkpoint is run again: its line is dropped.
-        log = self.folder / "log.jsonl"
-        if log.exists():
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] < self.step]
-            log.write_text("".join(f"{line}\n" for line in lines))
 
     def save(self) -> None:
         state = {"module": self.part.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
                  "step": self.step, "seconds": self.seconds}  # fmt: skip
         _save(self.checkpoint, state)
+
+    def _trim_log(self) -> None:
+        # A step logged after the last checkpoint is run again: its line is dropped.
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] < self.step]
+            log.write_text("".join(f"{line}\n" for line in lines))
 
     def _update_average(self) -> None:
         # A short memory at first, so that the average does not remember the initial weights.
@@ -150,6 +152,7 @@ class Trainer:
         bar = tqdm(total=self.schedule.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not progress,
                    mininterval=5.0, smoothing=0.05)  # fmt: skip
         running: dict[str, float] = {}
+        self._trim_log()
         try:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8", buffering=1) as log:
                 while self.step < end:
