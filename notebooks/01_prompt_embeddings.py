@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -74,6 +76,7 @@ for name in ("C1a", "C1b"):
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
 print({k: round(v, 3) for k, v in run.thresholds.items()})
 
+
 # %% [markdown]
 # ## The pictures
 #
@@ -136,6 +139,7 @@ c1b = judge(
     run.substrate.name,
 )
 display(c1a, c1b)
+
 
 # %% [markdown]
 # ## Is it about memorization?

@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -72,6 +74,7 @@ for name in ("C2a", "C2b", "C2c"):
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
 print({k: round(v, 3) for k, v in run.thresholds.items()})
 
+
 # %% [markdown]
 # ## The pictures
 #
@@ -136,6 +139,7 @@ verdicts = {
     for name in ("C2a", "C2b", "C2c")
 }
 display(*verdicts.values())
+
 
 # %% [markdown]
 # ## Is it about memorization?
