@@ -174,7 +174,7 @@ def picture(model: str) -> None:
     for name, note in (("minisd-memorized", "memorized"), ("minisd-heldout", "not memorized")):
         prompts = load_prompts(name).sample(4, seed=1)
         for prompt, drawn in zip(prompts.prompts, store.pictures(substrate, encode_prompts(substrate, prompts.prompts), SEEDS[:8]), strict=True):
-            rows[f"{prompt if len(prompt) < 56 else prompt[:55] + '…'}\n({note})"] = drawn
+            rows[f"{prompt if len(prompt) < 46 else prompt[:45] + '…'}\n({note})"] = drawn
     plots.style()
     path = minisd_folder().parents[1] / "book" / "_static" / "minisd-memorization.png"
     plots.montage(rows, [f"seed {s}" for s in SEEDS[:8]]).savefig(path)
