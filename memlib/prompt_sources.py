@@ -19,6 +19,7 @@ from typing import BinaryIO
 import yaml
 
 from memlib.errors import InputError
+from memlib.sources import data_folder
 
 TIMEOUT_SECONDS = 30
 # The largest list is below 2 MB: whatever goes on much longer is not the file asked for.
@@ -39,11 +40,6 @@ class Source:
     column: str | None = None
     rows: int | None = None
     styles: tuple[tuple[str, int], ...] = ()
-
-
-def data_folder() -> Path:
-    """Return the folder of committed data: MEMLIB_DATA if set, or else ``data`` beside the package."""
-    return Path(os.environ.get("MEMLIB_DATA") or Path(__file__).parents[1] / "data")
 
 
 def cache_folder() -> Path:
