@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn import functional as F
 
@@ -141,7 +142,8 @@ class UnetPart:
         width = text.config.hidden_size
         shape = {k: settings[k] for k in ("channels", "attention", "layers", "heads")}
         self.module = unet(**shape, latent_channels=vae.config.latent_channels, width=width)
-        self.module.to(memory_format=torch.channels_last)
+        if device.type == "cpu":  # the fused kernel's backward pass takes a third of a step at 64 and 16 positions
+            self.module.set_attn_processor(AttnProcessor())
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
         self.vae, self.text = vae.to(device).eval().requires_grad_(False), text.to(device).eval().requires_grad_(False)
         self.pad_id, self.tokenizer = pad_id, build_clip_tokenizer()
@@ -151,6 +153,10 @@ class UnetPart:
         schedule = scheduler()
         self.alphas = schedule.alphas_cumprod
         self._chunk: tuple[int, torch.Tensor] | None = None
+        # Two fifths of all draws have a caption that comes again: encoded once, and in one batch, so that a resumed run
+        # has the same bits.
+        repeated = sorted({"", *(pair.caption for pair in corpus.repeated)})
+        self._repeated = dict(zip(repeated, self._encode(repeated), strict=True))
 
     CHUNK = 1024  # positions encoded and cached at once
 
@@ -183,8 +189,13 @@ class UnetPart:
         os.replace(partial, path)
         return latents
 
-    @torch.no_grad()
     def _states(self, captions: list[str]) -> torch.Tensor:
+        new = [c for c in captions if c not in self._repeated]
+        states = iter(self._encode(new)) if new else iter(())
+        return torch.stack([self._repeated[c] if c in self._repeated else next(states) for c in captions])
+
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> torch.Tensor:
         encoded = self.tokenizer(captions, padding=False, truncation=True, max_length=77).input_ids
         ids = torch.full((len(encoded), 77), self.pad_id)
         for row, tokens in zip(ids, encoded, strict=True):
@@ -203,7 +214,7 @@ class UnetPart:
         noise = torch.randn(latents.shape, generator=rng)
         t = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, memory_format=torch.channels_last)
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device)
         with autocast(self.device, self.half):
             predicted = self.module(noisy, t.to(self.device), states).sample
         error = (predicted.float() - noise.to(self.device)).pow(2).mean((1, 2, 3))
