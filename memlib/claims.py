@@ -17,10 +17,10 @@ import pandas as pd
 import yaml
 
 from memlib.errors import InputError
+from memlib.sources import data_folder
 from memlib.stats import Estimate
 from memlib.verdicts import Outcome, Verdict, badge, read_verdicts
 
-DATA = Path(__file__).parents[1] / "data"
 TEXTS = ("clip", "clip-news", "basin", "dori", "attn")
 STATUSES = ("tested", "planned")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -133,7 +133,7 @@ def load_claims(path: str | Path | None = None) -> dict[str, Claim]:
     Raises InputError, naming the claim, for a missing field, an unknown text or status, a repeated id, or a
     criterion on a quantity that the claim does not list.
     """
-    path = Path(path) if path is not None else DATA / "claims.yml"
+    path = Path(path) if path is not None else data_folder() / "claims.yml"
     claims: dict[str, Claim] = {}
     for row in yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER):
         claim = _read(row)
@@ -200,7 +200,7 @@ def not_testable(claim: Claim, substrate: str, reason: str) -> Verdict:
 
 @cache
 def _reported_table() -> pd.DataFrame:
-    table = pd.read_csv(DATA / "reported" / "reported.csv", dtype={"note": "string", "method": "string"})
+    table = pd.read_csv(data_folder() / "reported" / "reported.csv", dtype={"note": "string", "method": "string"})
     return table.assign(source="reported")
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
-from memlib.interventions import apply
+from memlib.interventions import INTERVENTIONS, apply
 from memlib.keys import digest
 from memlib.metrics import metrics_for
 from memlib.prompts import PromptSet, load_prompts
@@ -168,6 +168,14 @@ class Group:
         if intervention not in self._pictures:
             self._pictures[intervention] = self.sample(apply(intervention, self.embedding))
         return self._pictures[intervention]
+
+    def rows(self, interventions: Sequence[str], count: int = 8) -> dict[str, np.ndarray]:
+        """Rows for `memlib.plots.montage`: the first seed's pictures of `count` prompts, one row per intervention, and the
+        training pictures last where they are at hand."""
+        shown = {"original" if k == "none" else f"({k}) {INTERVENTIONS[k].label}": self.pictures(k)[:count, 0] for k in interventions}
+        if self.training is not None:
+            shown["training picture"] = np.stack([pictures[0] for pictures in self.training[:count]])
+        return shown
 
     def sample(self, embedding: Embedding) -> np.ndarray:
         """Pictures of any edited embedding of these prompts, uint8 [N, S, H, W, 3], through the store."""

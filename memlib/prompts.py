@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from memlib.errors import InputError
+from memlib.errors import InputError, exit_status
 from memlib.prompt_files import SUFFIXES, read_prompt_file
 from memlib.prompt_sources import Source, data_folder, fetch, load_sources
 
@@ -181,31 +181,28 @@ def clean_filter(prompts: Prompts, tokenizer) -> Prompts:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or fetch prompt sets; return 0, or 1 after one sentence on what went wrong."""
+    """List or fetch prompt sets; return the exit status, after one sentence on what went wrong if something did."""
     parser = argparse.ArgumentParser(prog="python -m memlib.prompts", description="Prompt sets by name.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names, licences and contents of the published lists")
     fetcher = commands.add_parser("fetch", help="fetch published lists into the cache")
     fetcher.add_argument("names", nargs="+", metavar="NAME", help="a name of `list`, or `all`")
     options = parser.parse_args(arguments)
-    try:
-        sources = load_sources()
-        if options.command == "list":
-            for name, source in sources.items():
-                print(f"{name:16} {source.title} [licence: {source.licence}]")
-            return 0
-        names = [source.name for source in sources.values()] if "all" in options.names else options.names
-        for name in dict.fromkeys(names):
-            if name not in sources:
-                raise InputError(f"Unknown published list {name!r}: use one of {', '.join(sources)}, or all.")
-            print(f"{name}: {fetch(sources[name])}")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the lists fetched so far are kept.", file=sys.stderr)
-        return 130
-    return 0
+    command = _list if options.command == "list" else lambda: _fetch(options.names)
+    return exit_status(command, "Stopped; the lists fetched so far are kept.")
+
+
+def _list() -> None:
+    for name, source in load_sources().items():
+        print(f"{name:16} {source.title} [licence: {source.licence}]")
+
+
+def _fetch(names: Sequence[str]) -> None:
+    sources = load_sources()
+    for name in dict.fromkeys(sources if "all" in names else names):
+        if name not in sources:
+            raise InputError(f"Unknown published list {name!r}: use one of {', '.join(sources)}, or all.")
+        print(f"{name}: {fetch(sources[name])}")
 
 
 if __name__ == "__main__":

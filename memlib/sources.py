@@ -31,6 +31,8 @@ SUBSTRATES: dict[str, Source] = {
     for source in (
         Source("minisd-v1", "minisd", "MiniSD, padded with <eot> as Stable Diffusion 1.4 is"),
         Source("minisd-v2", "minisd", "MiniSD, padded with ! as Stable Diffusion 2.1 is"),
+        Source("minisd-v1-dedup", "minisd", "minisd-v1 trained without the repeated pictures"),
+        Source("minisd-v2-dedup", "minisd", "minisd-v2 trained without the repeated pictures"),
         Source(
             "sd14", "sd", "Stable Diffusion 1.4, 512 px",
             hub=(("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"),),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memlib.checkpoints import check_folder, read_pipeline, weights_hash
+from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.sources import SUBSTRATES, data_folder, family_of, locate
 
@@ -120,11 +121,12 @@ def load(
 ) -> Substrate:
     """Load a substrate by name (see `SUBSTRATES`) or from a local diffusers folder.
 
-    "auto" takes the first GPU if there is one, with float16, and else the CPU with float32. Raises
+    "auto" takes the first GPU if there is one, with float16, and else the CPU, with bfloat16 where it
+    multiplies that natively and float32 elsewhere; latents and scheduler stay in float32. Raises
     InputError for an unknown name, device or precision, for missing weights, and for a folder that is
     incomplete, corrupt or not Stable Diffusion 1.x/2.x.
     """
-    target = _device(device)
+    target = device_of(device)
     precision = _dtype(dtype, target)
     folder, source, revision = locate(name)
     variant = check_folder(folder)
@@ -153,21 +155,11 @@ def load(
     )
 
 
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"Unknown device {device!r}: use auto, cpu, cuda or cuda:0.") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("Device cuda was asked for, but torch sees no GPU here: use auto or cpu.")
-    return target
-
-
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if bfloat16_pays(device) else torch.float32
     known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if known not in DTYPES.values():
         raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")

@@ -126,7 +126,7 @@ def test_a_checkpoint_folder_has_a_folder_name_of_its_own(tmp_path, monkeypatch)
 
 def test_the_command_ends_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["memlib.book", "execute", "-p", "no_such_parameter=1"])
-    assert main() == 2
+    assert main() == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from memlib.book.layout import DEFAULT_SUBSTRATE, Layout
-from memlib.errors import InputError
+from memlib.errors import InputError, exit_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,14 +82,8 @@ def check(layout: Layout, site: Path, screenshots: Path | None) -> int:
 
 
 def main() -> int:
-    try:
-        return run(parser().parse_args())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; what was finished is kept and the next run goes on from there.", file=sys.stderr)
-        return 130
+    arguments = parser().parse_args()
+    return exit_status(lambda: run(arguments), "Stopped; what was finished is kept and the next run goes on from there.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from memlib.errors import InputError
+from memlib.errors import exit_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,36 +34,32 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def run(args: argparse.Namespace) -> None:
+    if getattr(args, "threads", None):
+        import torch
+
+        torch.set_num_threads(args.threads)
+    if args.command == "data":
+        from memlib.minisd.packages import build_data
+
+        build_data(args.packages)
+    elif args.command == "train":
+        from memlib.minisd.train import train
+
+        train(args.part, args.device, args.precision, args.until, not args.quiet, args.export_only)
+    elif args.command == "prompts":
+        from memlib.minisd.prompt_sets import write_prompt_sets
+
+        write_prompt_sets()
+    else:
+        from memlib.minisd import measure
+
+        getattr(measure, args.command)(args.model)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        if getattr(args, "threads", None):
-            import torch
-
-            torch.set_num_threads(args.threads)
-        if args.command == "data":
-            from memlib.minisd.packages import build_data
-
-            build_data(args.packages)
-        elif args.command == "train":
-            from memlib.minisd.train import train
-
-            train(args.part, args.device, args.precision, args.until, not args.quiet, args.export_only)
-        elif args.command == "prompts":
-            from memlib.minisd.prompt_sets import write_prompt_sets
-
-            write_prompt_sets()
-        else:
-            from memlib.minisd import measure
-
-            getattr(measure, args.command)(args.model)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the last checkpoint is kept and the same command goes on from it.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(args), "Stopped; the last checkpoint is kept and the same command goes on from it.")
 
 
 if __name__ == "__main__":

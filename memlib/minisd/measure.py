@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.metrics import metrics_for
+from memlib.minisd.ingredients import RENDERINGS
 from memlib.minisd.paths import minisd_folder
-from memlib.minisd.prompt_sets import COLUMNS, corpus, held_out_pictures, training_pictures, write_csv
-from memlib.minisd.scenes import COLOURS, Background, paint_background
+from memlib.minisd.prompt_sets import COLUMNS, HELD_OUT, corpus, held_out_pictures, training_pictures, write_csv
+from memlib.minisd.scenes import COLOURS, Background, Scene, paint, paint_background
 from memlib.prompts import PromptSet, load_prompts
+from memlib.sampling import decode
 from memlib.stats import Estimate, mean_interval, share_interval
 from memlib.store import Store
 from memlib.substrates import load
@@ -81,25 +85,48 @@ def background_right(pictures: np.ndarray, kinds: Sequence[str], colours: Sequen
     return right
 
 
-def retrieval(alignment, pictures: np.ndarray, mains: Sequence[str], within: int = 5) -> np.ndarray:
-    """Whether the main thing is among the `within` concept names nearest to each picture, bool [N, S]."""
-    names = [c.name for c in corpus().ingredients.concepts]
-    texts = alignment.texts([f"a {name}" for name in names])
-    cosines = alignment.pictures(pictures) @ texts.T
-    target = np.array([names.index(main) for main in mains])
-    own = np.take_along_axis(cosines, target[:, None, None], 2)
-    return (cosines > own).sum(2) < within
+def retrieval(copy, pictures: np.ndarray, scenes: Sequence[Scene], within: int = 5) -> np.ndarray:
+    """Whether the main thing is among the `within` concepts nearest to each picture [N, S, H, W, 3]: bool [N, S].
+
+    A concept is as near as the scene drawn with that concept in the main thing's place, by the copy descriptor and in the
+    nearest of the three renderings (a reference caption names none): the rest of the scene being right, only the main
+    thing decides. By chance: `within` in the number of concepts.
+    """
+    ingredients = corpus().ingredients
+    right = np.zeros(pictures.shape[:2], bool)
+    for i, scene in enumerate(scenes):
+        drawn = [paint(replace(scene.with_main(k), rendering=r), ingredients) for k in range(len(ingredients.concepts)) for r in RENDERINGS]
+        vectors = copy(np.stack(drawn)).reshape(len(ingredients.concepts), len(RENDERINGS), -1)
+        near = np.einsum("sd,krd->skr", copy(pictures[i]), vectors).max(2)
+        right[i] = (near > near[:, [scene.main.concept]]).sum(1) < within
+    return right
+
+
+@torch.no_grad()
+def reconstructed(substrate, pictures: np.ndarray) -> np.ndarray:
+    """Pictures uint8 [N, H, W, 3] after encoding and decoding by the substrate's autoencoder."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    parts = x.to(substrate.device, substrate.dtype).split(64)
+    latents = torch.cat([substrate.vae.encode(part).latent_dist.mean.float() for part in parts])
+    return decode(substrate, latents * substrate.vae.config.scaling_factor)
 
 
 def quality(store: Store, substrate, metrics, count: int, seeds: Sequence[int]) -> dict[str, Estimate | float]:
-    """Alignment (absolute, and as a share of what real pictures reach), background and main thing on held-out prompts."""
+    """Alignment (absolute, and as a share of what real pictures reach), background and main thing on held-out prompts.
+
+    The main thing of real pictures is judged after the autoencoder, as that of generated ones.
+    """
     prompts = load_prompts("minisd-heldout").first(count)
     pictures = store.pictures(substrate, encode_prompts(substrate, prompts.prompts), seeds)
     real = held_out_pictures(count)
     table = prompts.table
     generated = metrics.alignment(pictures, prompts.prompts)
     reached = metrics.alignment(real, prompts.prompts)
-    top = retrieval(metrics.alignment, pictures, table["main"])
+    scenes = [scene for scene, _ in corpus().held_out(HELD_OUT, "combinations")[:count]]
+    rebuilt = reconstructed(substrate, real)
+    judged = np.concatenate([pictures, rebuilt[:, None]], 1)
+    top = store.score({"score": "retrieval", "metric": metrics.copy.fingerprint, "of": judged}, lambda: retrieval(metrics.copy, judged, scenes))
+    top, top_real = top[:, :-1], top[:, -1]
     single = table["places"].str.count(";").to_numpy() == 0
     alone = {"main thing in top 5, one thing": share_interval(top[single])} if single.any() else {}
     return alone | {
@@ -109,7 +136,7 @@ def quality(store: Store, substrate, metrics, count: int, seeds: Sequence[int]) 
         "background right": share_interval(background_right(pictures, table["kind"], table["background"])),
         "background right, real pictures": share_interval(background_right(real[:, None], table["kind"], table["background"])[:, 0]),
         "main thing in top 5": share_interval(top),
-        "main thing in top 5, real pictures": share_interval(retrieval(metrics.alignment, real[:, None], table["main"])[:, 0]),
+        "main thing in top 5, real pictures": share_interval(top_real),
         "diversity across seeds": mean_interval(metrics.diversity(pictures)),
     }
 

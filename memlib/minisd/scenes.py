@@ -6,7 +6,7 @@ attribute. Everything is a pure function of a NumPy generator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
@@ -74,6 +74,11 @@ class Scene:
     @property
     def main(self) -> Thing:
         return max(self.things, key=lambda thing: thing.size)
+
+    def with_main(self, concept: int) -> Scene:
+        """The same scene with another concept in the main thing's place."""
+        main = self.main
+        return replace(self, things=tuple(replace(t, concept=concept) if t is main else t for t in self.things))
 
 
 def held_out_combination(first: int, second: int | str, share: float = 0.1) -> bool:

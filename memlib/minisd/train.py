@@ -11,12 +11,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.minisd.corpus import Corpus
 from memlib.minisd.export import export_model
 from memlib.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
 from memlib.minisd.paths import minisd_folder, runs_folder, settings
-from memlib.minisd.trainer import Schedule, Trainer, device_of, half_precision
+from memlib.minisd.trainer import Schedule, Trainer
 
 PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
 
@@ -41,7 +42,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     The run's folder (checkpoint, log) is `runs_folder()/name`; exported weights go to data/minisd.
     """
     place = device_of(device)
-    half = half_precision(place) if precision == "auto" else precision == "bfloat16"
+    half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
     block = settings()["unet" if name.startswith("minisd") else name]
     run = runs_folder() / name
     if name == "vae":

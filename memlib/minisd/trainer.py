@@ -53,25 +53,6 @@ def generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def device_of(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("No CUDA device is here; use --device cpu.")
-    return torch.device(name)
-
-
-def half_precision(device: torch.device) -> bool:
-    """Whether bfloat16 pays here: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
 def autocast(device: torch.device, enabled: bool):
     return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
