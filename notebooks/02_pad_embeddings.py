@@ -30,7 +30,6 @@
 # edit is also made on prompts that are **not** memorized.
 
 # %%
-import numpy as np
 import pandas as pd
 from IPython.display import display
 from myst_nb import glue
@@ -46,13 +45,13 @@ from memlib.stats import group_difference
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 12  # at most so many prompts of each set
+n_prompts = 24  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
 device = "auto"  # auto, cpu, cuda
-dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
@@ -81,17 +80,10 @@ print({k: round(v, 3) for k, v in run.thresholds.items()})
 # Each column is one prompt with its first seed; rows are the edits, the last row the training picture where it is at hand.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, five edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-def rows(group, count=8):
-    shown = {"original" if k == "none" else f"({k}) {INTERVENTIONS[k].label}": group.pictures(k)[:count, 0] for k in edits}
-    if group.training is not None:
-        shown["training picture"] = np.stack([t[0] for t in group.training[:count]])
-    return shown
-
-
-plots.montage(rows(known), known.prompts.prompts[:8], "Memorized prompts");
+plots.montage(known.rows(edits), known.prompts.prompts[:8], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and five edits of the embedding, one column per prompt", "width": "100%"}}
-plots.montage(rows(other), other.prompts.prompts[:8], "Prompts that are not memorized");
+plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures

@@ -20,7 +20,7 @@ from memlib.minisd.calibrate import near_misses, precision_recall, threshold_at
 from memlib.minisd.captions import caption, reference_caption
 from memlib.minisd.corpus import LEVELS, PAIRS_PER_LEVEL, Corpus
 from memlib.minisd.judges import pool_at_eot
-from memlib.minisd.measure import background_right, copies_by_level
+from memlib.minisd.measure import background_right, copies_by_level, retrieval
 from memlib.minisd.paths import minisd_folder
 from memlib.minisd.prompt_sets import corpus, training_pictures
 from memlib.minisd.scenes import COLOURS, Background, held_out_combination, paint_background
@@ -108,6 +108,20 @@ def test_backgrounds_are_told_apart():
     assert not background_right(gradient, ["gradient"], ["blue; red"]).any()
     stripes = paint_background(Background("stripes", "red", "blue"))[None, None]
     assert background_right(stripes, ["stripes"], ["blue; red"]).all()
+
+
+def test_retrieval_redraws_the_scene_with_every_concept(small):
+    scene = small.pairs[0].scene
+    other = scene.with_main((scene.main.concept + 1) % len(small.ingredients.concepts))
+    assert [a == b for a, b in zip(scene.things, other.things, strict=True)].count(False) == 1
+    pictures = np.stack([small.picture(scene), small.picture(other)])[None]
+
+    def pixels(batch):
+        flat = batch.reshape(len(batch), -1).astype(np.float32)
+        flat -= flat.mean(1, keepdims=True)
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+    assert retrieval(pixels, pictures, [scene], within=1).tolist() == [[True, False]]
 
 
 def test_copies_by_level_needs_nine_tenths_of_the_seeds():

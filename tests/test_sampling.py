@@ -22,7 +22,7 @@ CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": E
 
 @pytest.fixture(scope="module", params=["sd1_tiny", "sd2_tiny"])
 def substrate(request):
-    return load(request.getfixturevalue(request.param), device="cpu")
+    return load(request.getfixturevalue(request.param), device="cpu", dtype="float32")
 
 
 def final(steps):
@@ -144,7 +144,7 @@ def test_steps_hang_together(substrate):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_velocity_becomes_the_noise_it_was_made_of(sd2_tiny, kind):
     # Forward process with known noise; velocity as defined by Salimans and Ho.
-    substrate = load(sd2_tiny, device="cpu")
+    substrate = load(sd2_tiny, device="cpu", dtype="float32")
     scheduler = substrate.scheduler(kind, 10)
     clean, noise = initial_latents([1, 2], (2, 4, 8, 8)).double()
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -210,7 +210,7 @@ def test_other_channel_counts_and_shift(tmp_path):
     folder = build_sd1(
         tmp_path / "wide", latent_channels=6, vae_options={"scaling_factor": 0.5, "shift_factor": 0.3}
     )
-    substrate = load(folder, device="cpu")
+    substrate = load(folder, device="cpu", dtype="float32")
     assert substrate.latent_shape == (6, 8, 8)
     embedding = encode_prompts(substrate, PROMPTS)
     assert sample(substrate, embedding, [1], steps=2).shape == (2, 1, 64, 64, 3)
@@ -282,7 +282,7 @@ def test_constant_rule_is_named_for_the_store():
 def test_own_models_equal_the_pipeline(name):
     if not (data_folder() / "minisd" / "models" / name / "model_index.json").is_file():
         pytest.skip(f"{name} has not been trained yet")
-    substrate = load(name, device="cpu")
+    substrate = load(name, device="cpu", dtype="float32")
     embedding = encode_prompts(substrate, PROMPTS)
     latents = initial_latents([3, 4], substrate.latent_shape)
     uncond = encode_prompts(substrate, [""]).states

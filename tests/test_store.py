@@ -310,7 +310,7 @@ def test_with_the_real_sampler_pictures_are_those_of_sampling(tmp_path, sd1_tiny
     from memlib.sampling import Cost, sample
     from memlib.substrates import load
 
-    substrate = load(str(sd1_tiny), device="cpu")
+    substrate = load(str(sd1_tiny), device="cpu", dtype="float32")
     embedding = encode_prompts(substrate, ["a cat", "<b>two</b> dogs & a bird"])
     store, cost = Store(tmp_path), Cost()
     kept = store.pictures(substrate, embedding, [0, 1], steps=2, batch_size=3, cost=cost)
