@@ -29,7 +29,7 @@ LOCK_FILE = "sources.lock.json"
 
 @dataclass(frozen=True)
 class Source:
-    """One published list: its address at a fixed commit, SHA-256 (None if unknown) and layout."""
+    """One published list: its address at a fixed commit, SHA-256 (None if unknown), layout and kind of prompts."""
 
     name: str
     title: str
@@ -40,6 +40,8 @@ class Source:
     column: str | None = None
     rows: int | None = None
     styles: tuple[tuple[str, int], ...] = ()
+    kind: str | None = None
+    category: str | None = None
 
 
 def cache_folder() -> Path:
@@ -102,6 +104,18 @@ def fetch(source: Source) -> Path:
     if expected is None:
         _record(source, found)
     return path
+
+
+def at_hand(source: Source) -> bool:
+    """Say whether the list's file lies in the cache with the right bytes, so that `fetch` needs no network."""
+    path = cache_folder() / source.file
+    expected = source.sha256 or _recorded(source)
+    return path.is_file() and expected in (None, _sha256(path))
+
+
+def file_hash(source: Source) -> str:
+    """Return the SHA-256 of the list's file in the cache, fetching it first where it is not at hand."""
+    return _sha256(fetch(source))
 
 
 def _download(source: Source, path: Path) -> bytes:
