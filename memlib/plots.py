@@ -98,3 +98,116 @@ def dose_response(curves: Mapping[str, Mapping[float, Estimate]], xlabel: str, y
     axis.legend(frameon=False)
     figure.tight_layout()
     return figure
+
+
+def ecdf(lengths: Mapping[str, np.ndarray], xlabel: str, limit: float | None = None, limit_label: str = "", upto: float | None = None,
+         dashed: Sequence[str] = ()) -> Figure:  # fmt: skip
+    """Share of values at or below x, one curve per label; those in `dashed` are drawn broken, `limit` as a line."""
+    figure, axis = plt.subplots(figsize=(6.6, 3.9))
+    for colour, (label, values) in zip(sns.color_palette("colorblind", len(lengths)), lengths.items()):
+        x = np.sort(values)
+        axis.step(np.r_[0, x], np.arange(len(x) + 1) / len(x), where="post", color=colour, label=f"{label} ({len(x):,})",
+                  linestyle="--" if label in dashed else "-", linewidth=1.6)  # fmt: skip
+    if limit is not None:
+        axis.axvline(limit, color="black", linewidth=1, linestyle=":", label=limit_label)
+    axis.set(xlabel=xlabel, ylabel="share of prompts", xlim=(0, upto), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: str, ylabel: str, ylim: tuple[float, float] | None = None) -> Figure:
+    """Curves with intervals as bands: one panel per title, in it one curve per label, x -> estimate."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), sharey=True, squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items()):
+        for i, (label, points) in enumerate(curves.items()):
+            x = np.array(list(points))
+            axis.plot(x, [e.value for e in points.values()], color=COLOURS[i % len(COLOURS)], marker="os^D"[i % 4], markersize=3, label=label)
+            axis.fill_between(x, [e.low for e in points.values()], [e.high for e in points.values()], color=COLOURS[i % len(COLOURS)], alpha=0.25)
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel=xlabel, ylim=ylim)
+    axes[0][0].set_ylabel(ylabel)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, str] | None = None) -> Figure:
+    """States in the plane, rows and columns of panels by label; tables have prompt, span, x, y (memlib.structure.project).
+
+    Colour and form tell the span; `groups` names the group of each prompt, the first filled and the others hollow.
+    """
+    columns = list(next(iter(grid.values())))
+    figure, axes = plt.subplots(len(grid), len(columns), figsize=(3.3 * len(columns), 3.1 * len(grid)), squeeze=False)
+    spans, names = ("pr", "pad", "eot", "sot"), list(dict.fromkeys((groups or {}).values()))
+    for r, (label, panels) in enumerate(grid.items()):
+        for c, column in enumerate(columns):
+            axis, table = axes[r][c], panels[column]
+            for i, span in enumerate(spans):
+                part = table[table["span"] == span]
+                filled = part["prompt"].map(lambda p: not names or groups[p] == names[0]).astype(bool)
+                look = {"s": (16, 16, 34, 60)[i], "marker": "o^D*"[i], "linewidths": 0.7, "edgecolors": COLOURS[i]}
+                axis.scatter(part["x"][filled], part["y"][filled], facecolors=COLOURS[i], alpha=0.75, label=f"<{span}>", **look)
+                axis.scatter(part["x"][~filled], part["y"][~filled], facecolors="none", alpha=0.75, **look)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if c == 0:
+                axis.set_ylabel(label)
+            if r == 0:
+                axis.set_title(column)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    return figure
+
+
+def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str], columns: Sequence[str], title: str = "",
+                   limits: tuple[float, float] | None = None) -> Figure:  # fmt: skip
+    """Maps [K, h, w, P] of K prompts at P text positions, one row per prompt after its picture (uint8 [K, H, W, 3]).
+
+    All maps share one scale, `limits` or their own extremes; a position that a prompt does not have (NaN) is grey.
+    """
+    low, high = limits or (np.nanmin(maps), np.nanmax(maps))
+    colours = plt.get_cmap("magma").with_extremes(bad=(0.85, 0.85, 0.85))
+    shown = colours(np.ma.masked_invalid((maps - low) / (high - low or 1)))[..., :3]
+    # Nearest neighbour, since maps and pictures have sizes of their own.
+    y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
+    tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
+    rows = {f"{i + 1}  {_short(p, 24)}".replace("$", r"\$"): np.concatenate([pictures[i : i + 1], tiles[i]]) for i, p in enumerate(prompts)}
+    return montage(rows, ["picture", *columns], title)
+
+
+def by_position(curves: Mapping[str, Sequence[Estimate]], offsets: Sequence[int], ylabel: str, title: str = "", ax: Axes | None = None) -> Figure:
+    """Estimates at positions counted from ``<eot>``, one line per curve with its intervals."""
+    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 3.4))
+    for i, (label, points) in enumerate(curves.items()):
+        values, low, high = (np.array([getattr(e, part) for e in points]) for part in ("value", "low", "high"))
+        colour = COLOURS[i % len(COLOURS)]
+        axis.plot(offsets, values, marker="os^D"[i % 4], markersize=4, label=label, color=colour)
+        axis.fill_between(offsets, low, high, color=colour, alpha=0.2, linewidth=0)
+    axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xticks(list(offsets), ["<eot>" if o == 0 else f"{o:+d}" for o in offsets], fontsize=8)
+    axis.set(xlabel="position from <eot>: prompt before, padding after", ylabel=ylabel, title=title)
+    axis.legend(frameon=False, fontsize=8.5)
+    figure.tight_layout()
+    return figure
+
+
+def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], xlabel: str, bar: str, columns: int = 2) -> Figure:
+    """Panels [rows, x] side by side on one colour scale."""
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns + 0.6, (0.24 * len(rows) + 0.9) * lines), squeeze=False,
+                                sharex=True, sharey=True, layout="constrained")  # fmt: skip
+    low, high = min(np.nanmin(p) for p in panels.values()), max(np.nanmax(p) for p in panels.values())
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (label, values) in zip(axes.flat, panels.items(), strict=False):
+        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        axis.set_yticks(range(len(rows)), rows, fontsize=7.5)
+        axis.set_title(label, fontsize=9.5)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(False)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    figure.colorbar(image, ax=axes, label=bar, shrink=0.85)
+    return figure
