@@ -11,7 +11,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
+from memlib.errors import InputError
 from memlib.minisd.models import scheduler
+from memlib.minisd.paths import minisd_folder
 from memlib.tokenizer import build_clip_tokenizer
 
 SHARED = ("vae", "text_encoder")  # the same in every MiniSD; kept once, in minisd-v1
@@ -28,10 +30,19 @@ def _declare_float32(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def frozen_folder(part: str, runs: Path) -> Path:
+    """Where the trained part "vae" or "text" lies: its run, or else the shipped minisd-v1. Raises InputError if it is in neither."""
+    places = (runs / part / "export", minisd_folder() / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[part])
+    for place in places:
+        if place.exists():
+            return place
+    raise InputError(f"This part needs the trained part {part}; run `python -m memlib.minisd train {part}` first.")
+
+
 def export_model(unet, name: str, target: Path, runs: Path) -> None:
     """Write `target` (data/minisd/models/`name`); other models than minisd-v1 link to its vae and text encoder."""
-    vae = AutoencoderKL.from_pretrained(runs / "vae" / "export", torch_dtype=torch.float16)
-    text = CLIPTextModel.from_pretrained(runs / "text" / "export", torch_dtype=torch.float16)
+    vae = AutoencoderKL.from_pretrained(frozen_folder("vae", runs), torch_dtype=torch.float16)
+    text = CLIPTextModel.from_pretrained(frozen_folder("text", runs), torch_dtype=torch.float16)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,26 +16,55 @@ from transformers import CLIPTextModel
 from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.minisd.corpus import Corpus
-from memlib.minisd.export import export_model
+from memlib.minisd.export import export_model, frozen_folder
 from memlib.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
 from memlib.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.minisd.trainer import Schedule, Trainer
 
 PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
+OTHER_PARTS = ("vae", "text", "descriptor", "evaluator")
 
 
-def _corpus(duplicates: bool = True) -> Corpus:
+@dataclass(frozen=True)
+class Variant:
+    """One U-Net: padding "v1" or "v2", with or without the duplicates, the seed of its data, and its hyper-parameters.
+
+    `replicate` is True for the shorter trainings with other seeds, which stay in the runs folder.
+    """
+
+    padding: str
+    duplicates: bool
+    corpus_seed: int
+    settings: dict
+    replicate: bool
+
+
+def variant(name: str) -> Variant:
+    """Read a U-Net's name: minisd-v1, minisd-v2, either with -dedup, and with -sN for a replicate with seed N.
+
+    Raises InputError for any other name.
+    """
+    found = re.fullmatch(r"minisd-(v[12])(-dedup)?(?:-s(\d+))?", name)
+    if found is None:
+        raise InputError(
+            f"There is no part {name!r}: train one of {', '.join(OTHER_PARTS)}, minisd-v1 or minisd-v2; -dedup leaves the "
+            "duplicates out, and a further -s11 makes a shorter replicate with seed 11."
+        )
+    padding, dedup, seed = found.groups()
+    given = settings()
+    if seed is None:
+        return Variant(padding, dedup is None, given["corpus"]["seed"], given["unet"], False)
+    shorter = given["unet"] | {"seed": int(seed), "steps": given["replicates"]["steps"]}
+    return Variant(padding, dedup is None, int(seed), shorter, True)
+
+
+def _corpus(duplicates: bool = True, seed: int | None = None) -> Corpus:
     block = settings()["corpus"]
-    return Corpus(minisd_folder(), fresh=block["fresh"], seed=block["seed"], duplicates=duplicates)
+    return Corpus(minisd_folder(), fresh=block["fresh"], seed=block["seed"] if seed is None else seed, duplicates=duplicates)
 
 
 def _frozen(name: str, kind: type):
-    folder = runs_folder() / name / "export"
-    shipped = minisd_folder() / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[name]
-    source = folder if folder.exists() else shipped
-    if not source.exists():
-        raise InputError(f"This part needs the trained part {name}; run `python -m memlib.minisd train {name}` first.")
-    return kind.from_pretrained(source, torch_dtype=torch.float32)
+    return kind.from_pretrained(frozen_folder(name, runs_folder()), torch_dtype=torch.float32)
 
 
 def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False) -> None:
@@ -43,7 +74,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     """
     place = device_of(device)
     half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
-    block = settings()["unet" if name.startswith("minisd") else name]
+    block = settings()[name] if name in OTHER_PARTS else variant(name).settings
     run = runs_folder() / name
     if name == "vae":
         part = VaePart(_corpus(), block, place, half)
@@ -52,9 +83,9 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     elif name == "descriptor":
         part = DescriptorPart(_corpus(), block, _frozen("vae", AutoencoderKL), place, half)
     else:
-        version = name.split("-")[1]
-        part = UnetPart(_corpus("dedup" not in name), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
-                        PAD_IDS[version], runs_folder() / "cache", place, half)  # fmt: skip
+        unet = variant(name)
+        part = UnetPart(_corpus(unet.duplicates, unet.corpus_seed), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
+                        PAD_IDS[unet.padding], runs_folder() / "cache", place, half)  # fmt: skip
     schedule = Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"))
     trainer = Trainer(part, schedule, run, place)
     if not export_only:
@@ -82,6 +113,9 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
         target.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps({**block, **calibrate(name, part, trainer.device)}, indent=1) + "\n")
+    elif variant(name).replicate:
+        export_model(part.module, name, trainer.folder / "pipeline", runs_folder())
+        return
     else:
         export_model(part.module, name, folder / "models" / name, runs_folder())
     records = folder / "logs"

@@ -1,0 +1,86 @@
+"""The 2 x 2 of padding and duplication trained again with other seeds: shorter runs, kept as a table of their results.
+
+A claim about training needs several trainings. Each replicate has its own initial weights, noise, order of data and fresh
+scenes; the repeated pairs are the same in all. Weights stay in the runs folder; what is kept with the project is one row per
+prompt and replicate in data/minisd/replicates.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from memlib.metrics import metrics_for
+from memlib.minisd.measure import find_memorized
+from memlib.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.minisd.train import train, variant
+from memlib.prompts import load_prompts
+from memlib.store import Store
+from memlib.substrates import Substrate, load
+
+COLUMNS = ("padding", "duplicated", "training_seed", "steps", "group", "copies", "length", "training_picture", "prompt",
+           "seeds_tried", "seeds_above", "mean_similarity", "memorized")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One training of the design; `name` is its part for `python -m memlib.minisd train`."""
+
+    padding: str
+    duplicated: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"minisd-{self.padding}{'' if self.duplicated else '-dedup'}-s{self.seed}"
+
+
+def design() -> list[Replicate]:
+    """All replicates of training.yml, seed by seed, so that a design that was stopped early is balanced as far as it goes."""
+    return [Replicate(p, d, seed) for seed in settings()["replicates"]["seeds"] for d in (True, False) for p in ("v1", "v2")]
+
+
+def table_file() -> Path:
+    return minisd_folder() / "replicates.csv"
+
+
+def _rows() -> list[dict]:
+    if not table_file().exists():
+        return []
+    with open(table_file(), encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _key(row: dict) -> tuple[str, str, str, str]:
+    return row["padding"], row["duplicated"], row["training_seed"], row["steps"]
+
+
+def _append(rows: list[dict]) -> None:
+    partial = table_file().with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(_rows() + rows)
+    os.replace(partial, table_file())
+
+
+def _load(name: str) -> Substrate:
+    # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
+    return replace(load(runs_folder() / name / "pipeline"), name=name, family="minisd")
+
+
+def run_replicates(device: str = "auto", progress: bool = True) -> None:
+    """Train and measure every replicate that the table lacks; a run that was stopped goes on where it was."""
+    for replicate in design():
+        steps = variant(replicate.name).settings["steps"]
+        shared = {"padding": replicate.padding, "duplicated": int(replicate.duplicated), "training_seed": replicate.seed, "steps": steps}
+        if tuple(map(str, shared.values())) in {_key(row) for row in _rows()}:
+            continue
+        train(replicate.name, device, "auto", None, progress)
+        substrate = _load(replicate.name)
+        metric, store = metrics_for(substrate).copy, Store()
+        rows = [row for name in ("minisd-duplicated", "minisd-template") for row in find_memorized(store, substrate, metric, load_prompts(name))]
+        _append([{**row, **shared} for row in rows])
+        print(f"{replicate.name}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")

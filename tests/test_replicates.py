@@ -1,0 +1,63 @@
+"""The replicated 2 x 2: names, design, and a table that survives being stopped."""
+
+import csv
+from collections import Counter
+
+import pytest
+
+from memlib.errors import InputError
+from memlib.minisd import replicates
+from memlib.minisd.paths import settings
+from memlib.minisd.train import variant
+
+
+def test_names_say_what_is_trained():
+    main, other = variant("minisd-v1"), variant("minisd-v2-dedup")
+    assert (main.padding, main.duplicates, main.replicate) == ("v1", True, False) and main.settings == settings()["unet"]
+    assert (other.padding, other.duplicates, other.corpus_seed) == ("v2", False, main.corpus_seed)
+    shorter = variant("minisd-v2-dedup-s12")
+    assert (shorter.padding, shorter.duplicates, shorter.corpus_seed, shorter.replicate) == ("v2", False, 12, True)
+    changed = {k for k, v in shorter.settings.items() if v != main.settings[k]}
+    assert changed == {"seed", "steps"} and shorter.settings["seed"] == 12
+    for name in ("minisd-v3", "minisd-v1-s", "unet", "minisd-v1-dedup-"):
+        with pytest.raises(InputError, match="There is no part"):
+            variant(name)
+
+
+def test_the_design_is_crossed():
+    cells = Counter((r.padding, r.duplicated) for r in replicates.design())
+    assert len(cells) == 4 and set(cells.values()) == {len(settings()["replicates"]["seeds"])} and min(cells.values()) >= 3
+    assert len({r.name for r in replicates.design()}) == len(replicates.design())
+
+
+def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_path):
+    trained = []
+
+    def stop_after_three(name, *rest):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(name)
+
+    def found(store, substrate, metric, prompts):
+        return [{"prompt": f"{substrate}, with a comma", "group": "duplicated", "copies": 4, "memorized": 0, "mean_similarity": 0.5}]
+
+    class Metrics:
+        copy = None
+
+    monkeypatch.setattr(replicates, "table_file", lambda: tmp_path / "replicates.csv")
+    monkeypatch.setattr(replicates, "train", stop_after_three)
+    monkeypatch.setattr(replicates, "_load", lambda name: name)
+    monkeypatch.setattr(replicates, "metrics_for", lambda substrate: Metrics)
+    monkeypatch.setattr(replicates, "Store", lambda: None)
+    monkeypatch.setattr(replicates, "load_prompts", lambda name: name)
+    monkeypatch.setattr(replicates, "find_memorized", found)
+    with pytest.raises(KeyboardInterrupt):
+        replicates.run_replicates("cpu", progress=False)
+    first, trained[:] = list(trained), []
+    with pytest.raises(KeyboardInterrupt):
+        replicates.run_replicates("cpu", progress=False)
+    assert first + trained == [r.name for r in replicates.design()[:6]]
+    with open(tmp_path / "replicates.csv", encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 2 * 6 and rows[0]["prompt"] == "minisd-v1-s11, with a comma"
+    assert {(row["padding"], row["duplicated"]) for row in rows} == {("v1", "1"), ("v2", "1"), ("v1", "0"), ("v2", "0")}
