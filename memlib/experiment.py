@@ -6,6 +6,7 @@ they were made before.
 
 from __future__ import annotations
 
+import copy
 import html
 import platform
 import subprocess
@@ -24,6 +25,7 @@ from memlib.errors import InputError
 from memlib.interventions import INTERVENTIONS, apply
 from memlib.keys import digest
 from memlib.metrics import metrics_for
+from memlib.mitigations import REGISTRY, Mitigation
 from memlib.prompts import PromptSet, load_prompts
 from memlib.sampling import Cost
 from memlib.stats import Estimate, mean_interval, paired_difference
@@ -36,6 +38,10 @@ ROLES = {
     "not memorized": {"minisd": "minisd-heldout", "sd": "nonmem-coco"},
 }
 SCORES = ("similarity to original", "similarity to training", "alignment", "quality")
+# Scores that are known by name and shown where a notebook asks for them.
+FURTHER_SCORES = ("diversity", "alignment with prompt")
+# What is done to a prompt: the key of an intervention, or a mitigation (`memlib.mitigations.get`).
+Edit = str | Mitigation
 
 
 class Experiment:
@@ -87,34 +93,50 @@ class Experiment:
 
         At most `count` prompts, drawn with a fixed seed where there are more.
         """
-        name = ROLES.get(prompts, {}).get(self.substrate.family, prompts) if isinstance(prompts, str) else None
-        found = prompts if name is None else load_prompts(name)
-        if count is not None and count < 1:
-            raise InputError(f"{count} prompts were asked for: ask for at least 1.")
-        if count is not None and count < len(found):
-            found = found.sample(count, seed=0)
+        found = choose_prompts(prompts, self.substrate.family, count)
         return Group(self, found, label or (prompts if isinstance(prompts, str) else prompts.name))
 
     def provenance(self) -> Provenance:
         """Where the figures of this run come from; the last line of every notebook."""
-        import diffusers
-        import torch
-        import transformers
-
         s = self.substrate
-        hardware = torch.cuda.get_device_name(s.device) if s.device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-        return Provenance(
-            {
-                "substrate": f"{s.name} ({s.revision or 'weights ' + s.weights_hash[:12]})",
-                "seeds": f"{self.seeds[0]} to {self.seeds[-1]}",
-                "sampler": f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}, {str(s.dtype).removeprefix('torch.')}",
-                "commit": _commit(),
-                "versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}",
-                "hardware": hardware,
-                "pictures": f"{self.store.made} sampled or scored here, {self.store.found} from the store",
-                "run": f"{time.strftime('%Y-%m-%d')}, {(time.monotonic() - self.started) / 60:.1f} minutes",
-            }
-        )
+        facts = {
+            "substrate": f"{s.name} ({s.revision or 'weights ' + s.weights_hash[:12]})",
+            "seeds": f"{self.seeds[0]} to {self.seeds[-1]}",
+            "sampler": f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}, {str(s.dtype).removeprefix('torch.')}",
+            "pictures": f"{self.store.made} sampled or scored here, {self.store.found} from the store",
+        }
+        return provenance(facts, self.started, s.device)
+
+
+def choose_prompts(prompts: str | PromptSet, family: str, count: int | None = None) -> PromptSet:
+    """The prompt set that `prompts` stands for: a role ("memorized", "not memorized") by family, a name, a file or a set.
+
+    At most `count` prompts, drawn with a fixed seed where there are more.
+    """
+    name = ROLES.get(prompts, {}).get(family, prompts) if isinstance(prompts, str) else None
+    found = prompts if name is None else load_prompts(name)
+    if count is not None and count < 1:
+        raise InputError(f"{count} prompts were asked for: ask for at least 1.")
+    return found.sample(count, seed=0) if count is not None and count < len(found) else found
+
+
+def provenance(facts: Mapping[str, str], started: float, device: Any = None) -> Provenance:
+    """`facts` with what every run has: commit, versions, hardware, day and duration since `started` (time.monotonic)."""
+    import diffusers
+    import torch
+    import transformers
+
+    on_gpu = device is not None and device.type == "cuda"
+    hardware = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return Provenance(
+        {
+            **facts,
+            "commit": _commit(),
+            "versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}",
+            "hardware": hardware,
+            "run": f"{time.strftime('%Y-%m-%d')}, {(time.monotonic() - started) / 60:.1f} minutes",
+        }
+    )
 
 
 def _commit() -> str:
@@ -138,12 +160,12 @@ class Provenance:
 
 @dataclass
 class Group:
-    """One prompt set under an experiment: embeddings, pictures and scores by intervention."""
+    """One prompt set under an experiment: embeddings, pictures and scores by edit (an intervention's key or a mitigation)."""
 
     experiment: Experiment
     prompts: PromptSet
     label: str
-    _pictures: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _pictures: dict[Edit, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -163,25 +185,45 @@ class Group:
         described = table["description"].fillna("") if "description" in table else [""] * len(table)
         return [d or p for d, p in zip(described, self.prompts.prompts, strict=True)]
 
-    def pictures(self, intervention: str = "none") -> np.ndarray:
-        """Pictures under an intervention of `memlib.interventions`, uint8 [N, S, H, W, 3]."""
-        if intervention not in self._pictures:
-            self._pictures[intervention] = self.sample(apply(intervention, self.embedding))
-        return self._pictures[intervention]
+    def part(self, n_prompts: int | None = None, n_seeds: int | None = None) -> Group:
+        """The first prompts and seeds of this group: their pictures under "none" and the interventions are the same ones."""
+        fewer = copy.copy(self.experiment)
+        fewer.seeds = self.experiment.seeds[:n_seeds]
+        group = Group(fewer, self.prompts.first(n_prompts), self.label)
+        # Rows of one embedding, not encoded again: in another batch the last digits, and with them the keys, may differ.
+        group.embedding = self.embedding.select(slice(n_prompts))
+        return group
 
-    def rows(self, interventions: Sequence[str], count: int = 8) -> dict[str, np.ndarray]:
-        """Rows for `memlib.plots.montage`: the first seed's pictures of `count` prompts, one row per intervention, and the
+    def edited(self, edit: Edit) -> Embedding:
+        """The embedding under an intervention of `memlib.interventions` or a mitigation."""
+        if isinstance(edit, Mitigation):
+            return edit.apply(self.experiment.substrate, self.embedding)
+        return apply(edit, self.embedding)
+
+    def pictures(self, edit: Edit = "none") -> np.ndarray:
+        """Pictures under an intervention of `memlib.interventions` or a mitigation, uint8 [N, S, H, W, 3]."""
+        if edit not in self._pictures:
+            self._pictures[edit] = self.sample(self.edited(edit), edit if isinstance(edit, Mitigation) else None)
+        return self._pictures[edit]
+
+    def rows(self, edits: Sequence[Edit], count: int = 8) -> dict[str, np.ndarray]:
+        """Rows for `memlib.plots.montage`: the first seed's pictures of `count` prompts, one row per edit, and the
         training pictures last where they are at hand."""
-        shown = {"original" if k == "none" else f"({k}) {INTERVENTIONS[k].label}": self.pictures(k)[:count, 0] for k in interventions}
+        shown = {_row_label(edit): self.pictures(edit)[:count, 0] for edit in edits}
         if self.training is not None:
             shown["training picture"] = np.stack([pictures[0] for pictures in self.training[:count]])
         return shown
 
-    def sample(self, embedding: Embedding) -> np.ndarray:
-        """Pictures of any edited embedding of these prompts, uint8 [N, S, H, W, 3], through the store."""
+    def sample(self, embedding: Embedding, mitigation: Mitigation | None = None) -> np.ndarray:
+        """Pictures of any edited embedding of these prompts, uint8 [N, S, H, W, 3], through the store.
+
+        Of a mitigation, guidance and what it does while sampling are applied here, its edit of the embedding is not.
+        """
         x = self.experiment
-        return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, x.guidance, x.scheduler, batch_size=x.batch_size,
-                                progress=x.progress, cost=x.cost)  # fmt: skip
+        guidance = x.guidance if mitigation is None else mitigation.guidance(x.guidance)
+        return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
+                                progress=x.progress, cost=x.cost,
+                                mitigation=mitigation if mitigation is not None and mitigation.sampled else None)  # fmt: skip
 
     @cached_property
     def training(self) -> list[np.ndarray] | None:
@@ -197,12 +239,16 @@ class Group:
 
         return [read_pictures([Path(path)]) for path in table["training_picture"]]
 
-    def score(self, name: str, intervention: str = "none") -> np.ndarray | None:
-        """One of SCORES or "diversity" per prompt and seed, [N, S] ([N] for diversity); None where it cannot be measured."""
-        if name not in (*SCORES, "diversity"):
-            raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, 'diversity'))}.")
-        x, pictures = self.experiment, self.pictures(intervention)
-        metric = x.metrics[{"alignment": "alignment", "quality": "quality", "diversity": "diversity"}.get(name, "copy")]
+    def score(self, name: str, edit: Edit = "none") -> np.ndarray | None:
+        """One of SCORES or FURTHER_SCORES per prompt and seed, [N, S] ([N] for diversity); None where it cannot be measured.
+
+        "alignment with prompt" judges against the prompt itself, "alignment" against `descriptions`.
+        """
+        if name not in (*SCORES, *FURTHER_SCORES):
+            raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
+        x, pictures = self.experiment, self.pictures(edit)
+        roles = {"alignment": "alignment", "alignment with prompt": "alignment", "quality": "quality", "diversity": "diversity"}
+        metric = x.metrics[roles.get(name, "copy")]
         if not metric.available or (name == "diversity" and len(x.seeds) < 2):
             return None
         made_from: list[Any] = [digest(pictures)]
@@ -215,21 +261,23 @@ class Group:
                 return None
             made_from.append([digest(t) for t in training])
             compute = lambda: _nearest_training(metric, pictures, training)  # noqa: E731
-        elif name == "alignment":
-            made_from.append(self.descriptions)
-            compute = lambda: metric(pictures, self.descriptions)  # noqa: E731
+        elif metric is x.metrics["alignment"]:
+            texts = self.descriptions if name == "alignment" else list(self.prompts.prompts)
+            made_from.append(texts)
+            compute = lambda: metric(pictures, texts)  # noqa: E731
+            name = "alignment"  # the same texts give the same score under either name
         else:
             compute = lambda: metric(pictures)  # noqa: E731
         return x.store.score({"score": name, "metric": metric.fingerprint, "of": made_from}, compute)
 
-    def mean(self, name: str, intervention: str = "none") -> Estimate | None:
+    def mean(self, name: str, edit: Edit = "none") -> Estimate | None:
         """Mean of a score with its interval by bootstrap over prompts."""
-        values = self.score(name, intervention)
+        values = self.score(name, edit)
         return None if values is None else mean_interval(values)
 
-    def change(self, name: str, intervention: str, baseline: str = "none") -> Estimate | None:
-        """Mean of a score under `intervention` minus under `baseline`, paired by prompt and seed."""
-        first, second = self.score(name, intervention), self.score(name, baseline)
+    def change(self, name: str, edit: Edit, baseline: Edit = "none") -> Estimate | None:
+        """Mean of a score under `edit` minus under `baseline`, paired by prompt and seed."""
+        first, second = self.score(name, edit), self.score(name, baseline)
         return None if first is None or second is None else paired_difference(first, second)
 
 
@@ -238,25 +286,38 @@ def _nearest_training(metric: Any, pictures: np.ndarray, training: list[np.ndarr
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
 
 
-def summary(groups: Sequence[Group], interventions: Sequence[str], scores: Sequence[str] = SCORES, digits: int = 2) -> pd.DataFrame:
-    """Means with intervals, one row per group and intervention, one column per score; "not measured" where it is not."""
+def _row_label(edit: Edit) -> str:
+    if isinstance(edit, Mitigation):
+        return edit.label if edit == REGISTRY.get(edit.name) else edit.title
+    return "original" if edit == "none" else f"({edit}) {INTERVENTIONS[edit].label}"
+
+
+def edit_name(edit: Edit) -> str:
+    """How tables and figures call an edit."""
+    if isinstance(edit, Mitigation):
+        return edit.title
+    return "original" if edit == "none" else edit
+
+
+def summary(groups: Sequence[Group], edits: Sequence[Edit], scores: Sequence[str] = SCORES, digits: int = 2) -> pd.DataFrame:
+    """Means with intervals, one row per group and edit, one column per score; "not measured" where it is not."""
     rows = []
     for group in groups:
-        for key in interventions:
+        for key in edits:
             means = {score: group.mean(score, key) for score in scores}
-            rows.append({"prompts": f"{group.label} ({len(group)})", "edit": "original" if key == "none" else key,
+            rows.append({"prompts": f"{group.label} ({len(group)})", "edit": edit_name(key),
                          **{k: "not measured" if m is None else m.text(digits) for k, m in means.items()}})  # fmt: skip
     return pd.DataFrame(rows).set_index(["prompts", "edit"])
 
 
-def long_table(groups: Sequence[Group], interventions: Sequence[str], score: str) -> pd.DataFrame:
-    """One row per group, intervention and prompt: the score's mean over seeds, for plots."""
+def long_table(groups: Sequence[Group], edits: Sequence[Edit], score: str) -> pd.DataFrame:
+    """One row per group, edit and prompt: the score's mean over seeds, for plots."""
     rows = []
     for group in groups:
-        for key in interventions:
+        for key in edits:
             values = group.score(score, key)
             if values is None:
                 continue
             per_prompt = values if values.ndim == 1 else values.mean(1)
-            rows += [{"prompts": group.label, "edit": "original" if key == "none" else key, score: float(v)} for v in per_prompt]
+            rows += [{"prompts": group.label, "edit": edit_name(key), score: float(v)} for v in per_prompt]
     return pd.DataFrame(rows, columns=["prompts", "edit", score])

@@ -13,7 +13,7 @@ shorter. A prompt of 75 tokens has no padding: (d) and (h) leave it as it is, (g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,42 @@ def apply(key: str, embedding: Embedding) -> Embedding:
     if key not in INTERVENTIONS:
         raise InputError(f"Unknown intervention {key!r}: use one of {', '.join(INTERVENTIONS)}.")
     return embedding.replace(INTERVENTIONS[key].edit(embedding.states, embedding.tokens))
+
+
+SWAPS = {"eot": ("eot",), "eot+pad": ("eot", "pad"), "pad": ("pad",)}
+
+
+def swap(embedding: Embedding, partners: Sequence[int], what: str = "eot+pad") -> Embedding:
+    """Return the embedding [N, 77, d] in which row i has the states `what` of row ``partners[i]``; the input is not modified.
+
+    `what` is "eot", "pad" or "eot+pad"; start and prompt states stay each row's own. `clip` does not say what is done where
+    lengths differ. The rule taken: positions are counted from `<eot>`. The partner's end state goes to the row's own
+    `<eot>` position, the partner's padding states from left to right to the row's own padding positions;
+    what is left over of a longer padding is dropped, and a shorter one starts again at its first state. Raises InputError for
+    an unknown `what`, partners that do not fit, and a partner without padding for a row with some.
+    Source: `clip` Appendix A.3.
+    """
+    if what not in SWAPS:
+        raise InputError(f"Unknown exchange {what!r}: use one of {', '.join(SWAPS)}.")
+    partners = [int(partner) for partner in partners]
+    if len(partners) != len(embedding) or not all(0 <= partner < len(embedding) for partner in partners):
+        raise InputError(f"Partners {partners} do not fit {len(embedding)} prompts: give each a row from 0 to {len(embedding) - 1}.")
+    tokens, states = embedding.tokens, embedding.states.clone()
+    lengths = tokens.lengths.tolist()
+    for row, partner in enumerate(partners):
+        own, other = lengths[row] + 1, lengths[partner] + 1
+        if "eot" in SWAPS[what]:
+            states[row, own] = embedding.states[partner, other]
+        targets = torch.arange(own + 1, states.shape[1])
+        if "pad" in SWAPS[what] and len(targets):
+            padding = embedding.states[partner, other + 1 :]
+            if len(padding) == 0:
+                raise InputError(
+                    f"Prompt {partner} ({_shorten(tokens.prompts[partner])!r}) fills all 75 positions and has no padding to "
+                    f"exchange: leave it out or shorten it."
+                )
+            states[row, targets] = padding[(targets - own - 1) % len(padding)]
+    return embedding.replace(states)
 
 
 MASK_ORDERS = ("last", "first", "random", "even")

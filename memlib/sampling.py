@@ -6,6 +6,7 @@ The loop itself is `trajectory` (in memlib.denoising, also available here).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from memlib.errors import InputError
 from memlib.guidance import Rule, as_rule
 
 __all__ = [
-    "SAMPLER_VERSION", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
+    "SAMPLER_VERSION", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
     "to_epsilon", "trajectory", "uncond_states",
 ]  # fmt: skip
 
@@ -77,6 +78,27 @@ def decode(substrate: Any, latents: Tensor) -> np.ndarray:
 Observer = Callable[[list[int], list[int], Step], None]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """B samples about to be denoised: prompt `rows` and `seeds`, and the tensors of each.
+
+    `embedding` holds the B conditional embeddings with their tokens, `uncond` [1 or B, 77, d] the unconditional states and
+    `latents` [B, C, h, w] the initial noise; `steps`, `rule` and `scheduler` are those of the run.
+    """
+
+    rows: list[int]
+    seeds: list[int]
+    embedding: Embedding
+    uncond: Tensor
+    latents: Tensor
+    steps: int
+    rule: Rule
+    scheduler: str
+
+
+Around = Callable[[Any, Batch, Cost], AbstractContextManager[Batch]]
+
+
 def sample_batches(
     substrate: Any,
     embedding: Embedding,
@@ -89,12 +111,14 @@ def sample_batches(
     pairs: Sequence[tuple[int, int]] | None = None,
     keep: Observer | None = None,
     cost: Cost | None = None,
+    around: Around | None = None,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
     """Sample prompts x seeds and yield each finished batch as (rows, seeds, pictures uint8 [b, H, W, 3]).
 
     `rows` are prompt rows of `embedding`. `pairs` restricts the work to the (row, seed) pairs given, in
     that order, and `seeds` is then not used. `uncond` defaults to the empty prompt with the substrate's
-    own padding. `keep(rows, seeds, step)` is called at every step. A (prompt, seed) gives the same
+    own padding. `keep(rows, seeds, step)` is called at every step. `around(substrate, batch, cost)` gives a context
+    manager in which a batch is denoised and which may replace its tensors (see `memlib.mitigations.base`). A (prompt, seed) gives the same
     picture, to float tolerance, whatever the batch. Raises InputError before any work for no prompts, no
     seeds, a bad batch size, steps out of range, or an unknown scheduler.
     """
@@ -116,8 +140,9 @@ def sample_batches(
     substrate.scheduler(scheduler, steps)
     uncond = uncond_states(substrate, uncond)
     return _batches(
-        substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep, cost or Cost()
-    )
+        substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep,
+        Cost() if cost is None else cost, around,
+    )  # fmt: skip
 
 
 def _batches(
@@ -131,16 +156,18 @@ def _batches(
     uncond: Tensor,
     keep: Observer | None,
     cost: Cost,
+    around: Around | None,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
     for start in range(0, len(pairs), batch_size):
         rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
         latents = initial_latents(seeds, substrate.latent_shape)
-        cond = embedding.states[rows]
-        for step in trajectory(
-            substrate, cond, uncond, latents, steps, rule, scheduler, cost=cost
-        ):
-            if keep is not None:
-                keep(rows, seeds, step)
+        batch = Batch(rows, seeds, embedding.select(rows), uncond, latents, steps, rule, scheduler)
+        with nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
+            for step in trajectory(
+                substrate, batch.embedding.states, batch.uncond, batch.latents, steps, batch.rule, scheduler, cost=cost
+            ):
+                if keep is not None:
+                    keep(rows, seeds, step)
         pictures = decode(substrate, step.next_latents)
         cost.pictures += len(rows)
         yield rows, seeds, pictures

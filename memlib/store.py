@@ -66,16 +66,19 @@ class Store:
         batch_size: int | None = None,
         progress: bool = False,
         cost: Any = None,
+        mitigation: Any = None,
     ) -> np.ndarray:
         """Return uint8 pictures [N, S, H, W, 3] of every prompt row with every seed, sampling what is absent.
 
         `uncond` is the unconditional embedding ([1, 77, d] or an Embedding); by default that of the empty
         prompt. Each batch is saved as soon as it is sampled; `cost` (memlib.sampling.Cost) counts the work.
+        `mitigation` is one that acts while sampling (see `memlib.mitigations.base`): its `key` joins the key.
         """
         shown: dict[str, np.ndarray] = {}
         keys = self.ensure(
             substrate, embedding, seeds, steps, guidance, scheduler,
             uncond=uncond, batch_size=batch_size, progress=progress, into=shown, cost=cost,
+            mitigation=mitigation,
         )  # fmt: skip
         return np.stack([np.stack([shown[key] for key in row]) for row in keys])
 
@@ -93,6 +96,7 @@ class Store:
         progress: bool = False,
         into: dict[str, np.ndarray] | None = None,
         cost: Any = None,
+        mitigation: Any = None,
     ) -> list[list[str]]:
         """Make sure that all these pictures are stored and return their keys [N][S].
 
@@ -105,6 +109,8 @@ class Store:
         sample_batches, version = self._sampling()
         uncond = self._unconditional(substrate, uncond)
         recipe = picture_recipe(substrate, uncond, steps, guidance, scheduler, version)
+        if mitigation is not None:
+            recipe["mitigation"] = mitigation.key
         rows = [digest(states.float()) for states in embedding.states]
         keys = [[digest({**recipe, "cond": row, "seed": seed}) for seed in seeds] for row in rows]
 
@@ -121,6 +127,7 @@ class Store:
         batches = sample_batches(
             substrate, embedding, seeds, steps=steps, guidance=guidance, scheduler=scheduler,
             batch_size=batch_size, uncond=uncond, pairs=pairs, cost=cost,
+            **({} if mitigation is None else {"around": mitigation.around}),
         )  # fmt: skip
         with tqdm(total=len(pairs), unit="picture", disable=not progress) as bar:
             for batch_rows, batch_seeds, pictures in batches:

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from memlib import claims
 from memlib.claims import claim, judge, load_claims, not_testable, read_verdicts, reported
 from memlib.errors import InputError
-from memlib.stats import Estimate, mean_interval
+from memlib.stats import Estimate, mean_interval, share_interval
 from memlib.verdicts import BADGES, MIME, VERDICTS, Verdict
 
 IDS = (
@@ -24,6 +24,20 @@ COPY = {"copy_threshold": 0.6}
 
 def around(value, half=0.02):
     return Estimate(value, value - half, value + half, n_prompts=24, n_seeds=10)
+
+
+def structure(difference, cosine, silhouette_v1, silhouette_v2):
+    return {
+        "cosine_v1_minus_v2": around(difference), "cosine_eot_pad_v1": around(cosine), "cosine_eot_pad_v2": around(cosine - difference),
+        "silhouette_v1": around(silhouette_v1), "silhouette_v2": around(silhouette_v2),
+    }  # fmt: skip
+
+
+def long_prompts(*counts):
+    """Shares of so many long ones among 24, with their intervals."""
+    shares = [share_interval(np.arange(24) < count) for count in counts]
+    names = ("share_40_or_more", "share_40_or_more_with_special", "share_30_or_fewer_padding")
+    return {name: replace(share, n_seeds=10) for name, share in zip(names, shares)}
 
 
 def test_every_claim_is_there_with_all_it_needs():
@@ -40,6 +54,13 @@ def test_every_claim_is_there_with_all_it_needs():
         "C2a": "02_pad_embeddings",
         "C2b": "02_pad_embeddings",
         "C2c": "02_pad_embeddings",
+        "C3a": "03_embedding_structure",
+        "C3b": "04_token_lengths",
+        "C6a": "06_cross_attention",
+        "C6b": "06_cross_attention",
+        **{name: "08_mitigations" for name in ("C5a", "C5b", "C5c", "C5d", "C5e")},
+        "C7": "07_swapping",
+        "C8": "09_published_lists",
     }
 
 
@@ -66,6 +87,14 @@ def test_every_claim_is_there_with_all_it_needs():
         ("C2c", {"similarity_h_minus_f": around(-0.5), "similarity_h_minus_c": around(-0.01), "similarity_h": around(0.2)}, "holds in part"),
         ("C2c", {"similarity_h_minus_f": around(-0.2), "similarity_h_minus_c": around(-0.2), "similarity_h": around(0.8)}, "holds in part"),
         ("C2c", {"similarity_h_minus_f": around(-0.2), "similarity_h_minus_c": around(0.01), "similarity_h": around(0.2)}, "does not hold"),
+        ("C3a", structure(0.5, 0.95, 0.1, 0.7), "holds"),
+        ("C3a", structure(0.5, 0.8, 0.1, 0.7), "holds in part"),
+        ("C3a", structure(0.5, 0.95, 0.4, 0.3), "holds in part"),
+        ("C3a", structure(0.01, 0.95, 0.1, 0.7), "holds in part"),
+        ("C3a", structure(-0.01, 0.95, 0.1, 0.7), "does not hold"),
+        ("C3b", long_prompts(0, 0, 0), "holds"),
+        ("C3b", long_prompts(0, 1, 0), "holds in part"),
+        ("C3b", long_prompts(1, 1, 0), "does not hold"),
     ],
 )  # fmt: skip
 def test_verdicts_by_hand(name, quantities, expected):
@@ -184,6 +213,9 @@ def test_a_verdict_shows_itself_and_is_read_back_from_a_notebook(tmp_path):
     parser.feed(data["text/html"])
     assert parser.open == [] and "<b>&substrate" in "".join(parser.words)
     assert "0.900 [0.880, 0.920]" in data["text/html"] and "24 prompts, 10 seeds" in data["text/plain"]
+
+    unsampled = judge(claim("C3b"), {name: replace(share, n_seeds=0) for name, share in long_prompts(0, 0, 0).items()})
+    assert str(unsampled).endswith("24 prompts") and "24 prompts</small>" in unsampled.to_html()
 
     missing = not_testable(claim("C1a"), "sd14", "SSCD is not measured.")
     gap = replace(missing, quantities={"x": around(math.nan)})

@@ -7,7 +7,7 @@ import torch
 
 from memlib.embeddings import Embedding, tokenize
 from memlib.errors import InputError
-from memlib.interventions import INTERVENTIONS, apply, mask_padding
+from memlib.interventions import INTERVENTIONS, apply, mask_padding, swap
 from memlib.tokenizer import build_clip_tokenizer
 
 LENGTHS = (0, 2, 50, 74)
@@ -120,3 +120,45 @@ def test_full_masking_is_intervention_h():
 def test_bad_masking_is_named(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         mask_padding(numbered([3]), *arguments)
+
+
+def exchanged(what, own, other):
+    """States [77, 2] of a prompt of `own` tokens after the exchange with one of `other` tokens, numbered from 1000."""
+    embedding = numbered([own, other])
+    embedding = embedding.replace(embedding.states + torch.tensor([0.0, 1000.0])[:, None, None])
+    before = embedding.states.clone()
+    result = swap(embedding, [1, 0], what)
+    assert torch.equal(embedding.states, before) and result.tokens is embedding.tokens
+    return result.states[:, :, 0]
+
+
+@pytest.mark.parametrize(("own", "other"), [(3, 3), (2, 60), (60, 2), (0, 73), (73, 0)])
+def test_exchanges_are_counted_from_eot(own, other):
+    start = list(range(own + 1))
+    pad = [1000 + other + 2 + i % (75 - other) for i in range(75 - own)]
+    plain_pad = list(range(own + 2, 77))
+    assert exchanged("eot", own, other)[0].tolist() == [*start, 1000 + other + 1, *plain_pad]
+    assert exchanged("pad", own, other)[0].tolist() == [*start, own + 1, *pad]
+    assert exchanged("eot+pad", own, other)[0].tolist() == [*start, 1000 + other + 1, *pad]
+
+
+def test_exchanging_equal_lengths_twice_gives_everything_back():
+    embedding = numbered([4, 4, 4])
+    embedding = embedding.replace(embedding.states + torch.tensor([0.0, 100.0, 200.0])[:, None, None])
+    once = swap(embedding, [1, 2, 0])
+    assert not torch.equal(once.states, embedding.states)
+    assert torch.equal(swap(once, [2, 0, 1]).states, embedding.states)
+    assert torch.equal(swap(embedding, [0, 1, 2]).states, embedding.states)
+
+
+def test_bad_exchanges_are_named():
+    embedding = numbered([3, 75, 75])
+    with pytest.raises(InputError, match="Unknown exchange 'prompt': use one of eot, eot\\+pad, pad"):
+        swap(embedding, [0, 1, 2], "prompt")
+    for partners in ([0, 1], [0, 1, 3], [0, 1, -1]):
+        with pytest.raises(InputError, match="do not fit 3 prompts"):
+            swap(embedding, partners)
+    with pytest.raises(InputError, match="Prompt 1 .* has no padding to exchange"):
+        swap(embedding, [1, 0, 2])
+    # Two prompts without padding have none to fill either.
+    assert torch.equal(swap(embedding, [0, 2, 1], "pad").states, embedding.states)

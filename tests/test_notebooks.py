@@ -10,6 +10,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from memlib.errors import InputError
 from memlib.experiment import Experiment
+from memlib.token_lengths import read_statistics
 from memlib.verdicts import read_verdicts
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -32,7 +33,15 @@ def execute(name, folder, **parameters):
     return out
 
 
-@pytest.mark.parametrize(("name", "claims"), [("01_prompt_embeddings", ["C1a", "C1b"]), ("02_pad_embeddings", ["C2a", "C2b", "C2c"])])
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("01_prompt_embeddings", ["C1a", "C1b"]),
+        ("02_pad_embeddings", ["C2a", "C2b", "C2c"]),
+        ("07_swapping", ["C7"]),
+        ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),
+    ],
+)
 def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, claims, sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -42,6 +51,39 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     assert {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "not measured" in page and "<i>Game" not in page
+
+
+def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):
+    monkeypatch.setenv("MEMLIB_MODELS", str(offline / "models"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(offline / "hub"))
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    out = execute("03_embedding_structure", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_shown=2, behind=2, towers=["sd14"])
+    (verdict,) = read_verdicts(out)
+    assert verdict["claim"] == "C3a" and verdict["verdict"] != "not testable here" and verdict["n_prompts"] == 2
+    page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+    assert "sd14: not measured here. The weights of sd14 are missing." in page and "<i>Game" not in page
+
+
+def test_token_lengths_are_judged_on_the_published_lists_and_on_nothing_less(offline):
+    (verdict,) = read_verdicts(execute("04_token_lengths", offline))
+    assert (verdict["claim"], verdict["substrate"]) == ("C3b", "published lists") and verdict["n_prompts"] > 3000
+    part = read_statistics()
+    part[part["list"].isin(["webster345", "nonmem-coco"])].to_csv(offline / "part.csv", index=False)
+    (verdict,) = read_verdicts(execute("04_token_lengths", offline, statistics_file=str(offline / "part.csv")))
+    assert verdict["verdict"] == "not testable here" and "sd2-webster219, membench are not at hand" in verdict["reason"]
+
+
+def test_the_published_lists_are_measured_by_a_run_and_not_before(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text("prompt\na cat\na dog\n", encoding="utf-8")
+    shared = {"substrate": str(sd1_tiny), "webster": str(prompts), "membench": str(prompts), "n_seeds": 1, "steps": 1, "at_once": 1}
+    for measure, words in ((False, "not measured here"), (True, "not measured")):
+        out = execute("09_published_lists", offline, **shared, measure=measure)
+        [verdict] = [v for v in read_verdicts(out) if v["substrate"] == sd1_tiny.name]
+        assert verdict["verdict"] == "not testable here"
+        assert words in "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
 
 
 def test_an_unknown_parameter_ends_in_one_sentence(offline):

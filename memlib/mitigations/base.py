@@ -1,0 +1,142 @@
+"""What a mitigation is: a named object with parameters and hooks into the sampling chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from memlib.embeddings import PADDINGS, Embedding, Tokens, encode
+from memlib.errors import InputError
+from memlib.guidance import Rule
+
+if TYPE_CHECKING:
+    from memlib.sampling import Batch, Cost
+
+REGISTRY: dict[str, Mitigation] = {}
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """A mitigation: subclass it, set the class attributes, override the hooks it needs, and `register` it.
+
+    The fields of the subclass are its parameters, plain numbers and texts, with defaults. The hooks, in the order of the chain:
+
+    - `padding`: another padding token to encode with (a key of `memlib.embeddings.PADDINGS`), or None;
+    - `edit(states, tokens)`: new states [N, 77, d] from states and their spans, each prompt on its own;
+    - `guidance(scale)`: the guidance scale or rule to sample with;
+    - `around(substrate, batch, cost)`: a context manager around the denoising of one batch. It yields the batch to
+      denoise, in which states and initial latents may have been replaced sample by sample (optimized embeddings, chosen
+      noise), and may patch the model meanwhile (attention); U-Net rows it spends itself are added to `cost`. Set `sampled` to True
+      with it: pictures are then stored under the mitigation's name, parameters and `version`, since they do not follow from
+      embedding and guidance alone.
+
+    The unconditional embedding is left alone by `padding` and `edit`.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    # What it costs beside plain sampling, in words; the figures are measured.
+    cost: ClassVar[str] = "none"
+    # What it does to a prompt of 75 tokens, which has no padding.
+    full_prompt: ClassVar[str] = "the same as for any prompt"
+    # The method's key in data/reported/reported.csv, where a text reports figures for it.
+    reported: ClassVar[str | None] = None
+    padding: ClassVar[str | None] = None
+    # Whether the edit depends on the padding, which a prompt of 75 tokens lacks.
+    needs_padding: ClassVar[bool] = False
+    sampled: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies the mitigation in the store: name, version and parameters."""
+        return {"mitigation": self.name, "version": self.version, **self.params}
+
+    @property
+    def title(self) -> str:
+        """The name, with those parameters that differ from the registered ones."""
+        usual = REGISTRY[self.name].params if self.name in REGISTRY else {}
+        changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                   for name, value in self.params.items() if usual.get(name) != value]  # fmt: skip
+        return f"{self.name} ({', '.join(changed)})" if changed else self.name
+
+    def with_params(self, **params: Any) -> Mitigation:
+        """Return the same mitigation with other parameters; raises InputError for one that it does not have."""
+        for name in params:
+            if name not in self.params:
+                known = f"it has {', '.join(self.params)}" if self.params else "it has none"
+                raise InputError(f"The mitigation {self.name!r} has no parameter {name!r}: {known}.")
+        return replace(self, **params)
+
+    def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """Return new states [N, 77, d], encoded with `padding`; the input is not modified."""
+        return states
+
+    def guidance(self, scale: float | Rule) -> float | Rule:
+        """Return the guidance to sample with in place of `scale`."""
+        return scale
+
+    @contextmanager
+    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        """Yield the batch to denoise; used where `sampled` is True."""
+        yield batch
+
+    def apply(self, encoder: Any, embedding: Embedding) -> Embedding:
+        """Return the edited embedding; `encoder` (a substrate) encodes anew where `padding` asks for it.
+
+        Text attention is causal, so encoding with another padding token changes the padding states alone; they are put
+        into the given embedding, whose other states may have been weighted or edited before.
+        """
+        if self.padding is not None and PADDINGS[self.padding] != embedding.tokens.pad_id:
+            tokens = embedding.tokens.repad(self.padding)
+            swapped = encode(encoder, tokens).states
+            states = swapped.where(tokens.pad[..., None], embedding.states)
+            embedding = Embedding(states, tokens)
+        return embedding.replace(self.edit(embedding.states, embedding.tokens))
+
+    def remark(self, tokenizer: Any) -> str:
+        """Return a sentence where the mitigation does less than its name says with this tokenizer, else an empty text."""
+        if self.padding is None or PADDINGS[self.padding] != tokenizer.pad_token_id:
+            return ""
+        rest = "changes nothing" if type(self).edit is Mitigation.edit else "leaves the padding as it is and makes its other edit only"
+        return f"This model pads with {self.padding!r} already, so {self.name} {rest}."
+
+
+Kind = TypeVar("Kind", bound=type[Mitigation])
+
+
+def register(kind: Kind) -> Kind:
+    """Class decorator: enter a mitigation with its default parameters; raises InputError for a name that is taken."""
+    if kind.name in REGISTRY:
+        raise InputError(f"There is a mitigation {kind.name!r} already: choose another name.")
+    REGISTRY[kind.name] = kind()
+    return kind
+
+
+def get(name: str, **params: Any) -> Mitigation:
+    """Return the registered mitigation `name` with these parameters in place of its defaults.
+
+    Raises InputError for an unknown name or parameter, and for a value that the mitigation does not take.
+    """
+    if name not in REGISTRY:
+        raise InputError(f"Unknown mitigation {name!r}: use one of {', '.join(REGISTRY)}.")
+    return REGISTRY[name].with_params(**params)
+
+
+def describe() -> list[Mapping[str, str]]:
+    """Return one row of words per registered mitigation, for tables: name, what it does, source, cost, full prompts."""
+    return [
+        {"mitigation": m.name, "what it does": m.summary, "source": m.source, "extra cost": m.cost, "prompt of 75 tokens": m.full_prompt}
+        for m in REGISTRY.values()
+    ]

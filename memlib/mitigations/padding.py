@@ -1,0 +1,141 @@
+"""The mitigations of `clip`, Sections 4.1 and 4.2: another padding token, and padding states set to zero.
+
+Both edit the conditional embedding only; `clip` does not say what it does with the unconditional one. "Masked" means
+replaced by a zero vector, as in `memlib.interventions`. A prompt of 75 tokens has no padding, and nothing of it is changed
+but what a mitigation does to `<eot>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from memlib.embeddings import Embedding, Tokens
+from memlib.errors import InputError
+from memlib.interventions import MASK_ORDERS, mask_padding
+from memlib.mitigations.base import Mitigation, register
+
+UNCHANGED = "nothing: there is no padding"
+
+
+def _mask_eot(states: Tensor, tokens: Tokens) -> Tensor:
+    return states.masked_fill(tokens.eot.to(states.device)[..., None], 0)
+
+
+@register
+@dataclass(frozen=True)
+class Unmitigated(Mitigation):
+    """Plain sampling, to compare with."""
+
+    name: ClassVar[str] = "none"
+    label: ClassVar[str] = "no mitigation"
+    summary: ClassVar[str] = "Plain sampling."
+    source: ClassVar[str] = "clip"
+    reported: ClassVar[str | None] = "none"
+
+
+@register
+@dataclass(frozen=True)
+class PadSwap(Mitigation):
+    """Encode the prompt with `!` (id 0) as the padding token. Source: `clip` Section 4.2, Table 4."""
+
+    name: ClassVar[str] = "pad-swap"
+    label: ClassVar[str] = "pad → !"
+    summary: ClassVar[str] = "The prompt is encoded with ! as the padding token."
+    source: ClassVar[str] = "clip 4.2, Table 4"
+    full_prompt: ClassVar[str] = UNCHANGED
+    reported: ClassVar[str | None] = "pad_swap"
+    padding: ClassVar[str | None] = "!"
+    needs_padding: ClassVar[bool] = True
+
+
+@register
+@dataclass(frozen=True)
+class PadSwapEotMask(Mitigation):
+    """Encode with `!` as the padding token, then set the `<eot>` state to zero. Source: `clip` Section 4.2, Table 4."""
+
+    name: ClassVar[str] = "pad-swap-eot-mask"
+    label: ClassVar[str] = "pad → !, eot ← 0"
+    summary: ClassVar[str] = "The prompt is encoded with ! as the padding token, and the <eot> state is set to zero."
+    source: ClassVar[str] = "clip 4.2, Table 4"
+    full_prompt: ClassVar[str] = "only the <eot> state is set to zero"
+    reported: ClassVar[str | None] = "pad_swap_mask_eot"
+    padding: ClassVar[str | None] = "!"
+    needs_padding: ClassVar[bool] = True
+
+    def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
+        return _mask_eot(states, tokens)
+
+
+@register
+@dataclass(frozen=True)
+class PadMask(Mitigation):
+    """Set a fraction (0 to 1) of the padding states to zero; `which` is "last", "first", "random" or "even".
+
+    `clip` takes 70 % and does not say which positions. "random" draws them for each prompt from its text and `seed`, so that a
+    prompt has the same positions in any batch. Source: `clip` Section 4.2, Partial Masking; Table 4.
+    """
+
+    fraction: float = 0.7
+    which: str = "last"
+    seed: int = 0
+
+    name: ClassVar[str] = "pad-mask"
+    label: ClassVar[str] = "pad ← 0 in part"
+    summary: ClassVar[str] = "A part of the padding states (70 %, the last ones) is set to zero."
+    source: ClassVar[str] = "clip 4.2, Table 4"
+    full_prompt: ClassVar[str] = UNCHANGED
+    reported: ClassVar[str | None] = "mask_pad_70"
+    needs_padding: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)) or not 0 <= self.fraction <= 1:
+            raise InputError(f"Cannot mask a fraction of {self.fraction!r}: use a number from 0 to 1 (0.7 is 70 %).")
+        if self.which not in MASK_ORDERS:
+            raise InputError(f"Unknown choice of padding {self.which!r}: use one of {', '.join(MASK_ORDERS)}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"The seed of pad-mask is {self.seed!r}: use a whole number from 0 on.")
+
+    def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
+        embedding = Embedding(states, tokens)
+        if self.which != "random":
+            return mask_padding(embedding, self.fraction, self.which).states
+        rows = [
+            mask_padding(embedding.select([row]), self.fraction, "random", self._generator(prompt)).states
+            for row, prompt in enumerate(tokens.prompts)
+        ]
+        return torch.cat(rows)
+
+    def _generator(self, prompt: str) -> torch.Generator:
+        drawn = hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()[:7]
+        return torch.Generator().manual_seed(int.from_bytes(drawn))
+
+
+@register
+@dataclass(frozen=True)
+class SotPad(Mitigation):
+    """Encode with `<sot>` as the padding token and mask `<eot>`, as `clip-news` has it (where `clip` says `!`).
+
+    With `mask_eot` False the padding alone is changed, to compare with "pad-swap".
+    """
+
+    mask_eot: bool = True
+
+    name: ClassVar[str] = "sot-pad"
+    label: ClassVar[str] = "pad → <sot>, eot ← 0"
+    summary: ClassVar[str] = "The prompt is encoded with the start token as the padding token, and the <eot> state is set to zero."
+    source: ClassVar[str] = "clip-news, Token Replacement"
+    full_prompt: ClassVar[str] = "only the <eot> state is set to zero"
+    padding: ClassVar[str | None] = "sot"
+    needs_padding: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask_eot, bool):
+            raise InputError(f"mask_eot is {self.mask_eot!r}: use True or False.")
+
+    def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
+        return _mask_eot(states, tokens) if self.mask_eot else states

@@ -1,0 +1,201 @@
+"""Mitigations in anyone's diffusers pipeline: one call, undone exactly.
+
+    import memlib
+
+    with memlib.mitigate(pipe, "pad-swap"):
+        picture = pipe("a prompt").images[0]
+
+Only the pipeline object's `encode_prompt` is wrapped, and it goes on doing the encoding: LoRA weights and scales, textual
+inversion, `clip_skip`, half precision and offloading act as they do without. Scheduler, U-Net, VAE and the negative or
+unconditional embedding are left alone. It works with every pipeline that has the text path of Stable Diffusion 1.x and 2.x:
+text to image, image to image, inpainting, ControlNet.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memlib.embeddings import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
+from memlib.errors import InputError
+from memlib.mitigations.base import Mitigation, get
+
+NEEDED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds")
+
+
+class Mitigated:
+    """A mitigation in place on a pipeline: `undo()` takes it away, and so does leaving it as a context manager.
+
+    `remark` says where the mitigation does less than its name on this pipeline (empty otherwise).
+    """
+
+    def __init__(self, pipe: Any, mitigation: Mitigation):
+        _refuse(pipe, mitigation)
+        self.pipe, self.mitigation = pipe, mitigation
+        self.remark = mitigation.remark(pipe.tokenizer)
+        if self.remark:
+            warnings.warn(self.remark, stacklevel=3)
+        self._original = pipe.encode_prompt
+        self._signature = inspect.signature(self._original)
+        self._own = pipe.__dict__.get("encode_prompt")
+        self._edited: list[weakref.ref] = []
+        self._active = True
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            return self._encode_prompt(*args, **kwargs)
+
+        encode_prompt.mitigated = self
+        pipe.encode_prompt = encode_prompt
+
+    def __enter__(self) -> Mitigated:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.undo()
+
+    def undo(self) -> None:
+        """Put the pipeline back as it was; a second call does nothing."""
+        if not self._active:
+            return
+        if getattr(self.pipe.__dict__.get("encode_prompt"), "mitigated", None) is not self:
+            raise InputError(
+                f"encode_prompt of this pipeline was replaced after {self.mitigation.name!r} was put in place: undo the later "
+                "replacement first."
+            )
+        if self._own is None:
+            del self.pipe.__dict__["encode_prompt"]
+        else:
+            self.pipe.__dict__["encode_prompt"] = self._own
+        self._active = False
+
+    def embed(self, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
+        """Return the mitigated embeddings [N, 77, d] of prompts on the pipeline's device, to be passed as `prompt_embeds`."""
+        return self.edit(self._plain(prompts, clip_skip), prompts, clip_skip)
+
+    def edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
+        """Return the given embeddings [N, 77, d] (weighted, for instance) mitigated, to be passed as `prompt_embeds`.
+
+        `prompts` are the texts that they belong to: they say which states are padding. Another padding token replaces the
+        padding states by those of encoding the plain text, and leaves the given states of the prompt in place, since
+        what comes before the padding does not depend on it. Make this the last change: the pipeline
+        takes the tensor returned here, and no copy of it. Raises InputError for shapes that do not fit.
+        """
+        tokens = self._tokens(prompts)
+        if tuple(prompt_embeds.shape[:2]) != (len(tokens), CONTEXT_LENGTH):
+            raise InputError(
+                f"prompt_embeds of shape {tuple(prompt_embeds.shape)} do not fit {len(tokens)} prompts: they must be "
+                f"[{len(tokens)}, {CONTEXT_LENGTH}, width]; longer ones, of several chunks, cannot be mitigated."
+            )
+        states = prompt_embeds
+        if self.mitigation.padding is not None:
+            with self._other_padding(tokens):
+                swapped = self._plain(prompts, clip_skip)
+            states = swapped.where(tokens.pad.to(swapped.device)[..., None], prompt_embeds.to(swapped))
+        return self._seal(self.mitigation.edit(states, tokens))
+
+    def _seal(self, states: Tensor) -> Tensor:
+        states = states.clone()
+        self._edited = [known for known in self._edited if known() is not None] + [weakref.ref(states)]
+        return states
+
+    @torch.no_grad()
+    def _plain(self, prompts: str | Sequence[str], clip_skip: int | None) -> Tensor:
+        options = {"clip_skip": clip_skip} if "clip_skip" in self._signature.parameters else {}
+        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        device = getattr(self.pipe, "_execution_device", None) or self.pipe.device
+        return self._original(prompts, device, 1, False, **options)[0]
+
+    def _tokens(self, prompts: str | Sequence[str]) -> Tokens:
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)  # several tokens of a textual inversion
+        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        tokens = tokenize(self.pipe.tokenizer, convert(prompts, self.pipe.tokenizer) if convert else prompts)
+        if self.mitigation.needs_padding and bool((tokens.lengths == MAX_PROMPT_TOKENS).any()):
+            warnings.warn(
+                f"A prompt fills all {MAX_PROMPT_TOKENS} positions and leaves no padding: {self.mitigation.name} does to it "
+                f"{self.mitigation.full_prompt}.",
+                stacklevel=4,
+            )
+        return tokens
+
+    @contextmanager
+    def _other_padding(self, tokens: Tokens) -> Iterator[None]:
+        """Let the text encoder read the mitigation's padding token in place of the pipeline's own."""
+        pad_id = PADDINGS[self.mitigation.padding]
+
+        def swap(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            ids = args[0] if args else kwargs["input_ids"]
+            if tuple(ids.shape) != tuple(tokens.pad.shape):
+                raise InputError(
+                    f"This pipeline encodes ids of shape {tuple(ids.shape)} where {tuple(tokens.pad.shape)} are expected: "
+                    f"{self.mitigation.name} cannot tell which of them are padding."
+                )
+            ids = ids.masked_fill(tokens.pad.to(ids.device), pad_id)
+            return ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": ids})
+
+        hook = self.pipe.text_encoder.register_forward_pre_hook(swap, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        call = self._signature.bind(*args, **kwargs).arguments
+        given = call.get("prompt_embeds")
+        if given is not None:
+            if not any(known() is given for known in self._edited) and self.mitigation.name != "none":
+                raise InputError(
+                    f"{self.mitigation.name} cannot be applied to given prompt_embeds, which do not say where their padding is: "
+                    "pass what edit(prompt_embeds, prompts) of the mitigated pipeline returns, or call undo() first."
+                )
+            return self._original(**call)
+        tokens = self._tokens(call["prompt"])
+        alone = {
+            **call, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
+            "negative_prompt": None, "negative_prompt_embeds": None,
+        }  # fmt: skip
+        if self.mitigation.padding is None:
+            states = self._original(**alone)[0]
+        else:
+            with self._other_padding(tokens):
+                states = self._original(**alone)[0]
+        # The second call repeats each prompt's states for its pictures and encodes the negative prompt.
+        return self._original(**{**call, "prompt_embeds": self.mitigation.edit(states, tokens)})
+
+
+def mitigate(pipe: Any, name: str | Mitigation, **params: Any) -> Mitigated:
+    """Put a mitigation in place on a diffusers pipeline and return its handle (`undo()`, or use it in ``with``).
+
+    `name` is a key of `memlib.mitigations.REGISTRY` or a mitigation, `params` are its parameters
+    (``memlib.mitigate(pipe, "pad-mask", fraction=0.5)``). A prompt of 75 tokens or more leaves no padding: a
+    warning says what the mitigation then does (`full_prompt`). Raises InputError for an unknown name or parameter, a pipeline
+    without the text path of Stable Diffusion 1.x/2.x, one that is mitigated already, and a
+    mitigation that acts elsewhere than on the embedding. Source: `clip` Section 4.2.
+    """
+    mitigation = name.with_params(**params) if isinstance(name, Mitigation) else get(name, **params)
+    return Mitigated(pipe, mitigation)
+
+
+def _refuse(pipe: Any, mitigation: Mitigation) -> None:
+    encode = getattr(pipe, "encode_prompt", None)
+    if (earlier := getattr(encode, "mitigated", None)) is not None:
+        raise InputError(f"This pipeline is mitigated by {earlier.mitigation.name!r} already: undo that first.")
+    known = inspect.signature(encode).parameters if callable(encode) else ()
+    parts = [getattr(pipe, part, None) for part in ("tokenizer", "text_encoder")]
+    if not set(NEEDED).issubset(known) or None in parts or hasattr(pipe, "text_encoder_2"):
+        raise InputError(
+            f"{type(pipe).__name__} does not have the text path of Stable Diffusion 1.x/2.x (one tokenizer, one CLIP text "
+            f"encoder, encode_prompt), so {mitigation.name} cannot be put in place."
+        )
+    if pipe.tokenizer.model_max_length != CONTEXT_LENGTH:
+        raise InputError(f"This pipeline reads {pipe.tokenizer.model_max_length} tokens; mitigations work on {CONTEXT_LENGTH}.")
+    if mitigation.sampled or type(mitigation).guidance is not Mitigation.guidance:
+        raise InputError(
+            f"{mitigation.name} acts while sampling and not on the embedding alone: sample with memlib.experiment or memlib.store."
+        )

@@ -1,0 +1,359 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Two mitigations at inference
+#
+# **Claims C5a to C5e** · `clip`, Sections 4.1, 4.2, A.2 and A.4, Tables 4, 5 and 6, Figures 7, 9 and 12 {cite:p}`clip`
+#
+# If repeated `<eot>` states carry memorized pictures, then there are two cheap ways to be rid of them: encode the prompt with another
+# padding token, `!`, and set the one `<eot>` state left to zero; or set a part of the padding states to zero. `clip` claims:
+#
+# - **C5a** Each suppresses memorized pictures, and keeps alignment and quality.
+# - **C5b** On prompts that are not memorized they do no harm.
+# - **C5c** A memorized prompt gives different pictures under different seeds again.
+# - **C5d** No other mitigation costs less.
+# - **C5e** Setting 70 % of the padding to zero is enough; setting all of it spoils pictures.
+#
+# The criteria below were fixed in `data/claims.yml` before anything ran. "Does no harm" is tested for what it says: not that no
+# difference was found, but that the difference is, with its whole interval, smaller than a margin fixed beforehand.
+# `clip-news` says that the padding becomes `<sot>` and not `!`; that is tested too (`sot-pad`).
+#
+# In anyone's own pipeline each of these is one call: `memlib.mitigate(pipe, "pad-swap")`.
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
+from memlib import plots
+from memlib.book.parameters import refuse_unknown
+from memlib.claims import claim, judge, reported
+from memlib.embeddings import encode, tokenize
+from memlib.equivalence import equivalence, relative_change
+from memlib.experiment import Experiment, long_table, summary
+from memlib.interventions import MASK_ORDERS
+from memlib.mitigations import REGISTRY, describe, get
+from memlib.sampling import Cost, sample
+from memlib.stats import mean_interval, paired_difference
+
+# %% tags=["parameters"]
+substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
+not_memorized = "not memorized"  # the contrast: likewise
+n_prompts = 24  # at most so many prompts of each set
+n_seeds = 2  # seeds 0, 1, ... for every prompt
+n_sweep = 5  # prompts of each set in the sweep over the share of padding set to zero, with the first seed
+n_timed = 3  # prompts on which time is taken, one picture at a time
+steps = 50  # denoising steps
+guidance = 7.5  # classifier-free guidance; 1 is none
+scheduler = "ddim"  # ddim, dpm, euler
+device = "auto"  # auto, cpu, cuda
+dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+batch_size = None  # pictures at once; None: from free memory
+
+# %%
+refuse_unknown()
+plots.style()
+run = Experiment(
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
+)
+groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
+known, other = groups
+edits = {"swap": get("pad-swap"), "swap_mask": get("pad-swap-eot-mask"), "mask": get("pad-mask")}  # by their names in the claims
+from_clip = [m for m in REGISTRY.values() if m.source.startswith("clip") and m.name != "none"]
+MARGIN = 0.05  # that of C5a and C5b
+
+# %% [markdown]
+# ## What is claimed, and what would refute it
+
+# %% tags=["hide-input"]
+names = ("C5a", "C5b", "C5c", "C5d", "C5e")
+for name in names:
+    c = claim(name)
+    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+print({k: round(v, 3) for k, v in run.thresholds.items()})
+
+# %% [markdown]
+# The mitigations registered so far, with what each does to a prompt so long that no padding is left. All of them leave the
+# unconditional embedding as it is.
+
+# %%
+for m in REGISTRY.values():
+    if remark := m.remark(run.substrate.tokenizer):
+        print(remark)
+pd.DataFrame(describe()).set_index("mitigation")
+
+# %% [markdown]
+# ## The pictures
+#
+# Each column is one prompt with its first seed, under each mitigation and with all padding set to zero; the last row is the
+# training picture where it is at hand.
+
+# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures under each mitigation, with all padding masked, and training pictures, one column per prompt", "width": "100%"}}
+all_masked = get("pad-mask", fraction=1.0)
+shown = ["none", *from_clip, all_masked]
+plots.montage(known.rows(shown), known.prompts.prompts[:8], "Memorized prompts");
+
+# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures under each mitigation, one column per prompt", "width": "100%"}}
+plots.montage(other.rows(shown), other.prompts.prompts[:8], "Prompts that are not memorized");
+
+# %% [markdown]
+# ## The figures
+#
+# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Alignment* is with a description of the picture where
+# the prompt set has one (MiniSD's memorized captions are titles that do not say what their picture shows, and their descriptions
+# describe the training picture), *alignment with prompt* with the prompt itself, as in `clip`. *Diversity* is taken across seeds.
+
+# %%
+columns = ("similarity to original", "similarity to training", "alignment", "alignment with prompt", "quality", "diversity")
+table = summary(groups, ["none", *from_clip, all_masked], columns)
+table
+
+# %% [markdown]
+# `clip`'s own figures, *reported*: another model and other metrics, so compare directions and order, not values.
+
+# %%
+keys = ["none", *(m.reported for m in from_clip if m.reported)]
+rows_reported = reported(text="clip")
+rows_reported = rows_reported[rows_reported["method"].isin(keys) & rows_reported["place"].isin(["Table 4", "Table 5", "Section 4.2"])]
+rows_reported[["place", "method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
+
+# %% mystnb={"image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
+similarity = long_table(groups, [*from_clip, all_masked], "similarity to original")
+if len(similarity):
+    shown = {m.title: m.label for m in from_clip} | {all_masked.title: "all pad ← 0"}
+    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=shown)
+
+# %% [markdown]
+# ## Does it hurt?
+#
+# Changes of alignment and quality on prompts that are **not** memorized, paired by prompt and seed, as a share of the unedited
+# mean. *Equivalent* means that the whole interval lies within the margin, *lower* or *higher* that it lies wholly
+# beyond it, *open* that more prompts would be needed to tell.
+
+# %%
+base = {score: other.mean(score) for score in ("alignment with prompt", "quality")}
+
+
+def relative(group, score, edit):
+    """Change of a score as a share of its mean on unedited pictures of prompts that are not memorized; None if not measured."""
+    first, second = group.score(score, edit), group.score(score)
+    if first is None or base[score] is None or base[score].value <= 0:
+        return None
+    return relative_change(first, second, base[score].value)
+
+
+harm = {(score, m.title): relative(other, score, m) for score in base for m in [*from_clip, all_masked]}
+pd.DataFrame(
+    {
+        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in [*from_clip, all_masked]}
+        for score in base
+    }
+)
+
+# %% [markdown]
+# ## How much of the padding, and which
+#
+# The share of padding set to zero from 0 to 100 % in steps of 10, for the four ways to choose the positions that the text leaves open.
+# Left: similarity to the original on memorized prompts. Right: fidelity, the mean of alignment and quality, each as a share of its
+# mean without mitigation, on prompts that are not memorized, last positions first.
+
+# %%
+shares = [round(0.1 * i, 1) for i in range(11)]
+few_known, few_other = known.part(n_sweep, 1), other.part(n_sweep, 1)
+
+
+def fidelity(group, edit):
+    """Mean of alignment and quality per prompt and seed, each as a share of its unedited mean on `other`; None if not measured."""
+    parts = [group.score(score, edit) for score in base]
+    if any(p is None for p in parts) or any(b is None or b.value <= 0 for b in base.values()):
+        return None
+    return np.mean([p / b.value for p, b in zip(parts, base.values())], axis=0)
+
+
+def at(share, which="last"):
+    return get("pad-mask", fraction=share, which=which)
+
+
+def interval(values):
+    return None if values is None else mean_interval(values)
+
+
+curves = {which: {s: few_known.mean("similarity to original", at(s, which)) for s in shares} for which in MASK_ORDERS}
+kept = {s: interval(fidelity(few_other, at(s))) for s in shares}
+pd.DataFrame(
+    {f"similarity, {which}": {f"{s:.0%}": "not measured" if e is None else e.text(2) for s, e in points.items()} for which, points in curves.items()}
+    | {"fidelity, last (not memorized)": {f"{s:.0%}": "not measured" if e is None else e.text(2) for s, e in kept.items()}}
+)
+
+# %% mystnb={"image": {"alt": "Similarity to the original against the share of padding set to zero for four choices of positions, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
+if curves["last"][0.0] is not None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6))
+    for axis, points, label, colour in [
+        *((left, curves[w], w, plots.COLOURS[i]) for i, w in enumerate(MASK_ORDERS)), (right, kept, "last", plots.COLOURS[0])
+    ]:
+        if points[0.0] is None:
+            axis.text(0.5, 0.5, "not measured", ha="center")
+            continue
+        x, y = np.array(shares) * 100, np.array([points[s].value for s in shares])
+        axis.plot(x, y, marker="o", ms=3.5, color=colour, label=label)
+        ends = np.array([[points[s].low, points[s].high] for s in shares])
+        axis.fill_between(x, *ends.T, color=colour, alpha=0.12)
+    left.axhline(run.thresholds["copy_threshold"], color="black", linestyle="--", linewidth=1, label="copy threshold")
+    left.set(xlabel="padding set to zero (%)", ylabel="similarity to original", title=f"memorized ({len(few_known)} prompts)")
+    right.set(xlabel="padding set to zero (%)", ylabel="fidelity", title=f"not memorized ({len(few_other)} prompts)")
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+
+# %% mystnb={"image": {"alt": "One memorized and one other prompt: pictures with 0 to 100 per cent of the padding set to zero, for four choices of positions", "width": "100%"}}
+strips = {f"memorized, {w}": np.stack([few_known.pictures(at(s, w))[0, 0] for s in shares]) for w in MASK_ORDERS}
+strips["not memorized, last"] = np.stack([few_other.pictures(at(s))[0, 0] for s in shares])
+plots.montage(strips, [f"{s:.0%}" for s in shares], "Share of padding set to zero");
+
+# %% [markdown]
+# ## What it costs
+#
+# One picture at a time, not from the store, each method in turn on the same prompts after one picture to warm up; time from the embedding
+# to the picture, the encoding of the prompt included. U-Net evaluations count rows: a guided step of one picture is two.
+
+# %%
+timed = [*REGISTRY.values()]
+seconds, evaluations = (np.zeros((len(timed), min(n_timed, len(known)))) for _ in range(2))
+
+
+def timed_picture(mitigation, prompt):
+    """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
+    x, cost = run.substrate, Cost()
+    start = time.perf_counter()
+    tokens = tokenize(x.tokenizer, [prompt], mitigation.padding)
+    embedding = encode(x, tokens)
+    embedding = embedding.replace(mitigation.edit(embedding.states, embedding.tokens))
+    options = {"around": mitigation.around} if mitigation.sampled else {}
+    sample(x, embedding, run.seeds[:1], steps, mitigation.guidance(guidance), scheduler, batch_size=1, cost=cost, **options)
+    return time.perf_counter() - start, cost.evaluations
+
+
+timed_picture(get("none"), known.prompts.prompts[0])
+for column in range(seconds.shape[1]):
+    for turn in range(len(timed)):
+        row = (turn + column) % len(timed)  # another one first each time
+        seconds[row, column], evaluations[row, column] = timed_picture(timed[row], known.prompts.prompts[column])
+
+cost_table = pd.DataFrame(
+    {
+        "U-Net evaluations per picture": evaluations.mean(1).round(1),
+        "seconds per picture": [mean_interval(s).text(3) for s in seconds],
+        "time, as a multiple of none": [mean_interval(s / seconds[0]).text(3) for s in seconds],
+    },
+    index=[m.name for m in timed],
+)
+cost_table
+
+# %% [markdown]
+# ## Verdicts
+
+# %%
+original = "similarity to original"
+quantities = {}
+for short, m in edits.items():
+    quantities[f"similarity_{short}"] = known.mean(original, m)
+    quantities[f"diversity_gain_{short}"] = known.change("diversity", m)
+memorized_only = {f"{part}_{short}": relative(known, score, m)
+                  for short, m in edits.items() for part, score in (("alignment", "alignment with prompt"), ("quality", "quality"))}  # fmt: skip
+others_only = {f"{part}_{short}": relative(other, score, m)
+               for short, m in edits.items() for part, score in (("alignment", "alignment with prompt"), ("quality", "quality"))}  # fmt: skip
+
+full = {share: fidelity(other, at(share)) for share in (0.0, 0.7, 1.0)}
+quantities["similarity_70"] = known.mean(original, at(0.7))
+quantities["fall_70_to_100"] = None if full[0.7] is None else paired_difference(full[0.7], full[1.0])
+quantities["knee"] = None if full[0.7] is None else mean_interval((full[0.7] - full[1.0]) / 3 - (full[0.0] - full[0.7]) / 7)
+
+places = {m.name: i for i, m in enumerate(timed)}
+ours = [places[m.name] for m in edits.values()]
+rest = [i for name, i in places.items() if name != "none" and not REGISTRY[name].source.startswith("clip")]
+for what, values in (("evaluations", evaluations), ("seconds", seconds)):
+    dearest = values[ours[int(values[ours].mean(1).argmax())]]
+    quantities[f"{what}_to_none"] = mean_interval(dearest / values[places["none"]])
+    cheapest = values[rest[int(values[rest].mean(1).argmin())]] if rest else None
+    quantities[f"{what}_to_cheapest"] = None if cheapest is None else mean_interval(dearest / cheapest)
+
+own = {"C5a": quantities | memorized_only, "C5b": others_only}
+verdicts = {
+    name: judge(claim(name), {q: own.get(name, quantities)[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name)
+    for name in names
+}
+display(*verdicts.values())
+
+# %% [markdown]
+# ## `!` or `<sot>`?
+#
+# `clip-news` has the start token where `clip` has `!`. Memorized prompts, `<eot>` set to zero in both; difference paired by prompt and seed.
+
+# %%
+sot = get("sot-pad")
+pd.DataFrame(
+    {
+        f"{sot.name} minus {edits['swap_mask'].name}": {
+            score: "not measured" if (e := known.change(score, sot, edits["swap_mask"])) is None else e.text(2)
+            for score in ("similarity to original", "similarity to training", "alignment", "quality", "diversity")
+        }
+    }
+)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for verdict in verdicts.values():
+    if verdict.claim != "C5d":  # time differs from machine to machine
+        print(verdict.claim, verdict.verdict)
+
+
+# %% tags=["remove-cell"]
+def told(estimate, digits=2):
+    return "not measured" if estimate is None else estimate.text(digits)
+
+
+for short, m in edits.items():
+    for name, group in (("mem", known), ("other", other)):
+        glue(f"sim_{short}_{name}", told(group.mean(original, m)), display=False)
+    glue(f"train_{short}", told(known.mean("similarity to training", m)), display=False)
+    glue(f"harm_{short}", told(others_only[f"alignment_{short}"], 3), display=False)
+for name, edit in (("none", "none"), ("swap", edits["swap"])):
+    glue(f"diversity_{name}", told(known.mean("diversity", edit)), display=False)
+glue("times", told(quantities["seconds_to_none"], 3), display=False)
+for name, verdict in verdicts.items():
+    glue(f"verdict_{name}", verdict.verdict, display=False)
+
+# %% [markdown]
+# On this substrate C5a {glue:text}`verdict_C5a`, C5b {glue:text}`verdict_C5b`, C5c {glue:text}`verdict_C5c`, C5d
+# {glue:text}`verdict_C5d` and C5e {glue:text}`verdict_C5e`. Similarity to the original on memorized prompts (and on others): `!`
+# padding {glue:text}`sim_swap_mem` ({glue:text}`sim_swap_other`); the same with `<eot>` zeroed {glue:text}`sim_swap_mask_mem`
+# ({glue:text}`sim_swap_mask_other`); 70 % of the padding zeroed {glue:text}`sim_mask_mem` ({glue:text}`sim_mask_other`). Similarity to
+# training: {glue:text}`train_swap`, {glue:text}`train_swap_mask`, {glue:text}`train_mask`. Alignment of prompts that are not memorized
+# changes by these shares: {glue:text}`harm_swap`, {glue:text}`harm_swap_mask`, {glue:text}`harm_mask`. Diversity of memorized prompts
+# across seeds is {glue:text}`diversity_none` without mitigation and {glue:text}`diversity_swap` with `!` padding. The dearest of the three
+# takes {glue:text}`times` times as long as no mitigation.
+#
+# A low similarity alone says little: a mitigation that spoils every picture has it too. MiniSD was trained with one padding only, and
+# its captions are simpler than those of the web, so that what `!` padding does to prompts that are not memorized need not be
+# what it does to Stable Diffusion.
+
+# %% tags=["hide-input"]
+run.provenance()
