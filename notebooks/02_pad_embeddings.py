@@ -73,7 +73,6 @@ for name in ("C2a", "C2b", "C2c"):
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
 print({k: round(v, 3) for k, v in run.thresholds.items()})
 
-
 # %% [markdown]
 # ## The pictures
 #

@@ -14,6 +14,7 @@
 #     name: python3
 # ---
 
+# %%
 
 # %% [markdown]
 # # The structure of the embeddings
@@ -85,12 +86,12 @@ states = encoded(base, groups)
 c3a = claim("C3a")
 print(f"{c3a.id}  {c3a.statement}\n     holds if: {c3a.criterion}\n     refuted if: {c3a.refuted_if.words}")
 
+
 # %% [markdown]
 # ## Cosine with the `<eot>` state, by position
 #
 # 0 is `<eot>` itself, negative positions are prompt tokens, positive ones padding. Means over prompts with 95 % intervals
 # by bootstrap over prompts.
-
 
 # %% mystnb={"image": {"alt": "Cosine with the eot state by position, one curve per padding token, memorized beside not memorized prompts", "width": "100%"}}
 def mean(values, **options):
@@ -112,11 +113,11 @@ def curve(embedding):
 panels = {f"{name} ({len(chosen)})": {label: curve(states[padding][name]) for padding, label in paddings.items()} for name, chosen in groups.items()}
 plots.bands(panels, "position behind <eot>", "cosine with the <eot> state");
 
+
 # %% [markdown]
 # ## Cosines between spans
 #
 # Within each prompt, the mean over all pairs of states of two spans (within one span, of different positions).
-
 
 # %%
 def span_table(cases):
@@ -128,6 +129,7 @@ def span_table(cases):
 
 span_table({(name, paddings[padding]): states[padding][name] for name in groups for padding in paddings})
 
+
 # %% [markdown]
 # ## Effective rank and clusters
 #
@@ -135,7 +137,6 @@ span_table({(name, paddings[padding]): states[padding][name] for name in groups 
 # if all its states point the same way, up to the number of states if they share nothing. The *silhouette*
 # {cite:p}`rousseeuw1987silhouettes` says how far `<eot>` and padding states of all prompts fall into two clusters (cosine
 # distance): 1 apart, 0 or less mixed; the limits 0.25 and 0.5 are those of {cite:t}`kaufman1990groups`.
-
 
 # %%
 def facts(embedding):
@@ -175,12 +176,12 @@ plots.planes({"PCA": tables["pca"], "t-SNE": tables["tsne"]}, kind);
 # %% tags=["hide-input"]
 pd.DataFrame({"variance in two components": {label: f"{sum(projection.explained):.0%}" for label, projection in planes["pca"].items()}})
 
+
 # %% [markdown]
 # ## Other text encoders
 #
 # The same on the text towers of CLIP (`sd14`) and OpenCLIP (`sd21`), with the prompts of `clip`'s figures, where their
 # weights are at hand.
-
 
 # %%
 def at_hand(name):

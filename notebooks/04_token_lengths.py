@@ -14,6 +14,7 @@
 #     name: python3
 # ---
 
+# %%
 
 # %% [markdown]
 # # Token lengths of memorized prompts
@@ -66,13 +67,13 @@ sources = load_sources()
 c3b = claim("C3b")
 print(f"{c3b.id}  {c3b.statement}\n     holds if: {c3b.criterion}\n     refuted if: {c3b.refuted_if.words}")
 
+
 # %% [markdown]
 # ## The lists
 #
 # *memorized* are prompts that their publishers labelled or selected as memorized, *candidates* the 500 prompts that most
 # studies take as memorized although 155 of them have no such label (N). Lengths count a prompt's own tokens; *with
 # special* adds `<sot>` and `<eot>`. Shares have 95 % Wilson intervals with the prompts as trials.
-
 
 # %%
 def line(row):
@@ -174,6 +175,7 @@ contrast
 # %%
 # NBVAL_CHECK_OUTPUT
 print(verdict.claim, verdict.verdict)
+
 
 # %% tags=["remove-cell"]
 def told(name, category="all"):
