@@ -26,13 +26,13 @@ PROMPTS = ["a red boat", "Eight Rules of Sandrovar"]
 
 @pytest.fixture(scope="module")
 def tiny(sd1_tiny) -> Substrate:
-    return load(sd1_tiny, device="cpu")
+    return load(sd1_tiny, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def tiny2(sd2_tiny) -> Substrate:
     """Like 2.1: v-prediction, upcast attention, linear projections."""
-    return load(sd2_tiny, device="cpu")
+    return load(sd2_tiny, device="cpu", dtype="float32")
 
 
 def sampled(substrate: Substrate, prompts=PROMPTS, steps: int = 2, seed: int = 0) -> torch.Tensor:
@@ -298,7 +298,7 @@ def test_low_rank_layers_are_seen(tiny):
 
 
 def test_minisd_whose_finest_level_has_no_cross_attention():
-    substrate = load("minisd-v1", device="cpu")
+    substrate = load("minisd-v1", device="cpu", dtype="float32")
     names = list(cross_attention_layers(substrate))
     assert [name.split(".")[0] for name in names] == ["down_blocks"] * 2 + ["mid_block"] + ["up_blocks"] * 4
     finest = finest_down_layers(names)

@@ -41,12 +41,12 @@ EDITING = [name for name in REGISTRY if name != "none"]
 
 @pytest.fixture(scope="module")
 def sd1(sd1_tiny):
-    return load(sd1_tiny, device="cpu")
+    return load(sd1_tiny, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def sd2(sd2_tiny):
-    return load(sd2_tiny, device="cpu")
+    return load(sd2_tiny, device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_weights_changed_meanwhile_are_used(pipe):
 
 def test_lora_by_peft(sd1_tiny):
     peft = pytest.importorskip("peft", reason="peft is not installed: LoRA adapters cannot be loaded")
-    pipe = load(sd1_tiny, device="cpu").pipe
+    pipe = load(sd1_tiny, device="cpu", dtype="float32").pipe
     torch.manual_seed(0)
     for model, modules in ((pipe.unet, ["to_k", "to_v"]), (pipe.text_encoder, ["q_proj", "v_proj"])):
         model.add_adapter(peft.LoraConfig(r=2, lora_alpha=64, target_modules=modules, init_lora_weights=False))
@@ -379,7 +379,7 @@ def test_half_precision_stays_half(sd1_tiny):
     with memlib.mitigate(pipe, "pad-swap-eot-mask") as handle:
         states = pipe.encode_prompt(PROMPTS, "cpu", 1, True)[0]
         assert states.dtype == torch.bfloat16 == handle.embed(PROMPTS).dtype
-    exact = by_hand(load(sd1_tiny, device="cpu").pipe, "pad-swap-eot-mask", PROMPTS)
+    exact = by_hand(load(sd1_tiny, device="cpu", dtype="float32").pipe, "pad-swap-eot-mask", PROMPTS)
     assert (states.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
@@ -446,7 +446,7 @@ def test_the_store_tells_such_mitigations_apart(sd1, tmp_path):
 def test_a_group_gives_pictures_and_scores_of_a_mitigation(sd1, sd1_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path))
-    run = Experiment(str(sd1_tiny), n_seeds=2, steps=2, store=tmp_path / "store")
+    run = Experiment(str(sd1_tiny), n_seeds=2, steps=2, dtype="float32", store=tmp_path / "store")
     group = run.group("figures", 2)
     got = group.pictures(get("pad-swap")).reshape(4, 64, 64, 3)
     own, sd1.pipe.scheduler = sd1.pipe.scheduler, sd1.scheduler("ddim", 2)
