@@ -56,16 +56,23 @@ def _verdicts(entry: Entry) -> list[nodes.Node]:
     return lines
 
 
-def _figures(entry: Entry) -> list[nodes.Node]:
-    """Ours first, then the reported ones, each line with its label: the two never share one."""
+def _figures(entry: Entry, most: int | None = None) -> list[nodes.Node]:
+    """Ours first, then the reported ones, each line with its label: the two never share one. At most `most` of either."""
     lines = []
-    for quantity, figure, substrate in entry.measured():
+    measured, reported = entry.measured(), entry.reported()
+    for quantity, figure, substrate in measured[:most]:
         parts = [*inline(quantity), nodes.Text(": "), nodes.strong("", figure), nodes.Text(f" ({substrate})")]
         lines.append(_paragraph(*parts, classes=("claim-figures",)))
-    for quantity, figure in entry.reported():
+    for quantity, figure in reported[:most]:
         parts = [nodes.emphasis("", "reported"), nodes.Text(" "), *inline(quantity), nodes.Text(f": {figure}")]
         lines.append(_paragraph(*parts, classes=("claim-figures", "reported")))
+    more = sum(max(0, len(figures) - most) for figures in (measured, reported)) if most is not None else 0
+    if more:
+        lines.append(_paragraph(nodes.Text(f"{more} more in the ledger and on the claim's page"), classes=("claim-figures", "reported")))
     return lines
+
+
+CARD_FIGURES = 2  # of ours and of the reported ones on a card: the landing page is read in a minute
 
 
 class _Ledger(SphinxDirective):
@@ -129,7 +136,7 @@ class ClaimsCards(_Ledger):
             if entry.verdicts:
                 card = nodes.container(classes=["claim"])
                 card += [_paragraph(*self.linked(entry)), _paragraph(*inline(entry.claim.statement))]
-                card += _verdicts(entry) + _figures(entry) + [self.where(entry)]
+                card += _verdicts(entry) + _figures(entry, most=CARD_FIGURES) + [self.where(entry)]
                 grid += card
         return [grid] if len(grid) else []
 
