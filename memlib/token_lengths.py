@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.errors import InputError
+from memlib.errors import InputError, exit_status
 from memlib.prompt_files import read_prompt_file
 from memlib.prompt_sources import Source, at_hand, cache_folder, data_folder, file_hash, load_sources
 from memlib.prompts import PromptSet, load_prompts
@@ -170,26 +170,25 @@ def _read_labels(path: str | Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the statistics; return 0, or 1 after one sentence on what went wrong."""
+    """Write the statistics; return the exit status, after one sentence on what went wrong if something did."""
     parser = argparse.ArgumentParser(prog="python -m memlib.token_lengths", description="Token lengths of the published prompt lists.")
     parser.add_argument("--fetch", action="store_true", help="fetch the lists that are not at hand")
     parser.add_argument("--labels", metavar="FILE", help="Webster's labels (columns caption, overfit_type)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: data/token_lengths.csv)")
     options = parser.parse_args(arguments)
     path = options.output or statistics_file()
+    return exit_status(lambda: _write(path, options.fetch, options.labels), "Stopped; the lists fetched so far are kept.")
+
+
+def _write(path: Path, fetch: bool, labels: str | None) -> None:
+    table = statistics(fetch, labels)
     try:
-        table = statistics(options.fetch, options.labels)
-        try:
-            table.to_csv(path, index=False, lineterminator="\n")
-        except OSError as error:
-            raise InputError(f"The statistics cannot be written to {path} ({error.strerror}): name another file.") from error
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 1
+        table.to_csv(path, index=False, lineterminator="\n")
+    except OSError as error:
+        raise InputError(f"The statistics cannot be written to {path} ({error.strerror}): name another file.") from error
     print(table[["list", "category", "n", "median", "longest", "at_least_40", "at_least_40_with_special"]].to_string(index=False))
     lacking = sorted({source.name for source in load_sources().values()} - set(table["list"]))
     print(f"{path}; not at hand: {', '.join(lacking) or 'none'}")
-    return 0
 
 
 if __name__ == "__main__":
