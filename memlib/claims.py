@@ -262,6 +262,8 @@ def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[st
         return "holds", claim.criterion
     if all(detail.outcome == "missed" for detail in details):
         return "does not hold", f"No criterion is met anywhere in its interval: {'; '.join(short)}."
+    if len(short) == len(details):
+        return "undecided", f"No criterion is met, but intervals reach across their bounds, so that more prompts or seeds might decide: {'; '.join(short)}."
     return "holds in part", f"{len(details) - len(short)} of {len(details)} criteria are met; not met: {'; '.join(short)}."
 
 

@@ -260,7 +260,7 @@ class Group:
             if (training := self.training) is None:
                 return None
             made_from.append([digest(t) for t in training])
-            compute = lambda: _nearest_training(metric, pictures, training)  # noqa: E731
+            compute = lambda: nearest_training(metric, pictures, training)  # noqa: E731
         elif metric is x.metrics["alignment"]:
             texts = self.descriptions if name == "alignment" else list(self.prompts.prompts)
             made_from.append(texts)
@@ -281,7 +281,8 @@ class Group:
         return None if first is None or second is None else paired_difference(first, second)
 
 
-def _nearest_training(metric: Any, pictures: np.ndarray, training: list[np.ndarray]) -> np.ndarray:
+def nearest_training(metric: Any, pictures: np.ndarray, training: Sequence[np.ndarray]) -> np.ndarray:
+    """Copy similarity [N, S] of pictures [N, S, H, W, 3] to the nearest of each prompt's training pictures [K, H, W, 3]."""
     vectors = metric(pictures)
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
 

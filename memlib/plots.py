@@ -19,7 +19,8 @@ COLOURS = ("#0b6aa2", "#c8741a", "#4a8f3c", "#8f4a8f")
 
 
 def style() -> None:
-    """Set the look for all figures of a notebook; backgrounds are opaque white, for light and dark pages alike."""
+    """Set the look for all figures and tables of a notebook; backgrounds are opaque white, for light and dark pages alike."""
+    pd.set_option("display.max_colwidth", 160)
     sns.set_theme(style="whitegrid", palette=list(COLOURS), rc={"figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white",
                   "axes.titlesize": 11, "axes.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
 
@@ -82,14 +83,16 @@ def distributions(table: pd.DataFrame, score: str, threshold: float | None = Non
     return figure
 
 
-def dose_response(curves: Mapping[str, Mapping[float, Estimate]], xlabel: str, ylabel: str, ax: Axes | None = None) -> Figure:
-    """Share against dose (logarithmic), one line per curve with its intervals."""
+def dose_response(curves: Mapping[str, Mapping[float, Estimate]], xlabel: str, ylabel: str, ax: Axes | None = None,
+                  dashed: Sequence[str] = ()) -> Figure:  # fmt: skip
+    """Share against dose (logarithmic), one line per curve with its intervals; those in `dashed` are drawn broken."""
     figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(5.6, 3.5))
     for i, (label, points) in enumerate(curves.items()):
         x = np.array(list(points)) * (1 + 0.04 * i)  # a little apart, so that intervals do not hide each other
         y = np.array([e.value for e in points.values()])
         error = np.array([[e.value - e.low, e.high - e.value] for e in points.values()]).T.clip(0)
-        axis.errorbar(x, y, error, marker="os^D"[i % 4], capsize=3, label=label, color=COLOURS[i % len(COLOURS)])
+        axis.errorbar(x, y, error, marker="os^D"[i % 4], capsize=3, label=label, color=COLOURS[i % len(COLOURS)],
+                      linestyle="--" if label in dashed else "-")  # fmt: skip
     axis.set_xscale("log", base=2)
     doses = sorted({d for points in curves.values() for d in points})
     axis.set_xticks(doses, [f"{d:g}" for d in doses])
@@ -210,4 +213,40 @@ def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], xlabel: str
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)
     figure.colorbar(image, ax=axes, label=bar, shrink=0.85)
+    return figure
+
+
+def forest(panels: Mapping[str, Mapping[str, Estimate]], xlabel: str, columns: int = 2) -> Figure:
+    """Named estimates as dots with intervals around zero, one panel per title, all on one scale."""
+    lines = -(-len(panels) // columns)
+    names = list(next(iter(panels.values())))
+    figure, axes = plt.subplots(lines, columns, figsize=(4.9 * columns, (0.33 * len(names) + 0.75) * lines), sharex=True, sharey=True, squeeze=False)
+    for i, (axis, (title, estimates)) in enumerate(zip(axes.flat, panels.items())):
+        y = np.arange(len(names))[::-1]
+        values = np.array([estimates[n].value for n in names])
+        error = np.array([[e.value - e.low, e.high - e.value] for e in (estimates[n] for n in names)]).T.clip(0)
+        axis.errorbar(values, y, xerr=error, fmt="o", markersize=5, capsize=3, color=COLOURS[0])
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_yticks(y, names)
+        axis.set_title(title, fontsize=10)
+        if i >= len(panels) - columns:
+            axis.set_xlabel(xlabel)
+    figure.tight_layout()
+    return figure
+
+
+def grouped_bars(groups: Mapping[str, Mapping[str, Estimate]], ylabel: str, ylim: tuple[float, float] | None = None) -> Figure:
+    """Bars with intervals: one group per name on the x axis, one bar per label in it."""
+    labels = list(next(iter(groups.values())))
+    figure, axis = plt.subplots(figsize=(max(5.5, 1.7 * len(groups) + 1.6), 3.5))
+    width = 0.8 / len(labels)
+    for i, label in enumerate(labels):
+        estimates = [bars[label] for bars in groups.values()]
+        x = np.arange(len(groups)) + (i - (len(labels) - 1) / 2) * width
+        error = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T.clip(0)
+        axis.bar(x, [e.value for e in estimates], width * 0.92, yerr=error, capsize=2, label=label, color=COLOURS[i % len(COLOURS)], error_kw={"linewidth": 1})
+    axis.set_xticks(range(len(groups)), list(groups))
+    axis.set(ylabel=ylabel, ylim=ylim)
+    axis.legend(frameon=False, ncols=len(labels), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    figure.tight_layout()
     return figure

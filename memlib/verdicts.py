@@ -13,12 +13,13 @@ from typing import Any
 from memlib.errors import InputError
 from memlib.stats import Estimate
 
-VERDICTS = ("holds", "holds in part", "does not hold", "not testable here")
+VERDICTS = ("holds", "holds in part", "undecided", "does not hold", "not testable here")
 MIME = "application/vnd.memlib.verdict+json"
 # Solid colours with white text keep a contrast above 4.5 on light and on dark pages.
 BADGES = {
     "holds": ("✓", "#1a7f37"),
     "holds in part": ("◐", "#8a5a00"),
+    "undecided": ("?", "#4a5a8a"),
     "does not hold": ("✗", "#b42318"),
     "not testable here": ("–", "#57606a"),
 }
@@ -98,7 +99,7 @@ class Verdict:
 
 
 def badge(verdict: str) -> str:
-    """Return a small HTML label for one of the four verdicts, told apart by sign and word as well as colour."""
+    """Return a small HTML label for one of the verdicts, told apart by sign and word as well as colour."""
     if verdict not in BADGES:
         raise InputError(f"Unknown verdict {verdict!r}: use one of {', '.join(VERDICTS)}.")
     sign, colour = BADGES[verdict]

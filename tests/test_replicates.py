@@ -14,11 +14,11 @@ from memlib.minisd.train import variant
 def test_names_say_what_is_trained():
     main, other = variant("minisd-v1"), variant("minisd-v2-dedup")
     assert (main.padding, main.duplicates, main.replicate) == ("v1", True, False) and main.settings == settings()["unet"]
-    assert (other.padding, other.duplicates, other.corpus_seed) == ("v2", False, main.corpus_seed)
+    assert (other.padding, other.duplicates, other.corpus) == ("v2", False, main.corpus)
     shorter = variant("minisd-v2-dedup-s12")
-    assert (shorter.padding, shorter.duplicates, shorter.corpus_seed, shorter.replicate) == ("v2", False, 12, True)
+    assert (shorter.padding, shorter.duplicates, shorter.corpus["seed"], shorter.replicate) == ("v2", False, 12, True)
     changed = {k for k, v in shorter.settings.items() if v != main.settings[k]}
-    assert changed == {"seed", "steps"} and shorter.settings["seed"] == 12
+    assert changed == {"seed", "steps", "batch"} and shorter.settings["seed"] == 12
     for name in ("minisd-v3", "minisd-v1-s", "unet", "minisd-v1-dedup-"):
         with pytest.raises(InputError, match="There is no part"):
             variant(name)
@@ -45,6 +45,7 @@ def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_pat
         copy = None
 
     monkeypatch.setattr(replicates, "table_file", lambda: tmp_path / "replicates.csv")
+    monkeypatch.setattr(replicates, "runs_folder", lambda: tmp_path)
     monkeypatch.setattr(replicates, "train", stop_after_three)
     monkeypatch.setattr(replicates, "_load", lambda name: name)
     monkeypatch.setattr(replicates, "metrics_for", lambda substrate: Metrics)

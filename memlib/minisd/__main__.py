@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     replicates = commands.add_parser("replicates", help="train the 2 x 2 of padding and duplication with other seeds, and measure it")
     replicates.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    replicates.add_argument("--padding", choices=("v1", "v2"), help="only the replicates with this padding (default: both)")
+    replicates.add_argument("--threads", type=int, help="CPU threads (one each for both paddings side by side)")
     commands.add_parser("prompts", help="write the prompt sets under data/minisd/prompts")
     find = commands.add_parser("find", help="find the memorized prompts of a trained model, as `clip` selects its 458")
     find.add_argument("model")
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.command == "replicates":
         from memlib.minisd.replicates import run_replicates
 
-        run_replicates(args.device)
+        run_replicates(args.device, (args.padding,) if args.padding else ("v1", "v2"))
     elif args.command == "prompts":
         from memlib.minisd.prompt_sets import write_prompt_sets
 

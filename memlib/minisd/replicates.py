@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from memlib.metrics import metrics_for
 from memlib.minisd.measure import find_memorized
@@ -37,9 +40,9 @@ class Replicate:
         return f"minisd-{self.padding}{'' if self.duplicated else '-dedup'}-s{self.seed}"
 
 
-def design() -> list[Replicate]:
+def design(paddings: Sequence[str] = ("v1", "v2")) -> list[Replicate]:
     """All replicates of training.yml, seed by seed, so that a design that was stopped early is balanced as far as it goes."""
-    return [Replicate(p, d, seed) for seed in settings()["replicates"]["seeds"] for d in (True, False) for p in ("v1", "v2")]
+    return [Replicate(p, d, seed) for seed in settings()["replicates"]["seeds"] for d in (True, False) for p in paddings]
 
 
 def table_file() -> Path:
@@ -58,12 +61,15 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 
 
 def _append(rows: list[dict]) -> None:
+    """Add rows and keep the table in the order of the design, whichever of two commands comes first."""
     partial = table_file().with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(_rows() + rows)
-    os.replace(partial, table_file())
+    with FileLock(runs_folder() / "replicates.lock"):
+        kept = sorted(_rows() + rows, key=lambda row: (int(row["training_seed"]), -int(row["duplicated"]), row["padding"]))
+        with open(partial, "w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(partial, table_file())
 
 
 def _load(name: str) -> Substrate:
@@ -71,9 +77,12 @@ def _load(name: str) -> Substrate:
     return replace(load(runs_folder() / name / "pipeline"), name=name, family="minisd")
 
 
-def run_replicates(device: str = "auto", progress: bool = True) -> None:
-    """Train and measure every replicate that the table lacks; a run that was stopped goes on where it was."""
-    for replicate in design():
+def run_replicates(device: str = "auto", paddings: Sequence[str] = ("v1", "v2"), progress: bool = True) -> None:
+    """Train and measure every replicate with these paddings that the table lacks; a run that was stopped goes on where it was.
+
+    Two commands, one for each padding, may run side by side.
+    """
+    for replicate in design(paddings):
         steps = variant(replicate.name).settings["steps"]
         shared = {"padding": replicate.padding, "duplicated": int(replicate.duplicated), "training_seed": replicate.seed, "steps": steps}
         if tuple(map(str, shared.values())) in {_key(row) for row in _rows()}:

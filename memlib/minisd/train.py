@@ -27,14 +27,15 @@ OTHER_PARTS = ("vae", "text", "descriptor", "evaluator")
 
 @dataclass(frozen=True)
 class Variant:
-    """One U-Net: padding "v1" or "v2", with or without the duplicates, the seed of its data, and its hyper-parameters.
+    """One U-Net: padding "v1" or "v2", with or without the duplicates, its data, and its hyper-parameters.
 
-    `replicate` is True for the shorter trainings with other seeds, which stay in the runs folder.
+    `corpus` is the corpus block (`seed`, and `fresh` scenes an epoch). `replicate` is True for the shorter trainings with
+    other seeds, which stay in the runs folder.
     """
 
     padding: str
     duplicates: bool
-    corpus_seed: int
+    corpus: dict
     settings: dict
     replicate: bool
 
@@ -53,14 +54,14 @@ def variant(name: str) -> Variant:
     padding, dedup, seed = found.groups()
     given = settings()
     if seed is None:
-        return Variant(padding, dedup is None, given["corpus"]["seed"], given["unet"], False)
-    shorter = given["unet"] | {"seed": int(seed), "steps": given["replicates"]["steps"]}
-    return Variant(padding, dedup is None, int(seed), shorter, True)
+        return Variant(padding, dedup is None, given["corpus"], given["unet"], False)
+    smaller = given["replicates"]
+    shorter = given["unet"] | {"seed": int(seed), "steps": smaller["steps"], "batch": smaller["batch"]}
+    return Variant(padding, dedup is None, {"seed": int(seed), "fresh": smaller["fresh"]}, shorter, True)
 
 
-def _corpus(duplicates: bool = True, seed: int | None = None) -> Corpus:
-    block = settings()["corpus"]
-    return Corpus(minisd_folder(), fresh=block["fresh"], seed=block["seed"] if seed is None else seed, duplicates=duplicates)
+def _corpus(duplicates: bool = True, block: dict | None = None) -> Corpus:
+    return Corpus(minisd_folder(), duplicates=duplicates, **(block or settings()["corpus"]))
 
 
 def _frozen(name: str, kind: type):
@@ -84,7 +85,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
         part = DescriptorPart(_corpus(), block, _frozen("vae", AutoencoderKL), place, half)
     else:
         unet = variant(name)
-        part = UnetPart(_corpus(unet.duplicates, unet.corpus_seed), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
+        part = UnetPart(_corpus(unet.duplicates, unet.corpus), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
                         PAD_IDS[unet.padding], runs_folder() / "cache", place, half)  # fmt: skip
     schedule = Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"))
     trainer = Trainer(part, schedule, run, place)

@@ -1,0 +1,302 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Padding or de-duplication: a controlled training
+#
+# **Claims C4a and C4b** · `clip`, Section 4.1 {cite:p}`clip`
+#
+# Stable Diffusion v2.1 reproduces far fewer training pictures than v1.4. `clip` holds that its padding token is the reason: v1.4 fills
+# prompts up with `<eot>`, v2.1 with `!`. But the two differ in more: v2.1 has another text encoder, and its training data were
+# de-duplicated. To tell the causes apart one would train twice with one thing changed, which nobody has done with Stable
+# Diffusion. MiniSD is small enough: here it is trained in all four combinations of *padding* (`<eot>` or `!`) and *data* (with the
+# repeated pairs, or each of them once), everything else being the same.
+#
+# The four shipped models are one long training of each combination. An effect of training needs several trainings, so the whole
+# square was trained again with three other seeds (initial weights, noise, order and fresh scenes), smaller and shorter; what
+# each prompt gave is kept in `data/minisd/replicates.csv`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
+from memlib import plots
+from memlib.book.parameters import refuse_unknown
+from memlib.claims import claim, judge, not_testable
+from memlib.embeddings import PADDINGS, encode_prompts
+from memlib.errors import InputError
+from memlib.experiment import Experiment, nearest_training
+from memlib.interventions import apply
+from memlib.minisd import factorial
+from memlib.minisd.paths import settings
+from memlib.prompts import load_prompts
+from memlib.stats import mean_interval, paired_difference, share_interval
+
+# %% tags=["parameters"]
+substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+models = None  # the models compared; None: the four of MiniSD, or sd14 and sd21, or the substrate alone
+memorized = None  # prompt set, a name or file (csv, txt, jsonl); None: MiniSD's pairs with 64 and 128 copies, or the published memorized ones
+not_memorized = "not memorized"  # the contrast: likewise
+n_prompts = 12  # at most so many prompts of each set
+n_seeds = 2  # seeds 0, 1, ...
+steps = 50  # denoising steps
+guidance = 7.5  # classifier-free guidance; 1 is none
+scheduler = "ddim"  # ddim, dpm, euler
+device = "auto"  # auto, cpu, cuda
+dtype = "auto"  # auto: float16 on a GPU, bfloat16 or float32 on a CPU
+batch_size = None  # pictures at once; None: from free memory
+
+# %%
+refuse_unknown()
+plots.style()
+sampling = dict(n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
+run = Experiment(substrate, **sampling)
+miniature = run.substrate.family == "minisd"
+names = models or (list(factorial.CELLS.values()) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
+runs = {run.substrate.name: run}
+for name in names:
+    try:
+        runs.setdefault(name, Experiment(name, **sampling))
+    except InputError as missing:
+        print(f"{name} is left out: {missing}")
+runs = {name: runs[name] for name in dict.fromkeys([*names, run.substrate.name]) if name in runs}
+if memorized is None and miniature:
+    pairs = load_prompts("minisd-duplicated")
+    memorized = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
+known = {name: x.group(memorized or "memorized", n_prompts, "duplicated") for name, x in runs.items()}
+other = {name: x.group(not_memorized, n_prompts, "not memorized") for name, x in runs.items()}
+metric = run.metrics.copy
+
+# %% [markdown]
+# ## What is claimed, and what would refute it
+
+# %% tags=["hide-input"]
+ids = ("C4a", "C4b")
+for c in map(claim, ids):
+    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+    print("".join(f"     {name}: {words}\n" for name, words in c.quantities.items()))
+print(claim("C4a").reported_note)
+
+# %% [markdown]
+# ## The pictures
+#
+# The same prompts and the same noise in each model, above the training pictures. On MiniSD the prompts are drawn from the pairs with 64
+# and 128 copies in the duplicated data, whether or not a model reproduces them.
+
+# %% mystnb={"image": {"alt": "Prompts of repeated pairs: one row of pictures per model, and the training pictures below, one column per prompt", "width": "100%"}}
+rows = {name: group.pictures()[:8, 0] for name, group in known.items()}
+if known[run.substrate.name].training is not None:
+    rows["training picture"] = np.stack([pictures[0] for pictures in known[run.substrate.name].training[:8]])
+plots.montage(rows, known[run.substrate.name].prompts.prompts[:8], "Prompts of repeated pairs, first seed");
+
+# %% mystnb={"image": {"alt": "Prompts that are not memorized: one row of pictures per model, one column per prompt", "width": "100%"}}
+plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, other[run.substrate.name].prompts.prompts[:8], "Prompts that are not memorized, first seed");
+
+# %% [markdown]
+# ## Dose and response
+#
+# Share of pairs reproduced against how often a pair comes in an epoch of the duplicated data. After de-duplicated training (broken
+# lines) the same pairs are asked for, each of which came once. Left: the four shipped models, intervals over pairs. Right: the
+# replicates, intervals over pairs and over seeds of training.
+
+# %%
+LABELS = {("v1", True): "<eot>, duplicated", ("v2", True): "!, duplicated", ("v1", False): "<eot>, de-duplicated", ("v2", False): "!, de-duplicated"}
+squares = {}
+if miniature:
+    shorter = settings()["replicates"]
+    squares = {
+        f"shipped models ({settings()['unet']['steps']:,} steps)": factorial.main_models(),
+        f"replicates ({len(shorter['seeds'])} seeds, {shorter['steps']:,} steps)": factorial.replicates(),
+    }
+else:
+    print("not measured: the training of this substrate can't be repeated here")
+
+# %% mystnb={"image": {"alt": "Share of pairs reproduced against copies per epoch for both paddings and both kinds of data, shipped models and replicates", "width": "100%"}}
+if squares:
+    figure, axes = plt.subplots(1, len(squares), figsize=(10, 3.9), sharey=True)
+    for axis, (title, square) in zip(axes, squares.items()):
+        pairs = square.select(square.group == "duplicated")
+        plots.dose_response({LABELS[cell]: pairs.by_level(*cell) for cell in LABELS}, "copies of a pair in an epoch", "share of pairs reproduced", axis,
+                            dashed=[LABELS[cell] for cell in LABELS if not cell[1]])
+        axis.set_title(title)
+    axes[1].set_ylabel("")
+    axes[1].get_legend().remove()
+
+# %%
+pd.DataFrame(
+    {
+        (title, LABELS[cell]): {str(level): share.text(2) for level, share in square.select(square.group == "duplicated").by_level(*cell).items()}
+        for title, square in squares.items()
+        for cell in LABELS
+    }
+).T.rename_axis(index=["trained", "padding, data"], columns="copies")
+
+# %% [markdown]
+# ## Effects
+#
+# Over all pairs with more than one copy in the duplicated data (that is, over the four upper levels, each counting the same). A *main
+# effect* is the mean of a factor's effect at both levels of the other; the *interaction* says how much larger the effect of padding is
+# with duplicated data than without; *alone* means that one factor is changed from `<eot>` padding and duplicated data, as one would
+# change v1.4. Templates (one caption with six colourings of one composition; any of them counts) are kept apart.
+
+# %%
+effects = {
+    (title, kind): part.effects() for title, square in squares.items() for kind, part in (("exact", square.exact()), ("template", square.templates()))
+}
+effect_table = pd.DataFrame({key: {name.replace("_", " "): e.text(2) for name, e in found.items()} for key, found in effects.items()})
+effect_table
+
+# %% mystnb={"image": {"alt": "Main effects of padding and duplication, their interaction, and each factor changed alone, with intervals, exact and template memorization, shipped models and replicates", "width": "100%"}}
+if effects:
+    plots.forest({f"{kind}, {title}": {n.replace("_", " "): e for n, e in found.items()} for (title, kind), found in effects.items()}, "difference in the share reproduced");
+
+# %% [markdown]
+# ## Training and inference apart
+#
+# What padding does while a model learns and what it does while it draws are different questions. Here each trained model draws with its
+# own padding, with the *other* one, with the `<eot>` state set to zero, and with the padding states set to zero. The prompts are those of
+# the pictures above; reproduced means a similarity to the training picture at or above the copy threshold, counted over prompts and seeds.
+
+# %%
+OTHER = {PADDINGS["eot"]: "!", PADDINGS["!"]: "eot"}
+
+
+def drawn_with(group):
+    """Pictures [N, S, H, W, 3] of a group's prompts under each way to use the padding, by name."""
+    x = group.experiment
+    other_padding = OTHER.get(group.embedding.tokens.pad_id, "!")
+    ways = {
+        "own padding": group.embedding,
+        "other padding": encode_prompts(x.substrate, group.prompts.prompts, other_padding),
+        "<eot> masked": apply("f", group.embedding),
+        "padding masked": apply("h", group.embedding),
+    }
+    return {way: group.sample(embedding) for way, embedding in ways.items()}
+
+
+crossed = {name: drawn_with(group) for name, group in known.items()}
+training = known[run.substrate.name].training
+if metric.available and training is not None:
+    to_training = {(name, way): nearest_training(metric, pictures, training) for name, ways in crossed.items() for way, pictures in ways.items()}
+else:
+    to_training = {}
+    print("not measured: similarity to training needs the copy metric and the training pictures")
+shares = {key: share_interval(similarity >= metric.threshold) for key, similarity in to_training.items()}
+means = {key: mean_interval(similarity) for key, similarity in to_training.items()}
+pd.DataFrame(
+    {way: {name: f"{shares[name, way].text(2)}; mean similarity {means[name, way].value:.2f}" for name in crossed if (name, way) in shares} for way in next(iter(crossed.values()))}
+).rename_axis("trained as")
+
+# %% mystnb={"image": {"alt": "Share of pictures that reproduce the training picture, by trained model and by how it is sampled, as bars with intervals", "width": "100%"}}
+if shares:
+    plots.grouped_bars({name: {way: shares[name, way] for way in crossed[name]} for name in crossed}, "share reproduced", (0, 1));
+
+# %% mystnb={"image": {"alt": "The prompt of one repeated pair in each model, drawn with own padding, other padding, eot masked and padding masked", "width": "60%"}}
+first = {name: np.stack([pictures[0, 0] for pictures in ways.values()]) for name, ways in crossed.items()}
+plots.montage(first, list(next(iter(crossed.values()))), f"“{known[run.substrate.name].prompts.prompts[0]}”", cell=1.2);
+
+# %% [markdown]
+# The same on prompts that are not memorized: similarity to the picture with the model's own padding, and alignment. It shows whether a
+# condition takes away the memorized picture or any picture.
+
+# %%
+crossed_other = {name: drawn_with(group) for name, group in other.items()}
+others = {}
+for name, ways in crossed_other.items():
+    x, group = runs[name], other[name]
+    for way, pictures in ways.items():
+        alike = x.metrics.copy.similarity(pictures, ways["own padding"]) if x.metrics.copy.available else None
+        aligned = x.metrics.alignment(pictures, group.descriptions) if x.metrics.alignment.available else None
+        others[name, way] = {
+            "similarity to own padding": "not measured" if alike is None else mean_interval(alike).text(2),
+            "alignment": "not measured" if aligned is None else mean_interval(aligned).text(2),
+        }
+pd.DataFrame(others).T.rename_axis(["trained as", "drawn with"])
+
+# %% [markdown]
+# ## Verdicts
+
+# %%
+def reproduced(name):
+    """Whether each prompt is reproduced with at least nine tenths of the seeds, [N]."""
+    similarity = to_training[name, "own padding"]
+    return (similarity >= metric.threshold).mean(1) >= 0.9
+
+
+verdicts = {}
+if miniature:
+    square = factorial.replicates().exact()
+    found = square.effects()
+    verdicts["C4a"] = judge(claim("C4a"), {name: found[name] for name in claim("C4a").quantities}, run.thresholds, run.substrate.name)
+    copies = {"share_v1": square.share("v1", True), "share_v2": square.share("v2", True),
+              "share_v2_minus_v1": factorial.crossed_interval(square.cell("v2", True) - square.cell("v1", True), square.copies)}  # fmt: skip
+    verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
+else:
+    verdicts["C4a"] = not_testable(claim("C4a"), run.substrate.name, "The training would have to be repeated with the padding or the data changed.")
+    if {"sd14", "sd21"} <= set(runs) and to_training:
+        v1, v2 = (reproduced(name).astype(float) for name in ("sd14", "sd21"))
+        copies = {"share_v1": share_interval(v1), "share_v2": share_interval(v2), "share_v2_minus_v1": paired_difference(v2, v1)}
+        verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
+    else:
+        verdicts["C4b"] = not_testable(claim("C4b"), run.substrate.name, "It needs sd14 and sd21, the copy metric and the training pictures.")
+display(*verdicts.values())
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for verdict in verdicts.values():
+    print(verdict.claim, verdict.verdict)
+
+# %% tags=["remove-cell"]
+NOT = "not measured"
+whole = found if miniature else {}
+for name in claim("C4a").quantities:
+    glue(name, whole[name].text(2) if name in whole else NOT, display=False)
+for name in claim("C4b").quantities:
+    glue(name, verdicts["C4b"].quantities[name].text(2) if name in verdicts["C4b"].quantities else NOT, display=False)
+for model, short in (("minisd-v1", "v1"), ("minisd-v2", "v2")):
+    for way, key in (("own padding", "own"), ("other padding", "other"), ("<eot> masked", "eot"), ("padding masked", "pad")):
+        glue(f"{short}_{key}", shares[model, way].text(2) if (model, way) in shares else NOT, display=False)
+templates = {name: factorial.replicates().templates().effects()[name].text(2) if miniature else NOT for name in ("effect_of_padding", "effect_of_duplication")}
+for name, text in templates.items():
+    glue(f"template_{name}", text, display=False)
+glue("n_pairs", verdicts["C4a"].n_prompts, display=False)
+for name, verdict in verdicts.items():
+    glue(f"verdict_{name}", verdict.verdict, display=False)
+
+# %% [markdown]
+# ## What it says, and what it can't
+#
+# C4a {glue:text}`verdict_C4a` and C4b {glue:text}`verdict_C4b` on this substrate. Over {glue:text}`n_pairs` repeated pairs and the replicated
+# trainings the effect of padding is {glue:text}`effect_of_padding` and that of duplication {glue:text}`effect_of_duplication`; their interaction is
+# {glue:text}`interaction`. Changed alone, padding moves the share by {glue:text}`padding_alone`, de-duplication by
+# {glue:text}`duplication_alone`. For templates the effects are {glue:text}`template_effect_of_padding` and
+# {glue:text}`template_effect_of_duplication`. Trained on the same duplicated data, `<eot>` padding reproduces a share of {glue:text}`share_v1` and
+# `!` padding {glue:text}`share_v2`.
+#
+# Drawing is another matter. The model trained with `<eot>` padding reproduces {glue:text}`v1_own` of the pictures with its own padding,
+# {glue:text}`v1_other` with the other one, {glue:text}`v1_eot` with `<eot>` masked and {glue:text}`v1_pad` with the padding masked; the one trained with
+# `!` {glue:text}`v2_own`, {glue:text}`v2_other`, {glue:text}`v2_eot` and {glue:text}`v2_pad`.
+#
+# What a miniature can't say: whether padding matters at hundreds of millions of parameters and billions of pictures, with web captions,
+# with a text encoder trained on other pictures than the U-Net, or through the encoder itself, which here is the same for both paddings and in
+# Stable Diffusion v2.1 is another one. It can say that padding with `!` does not by itself prevent memorization in a model of
+# this construction, or that it does, and how much duplication does beside it.
+
+# %% tags=["hide-input"]
+run.provenance()
