@@ -72,10 +72,11 @@ names = models or (list(factorial.CELLS.values()) if miniature else ["sd14", "sd
 runs = {run.substrate.name: run}
 for name in names:
     try:
-        runs.setdefault(name, Experiment(name, **sampling))
+        if name != substrate:
+            runs[name] = Experiment(name, **sampling)
     except InputError as missing:
         print(f"{name} is left out: {missing}")
-runs = {name: runs[name] for name in dict.fromkeys([*names, run.substrate.name]) if name in runs}
+runs = {name: runs[name] for name in names if name in runs} or runs
 if memorized is None and miniature:
     pairs = load_prompts("minisd-duplicated")
     memorized = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
@@ -139,13 +140,12 @@ if squares:
     axes[1].get_legend().remove()
 
 # %%
-pd.DataFrame(
-    {
-        (title, LABELS[cell]): {str(level): share.text(2) for level, share in square.select(square.group == "duplicated").by_level(*cell).items()}
-        for title, square in squares.items()
-        for cell in LABELS
-    }
-).T.rename_axis(index=["trained", "padding, data"], columns="copies")
+levels = {
+    (title, LABELS[cell]): {str(level): share.text(2) for level, share in square.select(square.group == "duplicated").by_level(*cell).items()}
+    for title, square in squares.items()
+    for cell in LABELS
+}
+pd.DataFrame(levels).T.rename_axis(columns="copies")
 
 # %% [markdown]
 # ## Effects

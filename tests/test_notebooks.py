@@ -38,6 +38,7 @@ def execute(name, folder, **parameters):
     [
         ("01_prompt_embeddings", ["C1a", "C1b"]),
         ("02_pad_embeddings", ["C2a", "C2b", "C2c"]),
+        ("05_padding_or_duplication", ["C4a", "C4b"]),
         ("07_swapping", ["C7"]),
         ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),
     ],
@@ -51,6 +52,14 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     assert {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "not measured" in page and "<i>Game" not in page
+
+
+def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    verdicts = read_verdicts(execute("06_cross_attention", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, steps=2))
+    assert [v["claim"] for v in verdicts] == ["C6a", "C6b"] and all(v["n_prompts"] for v in verdicts)
 
 
 def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):

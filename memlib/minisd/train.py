@@ -56,7 +56,7 @@ def variant(name: str) -> Variant:
     if seed is None:
         return Variant(padding, dedup is None, given["corpus"], given["unet"], False)
     smaller = given["replicates"]
-    shorter = given["unet"] | {"seed": int(seed), "steps": smaller["steps"], "batch": smaller["batch"]}
+    shorter = given["unet"] | {"seed": int(seed), "steps": smaller["steps"]}
     return Variant(padding, dedup is None, {"seed": int(seed), "fresh": smaller["fresh"]}, shorter, True)
 
 
