@@ -75,6 +75,20 @@ def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypa
     assert "sd14: not measured here. The weights of sd14 are missing." in page and "<i>Game" not in page
 
 
+def test_traces_are_judged_without_metrics_or_training_pictures(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    out = execute("10_traces", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=2, steps=4)
+    verdicts = {v["claim"]: v for v in read_verdicts(out)}
+    assert list(verdicts) == ["B1", "B4", "B9"]
+    # The two sets are the same prompts, so nothing can tell them apart.
+    assert verdicts["B1"]["quantities"]["drop_difference"]["value"] == 0 and verdicts["B1"]["verdict"] != "holds"
+    assert verdicts["B9"]["quantities"]["auc_first_step"]["value"] == 0.5 and verdicts["B9"]["n_prompts"] > 0
+    page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+    assert "not memorized (2)" in page and "seen once" not in page and "<i>Game" not in page
+
+
 def test_token_lengths_are_judged_on_the_published_lists_and_on_nothing_less(offline):
     (verdict,) = read_verdicts(execute("04_token_lengths", offline))
     assert (verdict["claim"], verdict["substrate"]) == ("C3b", "published lists") and verdict["n_prompts"] > 3000

@@ -290,3 +290,11 @@ def test_own_models_equal_the_pipeline(name):
         ours = final(trajectory(substrate, embedding.states, uncond, latents, 10, 7.5, kind))
         theirs = reference(substrate, kind, embedding, latents, 10, 7.5, "latent")
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_latents_only_are_those_that_would_be_decoded(substrate):
+    embedding = encode_prompts(substrate, PROMPTS)
+    cost = Cost()
+    ((rows, seeds, latents),) = sample_batches(substrate, embedding, [3], steps=3, cost=cost, latents_only=True)
+    assert (rows, seeds) == ([0, 1], [3, 3]) and cost == Cost(evaluations=3 * 2 * 2, pictures=0)
+    np.testing.assert_array_equal(decode(substrate, torch.from_numpy(latents)), sample(substrate, embedding, [3], steps=3)[:, 0])

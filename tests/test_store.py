@@ -157,6 +157,36 @@ def test_a_damaged_entry_is_noticed_and_made_again(tmp_path, prompts, harm):
     assert len(sampler.drawn) == 1 and store.repaired == 1 and store.broken() == []
 
 
+def test_scores_of_many_keys_are_computed_together_and_saved_as_they_come(tmp_path):
+    keys = [{"metric": "m", "of": name} for name in "abcba"]
+    store = Store(tmp_path)
+    store.score(keys[2], lambda: 30)
+
+    def compute(absent):
+        assert absent == [0, 1]
+        yield 1, np.array([2.0])
+        if interrupted:
+            raise KeyboardInterrupt
+        yield 0, 1
+
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        store.scores(keys, compute)
+    assert store.score(keys[1], lambda: pytest.fail("was lost")) == [2.0]
+    assert store.scores(keys, lambda absent: [(i, 1) for i in absent]) == [1, [2.0], 30, [2.0], 1] and store.made == 3
+    assert store.scores(keys[:3], lambda absent: pytest.fail("computed twice")) == [1, [2.0], 30]
+
+
+def test_infinity_in_a_schedulers_configuration_is_a_key():
+    from memlib.keys import picture_recipe
+
+    schedule = SimpleNamespace(config={"lambda_min_clipped": -np.inf, "beta_end": 0.012})
+    substrate = SimpleNamespace(weights_hash="w", dtype="float32", scheduler=lambda kind, steps: schedule)
+    recipe = picture_recipe(substrate, torch.zeros(1, 2, 2), 5, 7.5, "dpm", 1)
+    assert recipe["scheduler"] == {"class": "SimpleNamespace", "lambda_min_clipped": "-Infinity", "beta_end": 0.012}
+    assert len(digest(recipe)) == 64
+
+
 def test_scores_are_kept_and_broken_ones_recomputed(tmp_path):
     store, calls = Store(tmp_path), []
 
