@@ -64,6 +64,8 @@ def test_every_claim_is_there_with_all_it_needs():
         "C7": "07_swapping",
         "C8": "09_published_lists",
         **{name: "10_traces" for name in ("B1", "B4", "B9")},
+        "B5": "13_opposite_guidance",
+        "B8": "13_opposite_guidance",
     }
 
 
@@ -99,6 +101,13 @@ def test_every_claim_is_there_with_all_it_needs():
         ("C3b", long_prompts(0, 0, 0), "holds"),
         ("C3b", long_prompts(0, 1, 0), "holds in part"),
         ("C3b", long_prompts(1, 1, 0), "does not hold"),
+        ("B5", {"change_of_transition": around(-3.0)}, "holds"),
+        ("B5", {"change_of_transition": around(-0.01)}, "holds in part"),
+        ("B5", {"change_of_transition": around(0.01)}, "does not hold"),
+        ("B8", {"evaluations_to_none": Estimate(1, 1, 1, 24, 10), "seconds_to_none": around(1.0)}, "holds"),
+        ("B8", {"evaluations_to_none": Estimate(1, 1, 1, 24, 10), "seconds_to_none": around(1.04)}, "holds in part"),
+        ("B8", {"evaluations_to_none": Estimate(1, 1, 1, 24, 10), "seconds_to_none": around(1.2)}, "does not hold"),
+        ("B8", {"evaluations_to_none": Estimate(1.02, 1.02, 1.02, 24, 10), "seconds_to_none": around(0.9)}, "does not hold"),
     ],
 )  # fmt: skip
 def test_verdicts_by_hand(name, quantities, expected):

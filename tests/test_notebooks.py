@@ -62,6 +62,20 @@ def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
     assert [v["claim"] for v in verdicts] == ["C6a", "C6b"] and all(v["n_prompts"] for v in verdicts)
 
 
+def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    out = execute("13_opposite_guidance", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_pictures=1, n_timed=2, steps=4)
+    transition, cost = read_verdicts(out)
+    assert (transition["claim"], cost["claim"]) == ("B5", "B8")
+    assert cost["quantities"]["evaluations_to_none"]["value"] == 1 and cost["verdict"] != "not testable here"
+    shares = [transition["quantities"].get(name, {"value": 0})["value"] for name in ("share_with_transition", "share_with_transition_opposite")]
+    assert (transition["verdict"] == "not testable here") == (sum(shares) == 0)
+    page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+    assert "not measured" in page and "<i>Game" not in page
+
+
 def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):
     monkeypatch.setenv("MEMLIB_MODELS", str(offline / "models"))
     monkeypatch.setenv("HF_HUB_CACHE", str(offline / "hub"))

@@ -6,9 +6,10 @@
         picture = pipe("a prompt").images[0]
 
 Only the pipeline object's `encode_prompt` is wrapped, and it goes on doing the encoding: LoRA weights and scales, textual
-inversion, `clip_skip`, half precision and offloading act as they do without. Scheduler, U-Net, VAE and the negative or
-unconditional embedding are left alone. It works with every pipeline that has the text path of Stable Diffusion 1.x and 2.x:
-text to image, image to image, inpainting, ControlNet.
+inversion, `clip_skip`, half precision and offloading act as they do without. Scheduler, VAE and the negative or
+unconditional embedding are left alone, and so is the U-Net, except where a mitigation changes guidance: then its output is
+changed while the pipeline denoises (`memlib.mitigations.pipeline_guidance`). It works with every pipeline that has the text
+path of Stable Diffusion 1.x and 2.x: text to image, image to image, inpainting, ControlNet.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +27,32 @@ from torch import Tensor
 from memlib.embeddings import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
 from memlib.errors import InputError
 from memlib.mitigations.base import Mitigation, get
+from memlib.mitigations.pipeline_guidance import GuidedLoop, guides, refuse_other_loops
 
 NEEDED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds")
+
+
+class _Replaced:
+    """One method of a pipeline object, replaced by a function of `owner` until `restore`."""
+
+    def __init__(self, pipe: Any, name: str, function: Callable[..., Any], owner: Mitigated):
+        self.pipe, self.name, self.owner = pipe, name, owner
+        self._own = pipe.__dict__.get(name)
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        stand_in.mitigated = owner
+        setattr(pipe, name, stand_in)
+
+    def in_place(self) -> bool:
+        return getattr(self.pipe.__dict__.get(self.name), "mitigated", None) is self.owner
+
+    def restore(self) -> None:
+        if self._own is None:
+            del self.pipe.__dict__[self.name]
+        else:
+            self.pipe.__dict__[self.name] = self._own
 
 
 class Mitigated:
@@ -44,15 +69,12 @@ class Mitigated:
             warnings.warn(self.remark, stacklevel=3)
         self._original = pipe.encode_prompt
         self._signature = inspect.signature(self._original)
-        self._own = pipe.__dict__.get("encode_prompt")
         self._edited: list[weakref.ref] = []
-        self._active = True
-
-        def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-            return self._encode_prompt(*args, **kwargs)
-
-        encode_prompt.mitigated = self
-        pipe.encode_prompt = encode_prompt
+        self._edits = mitigation.padding is not None or type(mitigation).edit is not Mitigation.edit
+        self._loop = GuidedLoop(pipe, mitigation, pipe.progress_bar) if guides(mitigation) else None
+        self._replaced = [_Replaced(pipe, "encode_prompt", self._encode_prompt, self)]
+        if self._loop is not None:
+            self._replaced.append(_Replaced(pipe, "progress_bar", self._loop.progress_bar, self))
 
     def __enter__(self) -> Mitigated:
         return self
@@ -62,18 +84,16 @@ class Mitigated:
 
     def undo(self) -> None:
         """Put the pipeline back as it was; a second call does nothing."""
-        if not self._active:
-            return
-        if getattr(self.pipe.__dict__.get("encode_prompt"), "mitigated", None) is not self:
-            raise InputError(
-                f"encode_prompt of this pipeline was replaced after {self.mitigation.name!r} was put in place: undo the later "
-                "replacement first."
-            )
-        if self._own is None:
-            del self.pipe.__dict__["encode_prompt"]
-        else:
-            self.pipe.__dict__["encode_prompt"] = self._own
-        self._active = False
+        for method in self._replaced:
+            if not method.in_place():
+                raise InputError(
+                    f"{method.name} of this pipeline was replaced after {self.mitigation.name!r} was put in place: undo the later "
+                    "replacement first."
+                )
+        if self._loop is not None:
+            self._loop.stop()
+        while self._replaced:
+            self._replaced.pop().restore()
 
     def embed(self, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
         """Return the mitigated embeddings [N, 77, d] of prompts on the pipeline's device, to be passed as `prompt_embeds`."""
@@ -147,9 +167,11 @@ class Mitigated:
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         call = self._signature.bind(*args, **kwargs).arguments
+        if not self._edits:
+            return self._original(**call)
         given = call.get("prompt_embeds")
         if given is not None:
-            if not any(known() is given for known in self._edited) and self.mitigation.name != "none":
+            if not any(known() is given for known in self._edited):
                 raise InputError(
                     f"{self.mitigation.name} cannot be applied to given prompt_embeds, which do not say where their padding is: "
                     "pass what edit(prompt_embeds, prompts) of the mitigated pipeline returns, or call undo() first."
@@ -175,8 +197,9 @@ def mitigate(pipe: Any, name: str | Mitigation, **params: Any) -> Mitigated:
     `name` is a key of `memlib.mitigations.REGISTRY` or a mitigation, `params` are its parameters
     (``memlib.mitigate(pipe, "pad-mask", fraction=0.5)``). A prompt of 75 tokens or more leaves no padding: a
     warning says what the mitigation then does (`full_prompt`). Raises InputError for an unknown name or parameter, a pipeline
-    without the text path of Stable Diffusion 1.x/2.x, one that is mitigated already, and a
-    mitigation that acts elsewhere than on the embedding. Source: `clip` Section 4.2.
+    without the text path of Stable Diffusion 1.x/2.x, one that is mitigated already, a mitigation that acts elsewhere than on
+    embedding and guidance, and, when the pipeline is called, a guidance_scale of 1 or less where guidance is to be changed.
+    Source: `clip` Section 4.2; `basin` Section 5.
     """
     mitigation = name.with_params(**params) if isinstance(name, Mitigation) else get(name, **params)
     return Mitigated(pipe, mitigation)
@@ -195,7 +218,9 @@ def _refuse(pipe: Any, mitigation: Mitigation) -> None:
         )
     if pipe.tokenizer.model_max_length != CONTEXT_LENGTH:
         raise InputError(f"This pipeline reads {pipe.tokenizer.model_max_length} tokens; mitigations work on {CONTEXT_LENGTH}.")
-    if mitigation.sampled or type(mitigation).guidance is not Mitigation.guidance:
+    if mitigation.sampled:
         raise InputError(
-            f"{mitigation.name} acts while sampling and not on the embedding alone: sample with memlib.experiment or memlib.store."
+            f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment or memlib.store."
         )
+    if guides(mitigation):
+        refuse_other_loops(pipe, mitigation)
