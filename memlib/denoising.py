@@ -18,6 +18,8 @@ from memlib.errors import InputError
 from memlib.guidance import Rule, StepInfo, as_rule
 
 SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
+SINGLE_STEP = ("ddim", "euler")  # Schedulers whose steps depend on the latents before them and on nothing else.
+
 
 @dataclass
 class Cost:
@@ -78,13 +80,19 @@ def trajectory(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     cost: Cost | None = None,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Denoise B latents and yield each step's quantities; the last step's `next_latents` are the result.
 
     `cond` is [B, 77, d], `uncond` [B or 1, 77, d], `latents` [B, C, h, w] standard normal noise. With a
     number as `guidance` the result equals `StableDiffusionPipeline`'s. `eta` above 0 (DDIM only) adds
-    noise at each step from `generators`, one CPU generator per sample. `cost` is added to. Raises
-    InputError for shapes that do not fit, steps out of range, or an unknown scheduler.
+    noise at each step from `generators`, one CPU generator per sample. `cost` is added to.
+
+    With `start` above 0 only the steps from that index on are done, and `latents` are those before that step, as `Step.latents`
+    gives them: in the scheduler's own scaling, not scaled again. Steps keep their index in the whole schedule. For schedulers that
+    remember nothing of earlier steps (ddim, euler).
+
+    Raises InputError for shapes that do not fit, steps or `start` out of range, or an unknown scheduler.
     """
     batch = len(latents)
     if tuple(latents.shape[1:]) != tuple(substrate.latent_shape):
@@ -104,8 +112,23 @@ def trajectory(
     text = torch.cat(
         [states.to(substrate.device, substrate.dtype) for states in (uncond.expand(batch, -1, -1), cond)]
     )
-    latents = latents.to(substrate.device, torch.float32) * float(solver.init_noise_sigma)
-    return _denoise(substrate, text, latents, solver, rule, eta, generators, cost)
+    _check_start(start, len(solver.timesteps), scheduler)
+    latents = latents.to(substrate.device, torch.float32)
+    if start:
+        if hasattr(solver, "set_begin_index"):
+            solver.set_begin_index(start)
+    else:
+        latents = latents * float(solver.init_noise_sigma)
+    return _denoise(substrate, text, latents, solver, rule, eta, generators, cost, start)
+
+
+def _check_start(start: int, steps: int, scheduler: str) -> None:
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < steps:
+        raise InputError(f"A trajectory of {steps} steps cannot start at {start!r}: use a whole number from 0 to {steps - 1}.")
+    if start and scheduler not in SINGLE_STEP:
+        raise InputError(
+            f"The scheduler {scheduler!r} needs the steps before step {start}, which are not there: use one of {', '.join(SINGLE_STEP)}."
+        )
 
 
 def _denoise(
@@ -117,10 +140,11 @@ def _denoise(
     eta: float,
     generators: Sequence[torch.Generator] | None,
     cost: Cost | None,
+    start: int,
 ) -> Iterator[Step]:
     batch = len(latents)
     scales = rule.start(batch)
-    for index, t in enumerate(solver.timesteps):
+    for index, t in enumerate(solver.timesteps[start:], start):
         with torch.no_grad():
             model_input = solver.scale_model_input(latents, t).to(substrate.dtype)
             output = substrate.unet(

@@ -22,6 +22,7 @@ import pandas as pd
 
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
+from memlib.guidance import Rule
 from memlib.interventions import INTERVENTIONS, apply
 from memlib.keys import digest
 from memlib.metrics import metrics_for
@@ -95,6 +96,19 @@ class Experiment:
         """
         found = choose_prompts(prompts, self.substrate.family, count)
         return Group(self, found, label or (prompts if isinstance(prompts, str) else prompts.name))
+
+    def control(self, prompts: str | PromptSet = "auto", count: int | None = None, label: str = "same kind, seen once") -> Group | None:
+        """Prompts of the memorized ones' kind that are not memorized, for telling memorization from wording; None where there are none.
+
+        "auto" takes MiniSD's titles with one copy in the training data (its memorized prompts are titles, its held-out ones
+        descriptions), and nothing for other families; "none" is none; else as in `group`.
+        """
+        if isinstance(prompts, str) and prompts in ("auto", "none"):
+            if prompts == "none" or self.substrate.family != "minisd":
+                return None
+            titles = load_prompts("minisd-duplicated")
+            prompts = titles.select(titles.table["copies"].astype(int) == 1)
+        return self.group(prompts, count, label)
 
     def provenance(self) -> Provenance:
         """Where the figures of this run come from; the last line of every notebook."""
@@ -214,13 +228,15 @@ class Group:
             shown["training picture"] = np.stack([pictures[0] for pictures in self.training[:count]])
         return shown
 
-    def sample(self, embedding: Embedding, mitigation: Mitigation | None = None) -> np.ndarray:
+    def sample(self, embedding: Embedding, mitigation: Mitigation | None = None, guidance: float | Rule | None = None) -> np.ndarray:
         """Pictures of any edited embedding of these prompts, uint8 [N, S, H, W, 3], through the store.
 
-        Of a mitigation, guidance and what it does while sampling are applied here, its edit of the embedding is not.
+        Of a mitigation, guidance and what it does while sampling are applied here, its edit of the embedding is not. `guidance` stands in
+        for the experiment's own, as a number or a rule per step (`memlib.guidance`).
         """
         x = self.experiment
-        guidance = x.guidance if mitigation is None else mitigation.guidance(x.guidance)
+        guidance = x.guidance if guidance is None else guidance
+        guidance = guidance if mitigation is None else mitigation.guidance(guidance)
         return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
                                 progress=x.progress, cost=x.cost,
                                 mitigation=mitigation if mitigation is not None and mitigation.sampled else None)  # fmt: skip
@@ -244,9 +260,13 @@ class Group:
 
         "alignment with prompt" judges against the prompt itself, "alignment" against `descriptions`.
         """
-        if name not in (*SCORES, *FURTHER_SCORES):
-            raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
-        x, pictures = self.experiment, self.pictures(edit)
+        _refuse_unknown_score(name)
+        return self.score_of(name, self.pictures(edit))
+
+    def score_of(self, name: str, pictures: np.ndarray) -> np.ndarray | None:
+        """A score, as in `score`, of any pictures of these prompts and seeds, uint8 [N, S, H, W, 3]."""
+        _refuse_unknown_score(name)
+        x = self.experiment
         roles = {"alignment": "alignment", "alignment with prompt": "alignment", "quality": "quality", "diversity": "diversity"}
         metric = x.metrics[roles.get(name, "copy")]
         if not metric.available or (name == "diversity" and len(x.seeds) < 2):
@@ -284,6 +304,11 @@ class Group:
 def _nearest_training(metric: Any, pictures: np.ndarray, training: list[np.ndarray]) -> np.ndarray:
     vectors = metric(pictures)
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
+
+
+def _refuse_unknown_score(name: str) -> None:
+    if name not in (*SCORES, *FURTHER_SCORES):
+        raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
 
 
 def _row_label(edit: Edit) -> str:

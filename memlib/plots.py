@@ -116,7 +116,8 @@ def ecdf(lengths: Mapping[str, np.ndarray], xlabel: str, limit: float | None = N
     return figure
 
 
-def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: str, ylabel: str, ylim: tuple[float, float] | None = None) -> Figure:
+def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: str, ylabel: str, ylim: tuple[float, float] | None = None,
+          yscale: str = "linear") -> Figure:  # fmt: skip
     """Curves with intervals as bands: one panel per title, in it one curve per label, x -> estimate."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), sharey=True, squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items()):
@@ -125,9 +126,11 @@ def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: 
             axis.plot(x, [e.value for e in points.values()], color=COLOURS[i % len(COLOURS)], marker="os^D"[i % 4], markersize=3, label=label)
             axis.fill_between(x, [e.low for e in points.values()], [e.high for e in points.values()], color=COLOURS[i % len(COLOURS)], alpha=0.25)
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=title, xlabel=xlabel, ylim=ylim)
+        axis.set(title=title, xlabel=xlabel, ylim=ylim, yscale=yscale)
     axes[0][0].set_ylabel(ylabel)
-    figure.legend(*axes[0][-1].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower center")
+    # A curve may stand in some panels only.
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, ncols=4, loc="lower center")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 
@@ -210,4 +213,42 @@ def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], xlabel: str
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)
     figure.colorbar(image, ax=axes, label=bar, shrink=0.85)
+    return figure
+
+
+def marked_traces(panels: Mapping[str, Sequence[tuple[str, np.ndarray, int]]], ylabel: str) -> Figure:
+    """Single curves by step, one panel per title: (label, values [T], step to mark or -1)."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), sharey=True, squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items()):
+        for i, (label, values, step) in enumerate(curves):
+            colour = COLOURS[i % len(COLOURS)]
+            axis.plot(values, color=colour, linestyle=("-", "--", "-.", ":")[i % 4], linewidth=1.4, label=_short(label, 30).replace("$", r"\$"))
+            if step >= 0:
+                axis.plot(step, values[step], marker="os^D"[i % 4], markersize=8, color=colour, markeredgecolor="black")
+        axis.set(title=title, xlabel="step (0 is the noisiest)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False, fontsize=7.5)
+    axes[0][0].set_ylabel(ylabel)
+    figure.tight_layout()
+    return figure
+
+
+def separation(scores: Mapping[str, np.ndarray], xlabel: str) -> Figure:
+    """How well a score [P] tells the first group from each of the others: its histogram, and a ROC curve against each."""
+    from sklearn.metrics import roc_curve
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    table = pd.DataFrame([{"prompts": label, xlabel: float(v)} for label, values in scores.items() for v in values])
+    sns.histplot(table, x=xlabel, hue="prompts", bins=20, element="step", alpha=0.3, ax=left)
+    left.set_ylabel("prompts")
+    left.get_legend().set(title="", frame_on=False)
+    known, *others = scores.items()
+    for i, (label, values) in enumerate(others, 1):
+        truth = np.r_[np.ones(len(known[1])), np.zeros(len(values))]
+        false, true, _ = roc_curve(truth, np.r_[known[1], values], drop_intermediate=False)
+        right.plot(false, true, color=COLOURS[i], linestyle=("-", "--", "-.")[i % 3], label=f"{known[0]} against {label}")
+    right.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+    right.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.tight_layout()
     return figure

@@ -112,13 +112,15 @@ def sample_batches(
     keep: Observer | None = None,
     cost: Cost | None = None,
     around: Around | None = None,
+    latents_only: bool = False,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
     """Sample prompts x seeds and yield each finished batch as (rows, seeds, pictures uint8 [b, H, W, 3]).
 
     `rows` are prompt rows of `embedding`. `pairs` restricts the work to the (row, seed) pairs given, in
     that order, and `seeds` is then not used. `uncond` defaults to the empty prompt with the substrate's
     own padding. `keep(rows, seeds, step)` is called at every step. `around(substrate, batch, cost)` gives a context
-    manager in which a batch is denoised and which may replace its tensors (see `memlib.mitigations.base`). A (prompt, seed) gives the same
+    manager in which a batch is denoised and which may replace its tensors (see `memlib.mitigations.base`). With `latents_only` nothing is
+    decoded, and the last latents, float32 [b, C, h, w], take the pictures' place. A (prompt, seed) gives the same
     picture, to float tolerance, whatever the batch. Raises InputError before any work for no prompts, no
     seeds, a bad batch size, steps out of range, or an unknown scheduler.
     """
@@ -141,7 +143,7 @@ def sample_batches(
     uncond = uncond_states(substrate, uncond)
     return _batches(
         substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep,
-        Cost() if cost is None else cost, around,
+        Cost() if cost is None else cost, around, latents_only,
     )  # fmt: skip
 
 
@@ -157,6 +159,7 @@ def _batches(
     keep: Observer | None,
     cost: Cost,
     around: Around | None,
+    latents_only: bool,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
     for start in range(0, len(pairs), batch_size):
         rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
@@ -168,6 +171,9 @@ def _batches(
             ):
                 if keep is not None:
                     keep(rows, seeds, step)
+        if latents_only:
+            yield rows, seeds, step.next_latents.cpu().numpy()
+            continue
         pictures = decode(substrate, step.next_latents)
         cost.pictures += len(rows)
         yield rows, seeds, pictures

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,19 +173,34 @@ class Store:
         A score is a number, text, list, dictionary or NumPy array. `key` must name everything that
         the score depends on: metric, its weights, the pictures' keys.
         """
-        name = digest(key)
-        path = self._path("scores", name, ".json")
-        stored = self._read_score(path, name)
-        if stored is not None:
-            self.found += 1
-            return _unpack(stored["value"])
-        self.repaired += path.exists()
-        value = compute()
-        packed = _pack(value)
-        entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(key)}
-        self._write(path, json.dumps(entry).encode())
-        self.made += 1
-        return _unpack(packed)
+        return self.scores([key], lambda absent: [(0, compute())])[0]
+
+    def scores(self, keys: Sequence[Mapping[str, Any]], compute: Callable[[list[int]], Iterable[tuple[int, Any]]]) -> list[Any]:
+        """Return the scores of `keys` in their order, computing together those that the store does not hold.
+
+        `compute` is given the positions of the absent ones (the first of equal keys only) and yields (position, score) for each;
+        every score is saved as it comes, so that a run that is stopped keeps what it made. For keys see `score`.
+        """
+        names = [digest(key) for key in keys]
+        values: dict[str, Any] = {}
+        absent: dict[str, int] = {}
+        for position, name in enumerate(names):
+            path = self._path("scores", name, ".json")
+            if name in values or name in absent:
+                continue
+            if (stored := self._read_score(path, name)) is None:
+                self.repaired += path.exists()
+                absent[name] = position
+            else:
+                values[name] = stored["value"]
+        self.found += len(names) - len(absent)
+        for position, value in compute(list(absent.values())) if absent else ():
+            name, packed = names[position], _pack(value)
+            entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(keys[position])}
+            self._write(self._path("scores", name, ".json"), json.dumps(entry).encode())
+            values[name] = packed
+            self.made += 1
+        return [_unpack(values[name]) for name in names]
 
     def _read_score(self, path: Path, name: str) -> dict[str, Any] | None:
         try:
