@@ -22,6 +22,7 @@ import pandas as pd
 
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
+from memlib.guidance import Rule
 from memlib.interventions import INTERVENTIONS, apply
 from memlib.keys import digest
 from memlib.metrics import metrics_for
@@ -227,13 +228,15 @@ class Group:
             shown["training picture"] = np.stack([pictures[0] for pictures in self.training[:count]])
         return shown
 
-    def sample(self, embedding: Embedding, mitigation: Mitigation | None = None) -> np.ndarray:
+    def sample(self, embedding: Embedding, mitigation: Mitigation | None = None, guidance: float | Rule | None = None) -> np.ndarray:
         """Pictures of any edited embedding of these prompts, uint8 [N, S, H, W, 3], through the store.
 
-        Of a mitigation, guidance and what it does while sampling are applied here, its edit of the embedding is not.
+        Of a mitigation, guidance and what it does while sampling are applied here, its edit of the embedding is not. `guidance` stands in
+        for the experiment's own, as a number or a rule per step (`memlib.guidance`).
         """
         x = self.experiment
-        guidance = x.guidance if mitigation is None else mitigation.guidance(x.guidance)
+        guidance = x.guidance if guidance is None else guidance
+        guidance = guidance if mitigation is None else mitigation.guidance(guidance)
         return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
                                 progress=x.progress, cost=x.cost,
                                 mitigation=mitigation if mitigation is not None and mitigation.sampled else None)  # fmt: skip
@@ -257,9 +260,13 @@ class Group:
 
         "alignment with prompt" judges against the prompt itself, "alignment" against `descriptions`.
         """
-        if name not in (*SCORES, *FURTHER_SCORES):
-            raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
-        x, pictures = self.experiment, self.pictures(edit)
+        _refuse_unknown_score(name)
+        return self.score_of(name, self.pictures(edit))
+
+    def score_of(self, name: str, pictures: np.ndarray) -> np.ndarray | None:
+        """A score, as in `score`, of any pictures of these prompts and seeds, uint8 [N, S, H, W, 3]."""
+        _refuse_unknown_score(name)
+        x = self.experiment
         roles = {"alignment": "alignment", "alignment with prompt": "alignment", "quality": "quality", "diversity": "diversity"}
         metric = x.metrics[roles.get(name, "copy")]
         if not metric.available or (name == "diversity" and len(x.seeds) < 2):
@@ -298,6 +305,11 @@ def nearest_training(metric: Any, pictures: np.ndarray, training: Sequence[np.nd
     """Copy similarity [N, S] of pictures [N, S, H, W, 3] to the nearest of each prompt's training pictures [K, H, W, 3]."""
     vectors = metric(pictures)
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
+
+
+def _refuse_unknown_score(name: str) -> None:
+    if name not in (*SCORES, *FURTHER_SCORES):
+        raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
 
 
 def _row_label(edit: Edit) -> str:

@@ -131,7 +131,9 @@ def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: 
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=xlabel, ylim=ylim, yscale=yscale)
     axes[0][0].set_ylabel(ylabel)
-    figure.legend(*axes[0][-1].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower center")
+    # A curve may stand in some panels only.
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, ncols=4, loc="lower center")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 

@@ -66,6 +66,8 @@ def test_every_claim_is_there_with_all_it_needs():
         **{name: "10_traces" for name in ("B1", "B4", "B9")},
         "B5": "13_opposite_guidance",
         "B8": "13_opposite_guidance",
+        "B2": "11_switch_on",
+        "B10": "12_basin",
     }
 
 

@@ -41,6 +41,8 @@ def execute(name, folder, **parameters):
         ("05_padding_or_duplication", ["C4a", "C4b"]),
         ("07_swapping", ["C7"]),
         ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),
+        ("11_switch_on", ["B2"]),
+        ("12_basin", ["B10"]),
     ],
 )
 def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, claims, sd1_tiny, offline):
