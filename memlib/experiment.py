@@ -96,6 +96,19 @@ class Experiment:
         found = choose_prompts(prompts, self.substrate.family, count)
         return Group(self, found, label or (prompts if isinstance(prompts, str) else prompts.name))
 
+    def control(self, prompts: str | PromptSet = "auto", count: int | None = None, label: str = "same kind, seen once") -> Group | None:
+        """Prompts of the memorized ones' kind that are not memorized, for telling memorization from wording; None where there are none.
+
+        "auto" takes MiniSD's titles with one copy in the training data (its memorized prompts are titles, its held-out ones
+        descriptions), and nothing for other families; "none" is none; else as in `group`.
+        """
+        if isinstance(prompts, str) and prompts in ("auto", "none"):
+            if prompts == "none" or self.substrate.family != "minisd":
+                return None
+            titles = load_prompts("minisd-duplicated")
+            prompts = titles.select(titles.table["copies"].astype(int) == 1)
+        return self.group(prompts, count, label)
+
     def provenance(self) -> Provenance:
         """Where the figures of this run come from; the last line of every notebook."""
         s = self.substrate

@@ -67,7 +67,8 @@ def picture_recipe(
         "uncond": digest(uncond.float()),
         "steps": int(steps),
         "guidance": _describe_guidance(guidance),
-        "scheduler": {"class": type(schedule).__name__, **json.loads(json.dumps(config, default=repr))},
+        # Infinity stands in DPM-Solver's configuration (lambda_min_clipped); a key takes it as a text.
+        "scheduler": {"class": type(schedule).__name__, **json.loads(json.dumps(config, default=repr), parse_constant=str)},
     }
 
 

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,22 +170,46 @@ class Store:
     def score(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """Return what `compute` gives for `key`, computing it only if the store does not hold it.
 
-        A score is a number, text, list, dictionary or NumPy array. `key` must name everything that
+        A score is a number, text, list, NumPy array, or a dictionary of these. `key` must name everything that
         the score depends on: metric, its weights, the pictures' keys.
         """
+        return self.scores([key], lambda absent: [(0, compute())])[0]
+
+    def scores(self, keys: Sequence[Mapping[str, Any]], compute: Callable[[list[int]], Iterable[tuple[int, Any]]]) -> list[Any]:
+        """Return the scores of `keys` in their order, computing together those that the store does not hold.
+
+        `compute` is given the positions of the absent ones (the first of equal keys only) and yields (position, score) for each;
+        every score is saved as it comes, so that a run that is stopped keeps what it made. For keys see `score`.
+        """
+        names = [digest(key) for key in keys]
+        values: dict[str, Any] = {}
+        absent: dict[str, int] = {}
+        for position, name in enumerate(names):
+            path = self._path("scores", name, ".json")
+            if name in values or name in absent:
+                continue
+            if (stored := self._read_score(path, name)) is None:
+                self.repaired += path.exists()
+                absent[name] = position
+            else:
+                values[name] = stored["value"]
+        self.found += len(names) - len(absent)
+        for position, value in compute(list(absent.values())) if absent else ():
+            name, packed = names[position], _pack(value)
+            entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(keys[position])}
+            self._write(self._path("scores", name, ".json"), json.dumps(entry).encode())
+            values[name] = packed
+            self.made += 1
+        return [_unpack(values[name]) for name in names]
+
+    def peek(self, key: Mapping[str, Any]) -> Any | None:
+        """Return the score stored under `key`, or None if there is none (or a broken one); nothing is computed."""
         name = digest(key)
-        path = self._path("scores", name, ".json")
-        stored = self._read_score(path, name)
-        if stored is not None:
-            self.found += 1
-            return _unpack(stored["value"])
-        self.repaired += path.exists()
-        value = compute()
-        packed = _pack(value)
-        entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(key)}
-        self._write(path, json.dumps(entry).encode())
-        self.made += 1
-        return _unpack(packed)
+        stored = self._read_score(self._path("scores", name, ".json"), name)
+        if stored is None:
+            return None
+        self.found += 1
+        return _unpack(stored["value"])
 
     def _read_score(self, path: Path, name: str) -> dict[str, Any] | None:
         try:
@@ -273,6 +297,8 @@ def _pack(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         raw = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"__array__": [value.dtype.str, list(value.shape), raw]}
+    if isinstance(value, Mapping):
+        return {name: _pack(item) for name, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -280,4 +306,6 @@ def _unpack(packed: Any) -> Any:
     if isinstance(packed, dict) and "__array__" in packed:
         dtype, shape, raw = packed["__array__"]
         return np.frombuffer(base64.b64decode(raw), dtype=dtype).reshape(shape).copy()
+    if isinstance(packed, dict):
+        return {name: _unpack(item) for name, item in packed.items()}
     return packed

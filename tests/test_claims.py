@@ -61,6 +61,8 @@ def test_every_claim_is_there_with_all_it_needs():
         **{name: "08_mitigations" for name in ("C5a", "C5b", "C5c", "C5d", "C5e")},
         "C7": "07_swapping",
         "C8": "09_published_lists",
+        "A1": "15_detectors",
+        "A2": "15_detectors",
     }
 
 
