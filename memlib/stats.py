@@ -153,55 +153,6 @@ def quantile_interval(
     return _interval(np.nanquantile(table, q), np.array(resampled), table, level)
 
 
-def auc_interval(
-    positive: Any,
-    negative: Any,
-    *,
-    level: float = LEVEL,
-    resamples: int = 2_000,
-    generator: np.random.Generator | None = None,
-) -> Estimate:
-    """Return the area under the ROC curve of scores [P] or [P, S], larger meaning positive.
-
-    Seeds are averaged to one score per prompt; ties count one half. Positive and negative prompts are
-    resampled separately. `n_prompts` counts both groups. Source: Hanley and McNeil 1982.
-    """
-    ups, downs = _table(positive, "raise"), _table(negative, "raise")
-    wins = np.sign(_prompt_means(ups)[:, None] - _prompt_means(downs)[None]) / 2 + 0.5
-    draw = _generator(generator)
-    up_weights = _weights(len(ups), resamples, draw)
-    down_weights = _weights(len(downs), resamples, draw)
-    resampled = np.einsum("rp,pn,rn->r", up_weights, wins, down_weights, optimize=True)
-    return _interval(wins.mean(), resampled, ups, level, other=downs)
-
-
-def tpr_at_fpr(
-    positive: Any,
-    negative: Any,
-    fpr: float,
-    *,
-    rule: str = "below",
-    level: float = LEVEL,
-    resamples: int = 2_000,
-    generator: np.random.Generator | None = None,
-) -> Estimate:
-    """Return the true positive rate at a false positive rate of `fpr`, larger scores meaning positive.
-
-    `rule` picks the ROC point: ``"below"`` the last one with a rate strictly below `fpr` (Wen et al.),
-    ``"nearest"`` the one nearest to it, which may exceed it (Ren et al., Jeon et al.).
-    """
-    if rule not in ("below", "nearest"):
-        raise InputError(f"Unknown rule {rule!r} for a false positive rate: use 'below' or 'nearest'.")
-    ups, downs = _table(positive, "raise"), _table(negative, "raise")
-    up, down = _prompt_means(ups), _prompt_means(downs)
-    draw = _generator(generator)
-    resampled = [
-        _tpr(up[draw.integers(len(up), size=len(up))], down[draw.integers(len(down), size=len(down))], fpr, rule)
-        for _ in range(resamples)
-    ]
-    return _interval(_tpr(up, down, fpr, rule), np.array(resampled), ups, level, other=downs)
-
-
 def seed_spread(values: Any) -> float:
     """Return the mean over prompts of the standard deviation across seeds of `values` [P, S].
 
@@ -212,17 +163,6 @@ def seed_spread(values: Any) -> float:
     if table.shape[1] < 2:
         raise InputError("The spread across seeds needs at least two seeds: sample more of them.")
     return float(table.std(axis=1, ddof=1).mean())
-
-
-def _tpr(up: np.ndarray, down: np.ndarray, fpr: float, rule: str) -> float:
-    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([up, down]))[::-1]])
-    # Sorted once and searched: the share of scores at or above each threshold.
-    false_rates = (len(down) - np.searchsorted(np.sort(down), thresholds, side="left")) / len(down)
-    true_rates = (len(up) - np.searchsorted(np.sort(up), thresholds, side="left")) / len(up)
-    if rule == "below":
-        allowed = np.flatnonzero(false_rates < fpr)
-        return float(true_rates[allowed[-1]]) if len(allowed) else 0.0
-    return float(true_rates[np.abs(false_rates - fpr).argmin()])
 
 
 def _table(values: Any, missing: str) -> np.ndarray:

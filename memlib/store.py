@@ -170,7 +170,7 @@ class Store:
     def score(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """Return what `compute` gives for `key`, computing it only if the store does not hold it.
 
-        A score is a number, text, list, dictionary or NumPy array. `key` must name everything that
+        A score is a number, text, list, NumPy array, or a dictionary of these. `key` must name everything that
         the score depends on: metric, its weights, the pictures' keys.
         """
         return self.scores([key], lambda absent: [(0, compute())])[0]
@@ -201,6 +201,15 @@ class Store:
             values[name] = packed
             self.made += 1
         return [_unpack(values[name]) for name in names]
+
+    def peek(self, key: Mapping[str, Any]) -> Any | None:
+        """Return the score stored under `key`, or None if there is none (or a broken one); nothing is computed."""
+        name = digest(key)
+        stored = self._read_score(self._path("scores", name, ".json"), name)
+        if stored is None:
+            return None
+        self.found += 1
+        return _unpack(stored["value"])
 
     def _read_score(self, path: Path, name: str) -> dict[str, Any] | None:
         try:
@@ -288,6 +297,8 @@ def _pack(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         raw = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"__array__": [value.dtype.str, list(value.shape), raw]}
+    if isinstance(value, Mapping):
+        return {name: _pack(item) for name, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -295,4 +306,6 @@ def _unpack(packed: Any) -> Any:
     if isinstance(packed, dict) and "__array__" in packed:
         dtype, shape, raw = packed["__array__"]
         return np.frombuffer(base64.b64decode(raw), dtype=dtype).reshape(shape).copy()
+    if isinstance(packed, dict):
+        return {name: _unpack(item) for name, item in packed.items()}
     return packed

@@ -41,7 +41,8 @@ from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
 from memlib.experiment import Experiment
-from memlib.stats import Estimate, auc_interval, group_difference, mean_interval, share_interval, tpr_at_fpr
+from memlib.roc import auc_interval, tpr_at_fpr
+from memlib.stats import Estimate, group_difference, mean_interval, share_interval
 from memlib.transitions import fall_step, steepest_fall, trace, transition_step
 
 # %% tags=["parameters"]
@@ -254,8 +255,8 @@ def detection(label):
     return {
         "AUC, one picture": auc_interval(*one).text(3),
         f"AUC, mean of {n_seeds}": auc_interval(*several).text(3),
-        "TPR at FPR below 1 %, one picture": tpr_at_fpr(*one, 0.01).text(2),
-        "TPR at FPR below 3 %, one picture": tpr_at_fpr(*one, 0.03).text(2),
+        "TPR at 1 % FPR, one picture": tpr_at_fpr(*one, 0.01).text(2),
+        "TPR at 3 % FPR, one picture": tpr_at_fpr(*one, 0.03).text(2),
     }
 
 

@@ -53,7 +53,6 @@ from memlib.basin_width import widths
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
 from memlib.experiment import Experiment
-from memlib.plots_basin import funnels
 from memlib.stats import share_interval
 
 # %% tags=["parameters"]
@@ -192,7 +191,7 @@ shown = {
     KINDS[kind]: (found[known.label, kind, balls[known.label]], cuts, radii[kind]) for kind in KINDS if (known.label, kind, balls[known.label]) in found
 }
 if shown and len(cuts) > 1:
-    funnels(shown, ["distance (norms of the noise)" if title == KINDS["noise"] else "distance (share r)" for title in shown],
+    plots.funnels(shown, ["distance (norms of the noise)" if title == KINDS["noise"] else "distance (share r)" for title in shown],
             apart[known.label].mean((0, 1)), "zero guidance")  # fmt: skip
 
 # %% mystnb={"image": {"alt": "The same for prompts that are not memorized, around the picture that the guided trajectory ends at, and for memorized prompts likewise", "width": "85%"}}
@@ -202,7 +201,7 @@ pair = {
     if (group.label, "noise", "original") in found
 }
 if pair and len(cuts) > 1:
-    funnels(pair, ["distance (norms of the noise)"] * len(pair), apart[known.label].mean((0, 1)), "zero guidance (memorized)")
+    plots.funnels(pair, ["distance (norms of the noise)"] * len(pair), apart[known.label].mean((0, 1)), "zero guidance (memorized)")
 
 # %% [markdown]
 # ## Without the trajectory

@@ -78,6 +78,19 @@ def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     assert "not measured" in page and "<i>Game" not in page
 
 
+def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    out = execute("15_detectors", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_shown=1, steps=1)
+    verdicts = {v["claim"]: v for v in read_verdicts(out)}
+    assert list(verdicts) == ["A1", "A2"]
+    # The two sets are the same one, so nothing tells them apart.
+    assert verdicts["A1"]["verdict"] == "does not hold" and verdicts["A2"]["quantities"]["auc_run"]["value"] == 0.5
+    page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+    assert "tile-agreement: not measured." in page and "There is no such set for this substrate" in page and "<i>Game" not in page
+
+
 def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):
     monkeypatch.setenv("MEMLIB_MODELS", str(offline / "models"))
     monkeypatch.setenv("HF_HUB_CACHE", str(offline / "hub"))

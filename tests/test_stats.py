@@ -1,18 +1,15 @@
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from memlib.errors import InputError
 from memlib.stats import (
     Estimate,
-    auc_interval,
     mean_interval,
     paired_difference,
     quantile_interval,
     seed_spread,
     share_interval,
-    tpr_at_fpr,
 )
 
 
@@ -115,27 +112,6 @@ def test_quantile_agrees_with_scipy(draw):
     assert ours.high == pytest.approx(theirs.high, abs=0.2)
     with pytest.raises(InputError, match="0..1"):
         quantile_interval(values, 95)
-
-
-def test_auc_agrees_with_sklearn_ties_included(draw):
-    positive, negative = draw.integers(0, 8, 40) + 2, draw.integers(0, 8, 55)
-    labels = np.r_[np.ones(40), np.zeros(55)]
-    ours = auc_interval(positive, negative)
-    assert ours.value == pytest.approx(roc_auc_score(labels, np.r_[positive, negative]))
-    assert ours.low < ours.value < ours.high <= 1 and ours.n_prompts == 95
-    assert auc_interval([3, 4], [1, 2]).value == 1
-
-
-def test_tpr_at_fpr_agrees_with_sklearns_curve(draw):
-    positive, negative = draw.normal(1.5, 1, 60), draw.normal(0, 1, 80)
-    labels, scores = np.r_[np.ones(60), np.zeros(80)], np.r_[positive, negative]
-    false_rates, true_rates, _ = roc_curve(labels, scores, drop_intermediate=False)
-    below = tpr_at_fpr(positive, negative, 0.05, resamples=50)
-    assert below.value == pytest.approx(true_rates[false_rates < 0.05][-1])
-    nearest = tpr_at_fpr(positive, negative, 0.033, rule="nearest", resamples=50)
-    assert nearest.value == pytest.approx(true_rates[np.abs(false_rates - 0.033).argmin()])
-    with pytest.raises(InputError, match="below"):
-        tpr_at_fpr(positive, negative, 0.05, rule="above")
 
 
 def test_seed_spread_by_hand():

@@ -211,6 +211,16 @@ def test_scores_are_kept_and_broken_ones_recomputed(tmp_path):
     assert store.score({"metric": "none"}, lambda: pytest.fail("computed twice")) is None
 
 
+def test_dictionaries_of_arrays_are_scores_and_peeking_computes_nothing(tmp_path):
+    store = Store(tmp_path)
+    key, value = {"metric": "run"}, {"norm": np.arange(3, dtype=np.float32), "rows": np.float64(2), "names": ["a"]}
+    assert store.peek(key) is None and not list(tmp_path.glob("scores/*/*.json"))
+    store.score(key, lambda: value)
+    for kept in (store.peek(key), store.score(key, lambda: pytest.fail("computed twice"))):
+        assert kept["norm"].dtype == np.float32 and np.array_equal(kept["norm"], value["norm"])
+        assert kept["rows"] == 2.0 and kept["names"] == ["a"]
+
+
 def test_digest_ignores_order_and_notices_types():
     assert digest({"a": 1, "b": [2.5]}) == digest({"b": [2.5], "a": 1})
     assert digest("1") != digest(1) and digest([1, 2]) != digest([2, 1])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from memlib.basin_width import Widths
-from memlib.plots import COLOURS
+from memlib.plots.style import COLOURS
+
+if TYPE_CHECKING:
+    from memlib.basin_width import Widths
 
 
 def funnels(panels: Mapping[str, tuple[Widths, Sequence[int], Sequence[float]]], ylabels: Sequence[str], path: np.ndarray | None = None,

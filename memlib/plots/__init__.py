@@ -1,0 +1,14 @@
+"""Every figure's look: pictures in rows, curves, distributions, effects, the basin, and detection."""
+
+from memlib.plots.basin import funnels
+from memlib.plots.curves import bands, by_position, dose_response, ecdf, marked_traces
+from memlib.plots.detection import accuracy_by_cost, roc_curves, score_groups
+from memlib.plots.distributions import distributions, heat_maps, planes, separation
+from memlib.plots.effects import forest, grouped_bars
+from memlib.plots.pictures import attention_maps, contact_sheet, montage
+from memlib.plots.style import COLOURS, DPI, style
+
+__all__ = [
+    "COLOURS", "DPI", "accuracy_by_cost", "attention_maps", "bands", "by_position", "contact_sheet", "distributions", "dose_response", "ecdf",
+    "forest", "funnels", "grouped_bars", "heat_maps", "marked_traces", "montage", "planes", "roc_curves", "score_groups", "separation", "style",
+]  # fmt: skip

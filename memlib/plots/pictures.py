@@ -1,0 +1,64 @@
+"""Pictures in labelled rows, plain grids, and maps beside pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from memlib.plots.style import short
+
+
+def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None, title: str = "", cell: float = 0.85) -> Figure:
+    """Pictures in labelled rows: label -> uint8 [K, H, W, 3]; `columns` names the K columns above them."""
+    count = max(len(pictures) for pictures in rows.values())
+    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, cell * len(rows) + (0.75 if columns is not None else 0.35)), squeeze=False)
+    for r, (label, pictures) in enumerate(rows.items()):
+        for c, axis in enumerate(axes[r]):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if c < len(pictures):
+                axis.imshow(pictures[c], interpolation="nearest")
+            if r == 0 and columns is not None and c < len(columns):
+                axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, rotation=20, ha="left", x=0.1, pad=2)
+        axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
+    if title:
+        figure.suptitle(title, fontsize=10.5)
+    figure.tight_layout(pad=0.25, h_pad=0.2, w_pad=0.15)
+    return figure
+
+
+def contact_sheet(pictures: np.ndarray, columns: int = 12, title: str = "", cell: float = 0.62) -> Figure:
+    """Pictures [N, H, W, 3] in a plain grid without labels."""
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (pictures.shape[1] + 2), columns * (pictures.shape[2] + 2), 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = (i // columns) * (picture.shape[0] + 2), (i % columns) * (picture.shape[1] + 2)
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    figure, axis = plt.subplots(figsize=(cell * columns, cell * rows + (0.3 if title else 0)))
+    axis.imshow(sheet, interpolation="nearest")
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=10.5)
+    figure.tight_layout(pad=0.2)
+    return figure
+
+
+def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str], columns: Sequence[str], title: str = "",
+                   limits: tuple[float, float] | None = None) -> Figure:  # fmt: skip
+    """Maps [K, h, w, P] of K prompts at P text positions, one row per prompt after its picture (uint8 [K, H, W, 3]).
+
+    All maps share one scale, `limits` or their own extremes; a position that a prompt does not have (NaN) is grey.
+    """
+    low, high = limits or (np.nanmin(maps), np.nanmax(maps))
+    colours = plt.get_cmap("magma").with_extremes(bad=(0.85, 0.85, 0.85))
+    shown = colours(np.ma.masked_invalid((maps - low) / (high - low or 1)))[..., :3]
+    # Nearest neighbour, since maps and pictures have sizes of their own.
+    y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
+    tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
+    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): np.concatenate([pictures[i : i + 1], tiles[i]]) for i, p in enumerate(prompts)}
+    return montage(rows, ["picture", *columns], title)
