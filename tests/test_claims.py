@@ -61,6 +61,7 @@ def test_every_claim_is_there_with_all_it_needs():
         **{name: "08_mitigations" for name in ("C5a", "C5b", "C5c", "C5d", "C5e")},
         "C7": "07_swapping",
         "C8": "09_published_lists",
+        **{name: "14_scenarios" for name in ("B3", "B6", "B7")},
     }
 
 
