@@ -22,7 +22,10 @@ from memlib.prompt_files import SUFFIXES, read_prompt_file
 from memlib.prompt_sources import Source, data_folder, fetch, load_sources
 
 FIGURES = "figures"
-MINISD_SETS = ("minisd-memorized", "minisd-duplicated", "minisd-heldout", "minisd-template")
+MINISD_SETS = (
+    "minisd-memorized", "minisd-duplicated", "minisd-heldout", "minisd-template",
+    "minisd-v1-small", "minisd-v1-large", "minisd-v1-class", "minisd-v1-duplicated",
+)  # fmt: skip
 
 # `clip`, Appendix A.4: what a prompt that is not memorized must look like to be compared.
 CLEAN_TOKENS = (5, 40)
@@ -98,7 +101,7 @@ def load_prompts(name_or_path: str | Path, column: str | None = None) -> PromptS
     """Return a prompt set by name, or the prompts of a file (see `memlib.prompt_files`).
 
     Names are ``figures`` (prompts printed in the texts' figures, as printed, a row per figure),
-    MiniSD's four sets, and the published lists of ``data/prompts/sources.yml``, which are fetched and
+    MiniSD's own sets, and the published lists of ``data/prompts/sources.yml``, which are fetched and
     verified on first use. `column` names the prompts' column of a file. Raises InputError for an
     unknown name, a list that can neither be found nor fetched, and for all that is wrong with a file.
     """

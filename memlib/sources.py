@@ -17,13 +17,15 @@ class Source:
     """Where a named substrate's weights are found.
 
     `hub` lists (repository, revision) pairs in order of preference; a substrate without them is one of
-    this project's own models.
+    this project's own models. One with a `base` is kept as the difference of its U-Net to that one's
+    (see `memlib.deltas`).
     """
 
     name: str
     family: str
     summary: str
     hub: tuple[tuple[str, str], ...] = ()
+    base: str | None = None
 
 
 SUBSTRATES: dict[str, Source] = {
@@ -33,6 +35,10 @@ SUBSTRATES: dict[str, Source] = {
         Source("minisd-v2", "minisd", "MiniSD, padded with ! as Stable Diffusion 2.1 is"),
         Source("minisd-v1-dedup", "minisd", "minisd-v1 trained without the repeated pictures"),
         Source("minisd-v2-dedup", "minisd", "minisd-v2 trained without the repeated pictures"),
+        Source("minisd-v1-small", "minisd", "minisd-v1 fine-tuned on a small set (scenario 1)", base="minisd-v1"),
+        Source("minisd-v1-large", "minisd", "minisd-v1 fine-tuned on a set ten times larger", base="minisd-v1"),
+        Source("minisd-v1-class", "minisd", "minisd-v1 fine-tuned on class captions (scenario 2)", base="minisd-v1"),
+        Source("minisd-v1-duplicated", "minisd", "minisd-v1 fine-tuned on duplicates among single ones (scenario 3)", base="minisd-v1"),
         Source(
             "sd14", "sd", "Stable Diffusion 1.4, 512 px",
             hub=(("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"),),
@@ -62,8 +68,8 @@ def locate(name: str | Path) -> tuple[Path, Source | None, str | None]:
     """Return the folder of a substrate's weights, its entry in `SUBSTRATES` and the hub revision, where known.
 
     Own models lie in ``data/minisd/models``; others in the folder that `MEMLIB_MODELS` names, or else in
-    the hub's local cache. A path is taken as it is. Raises InputError for an unknown name and for missing
-    weights.
+    the hub's local cache. A path is taken as it is. The folder of one with a `base` holds the difference
+    alone. Raises InputError for an unknown name and for missing weights.
     """
     source = SUBSTRATES.get(str(name))
     if source is None:
@@ -77,9 +83,10 @@ def locate(name: str | Path) -> tuple[Path, Source | None, str | None]:
     if not source.hub:
         folder = _own_models() / source.name
         if not folder.is_dir():
+            command = "train" if source.base is None else f"finetune {source.name.rpartition('-')[2]}"
             raise InputError(
                 f"The weights of {source.name} are missing: they belong in {folder} (set MEMLIB_DATA if the "
-                "project's data folder lies elsewhere, or train them with python -m memlib.minisd train)."
+                f"project's data folder lies elsewhere, or train them with python -m memlib.minisd {command})."
             )
         return folder, source, None
     root = os.environ.get("MEMLIB_MODELS")

@@ -6,6 +6,7 @@ are in `SUBSTRATES` (memlib.sources); any local folder of the same kind works as
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from memlib.checkpoints import check_folder, read_pipeline, weights_hash
+from memlib.deltas import DELTA_FILE, apply_delta
 from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.sources import SUBSTRATES, data_folder, family_of, locate
@@ -129,8 +131,17 @@ def load(
     target = device_of(device)
     precision = _dtype(dtype, target)
     folder, source, revision = locate(name)
+    delta = folder / DELTA_FILE if source is not None and source.base else None
+    if delta is not None:
+        folder = locate(source.base)[0]
     variant = check_folder(folder)
-    pipe = read_pipeline(folder, variant, precision)
+    pipe = read_pipeline(folder, variant, precision if delta is None else torch.float32)
+    weights = weights_hash(folder, variant)
+    if delta is not None:
+        apply_delta(pipe.unet, delta, weights)
+        weights = hashlib.sha256(f"{weights} {hashlib.sha256(delta.read_bytes()).hexdigest()}".encode()).hexdigest()
+        for model in (pipe.text_encoder, pipe.unet, pipe.vae):
+            torch.nn.Module.to(model, precision)  # diffusers' own `to` warns of modules to keep in float32, of which there are none
     pipe.set_progress_bar_config(disable=True)
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(
@@ -149,7 +160,7 @@ def load(
         pipe=pipe,
         device=target,
         dtype=precision,
-        weights_hash=weights_hash(folder, variant),
+        weights_hash=weights,
         family=source.family if source else family_of(folder),
         revision=revision,
     )

@@ -70,6 +70,7 @@ def test_every_claim_is_there_with_all_it_needs():
         "B10": "12_basin",
         "A1": "15_detectors",
         "A2": "15_detectors",
+        **{name: "14_scenarios" for name in ("B3", "B6", "B7")},
     }
 
 

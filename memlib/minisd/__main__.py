@@ -16,12 +16,16 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--packages", type=Path, help="folder of unpacked packages (default: fetched with npm)")
     train = commands.add_parser("train", help="train one part and export its weights; resumes after a kill")
     train.add_argument("part", help="vae, text, descriptor, evaluator, minisd-v1, minisd-v2, minisd-v1-dedup, minisd-v2-dedup")
-    train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    train.add_argument("--threads", type=int, help="CPU threads (one each for two trainings side by side)")
-    train.add_argument("--until", type=int, help="stop at this step; a later call goes on")
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
+    tune = commands.add_parser("finetune", help="fine-tune minisd-v1 for one of the scenarios and export the difference; resumes after a kill")
+    tune.add_argument("scenario", help="small, large, class, duplicated")
+    tune.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
+    for trained in (train, tune):
+        trained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+        trained.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+        trained.add_argument("--threads", type=int, help="CPU threads (one each for two trainings side by side)")
+        trained.add_argument("--until", type=int, help="stop at this step; a later call goes on")
+        trained.add_argument("--quiet", action="store_true", help="no progress bar")
     replicates = commands.add_parser("replicates", help="train the 2 x 2 of padding and duplication with other seeds, and measure it")
     replicates.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     replicates.add_argument("--padding", choices=("v1", "v2"), help="only the replicates with this padding (default: both)")
@@ -51,6 +55,10 @@ def run(args: argparse.Namespace) -> None:
         from memlib.minisd.train import train
 
         train(args.part, args.device, args.precision, args.until, not args.quiet, args.export_only)
+    elif args.command == "finetune":
+        from memlib.minisd.finetune import finetune_scenario
+
+        finetune_scenario(args.scenario, args.device, args.precision, args.until, not args.quiet, args.export_only)
     elif args.command == "replicates":
         from memlib.minisd.replicates import run_replicates
 

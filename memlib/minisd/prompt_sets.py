@@ -13,6 +13,7 @@ from memlib.minisd.captions import reference_caption
 from memlib.minisd.corpus import TEMPLATES, Corpus
 from memlib.minisd.ingredients import TONES
 from memlib.minisd.paths import minisd_folder, settings
+from memlib.minisd.scenarios import SCENARIOS, pairs, substrate_name
 from memlib.minisd.scenes import Scene
 
 HELD_OUT = 200
@@ -47,7 +48,7 @@ def write_csv(name: str, rows: Sequence[dict], columns: Sequence[str] = COLUMNS)
 
 
 def write_prompt_sets() -> None:
-    """Write the duplicated, template and held-out sets; they follow from the seeds alone."""
+    """Write the duplicated, template, held-out and scenarios' sets; they follow from the seeds alone."""
     c = corpus()
     write_csv("minisd-duplicated", [_row(p.caption, p.name, p.scene, p.group, p.copies, p.length) for p in c.pairs])
     templates = [c.templates[i * len(TONES)] for i in range(TEMPLATES)]
@@ -55,16 +56,30 @@ def write_prompt_sets() -> None:
     write_csv("minisd-template", [_row(p.caption, p.name.split("-")[0], p.scene, "template", copies, "template") for p in templates])
     held = c.held_out(HELD_OUT, "combinations")
     write_csv("minisd-heldout", [_row(text, "", scene, "held out", 0, "held out") for scene, text in held])
+    for scenario in SCENARIOS:
+        write_csv(substrate_name(scenario), _scenario_rows(scenario))
     print(f"Prompt sets written to {minisd_folder() / 'prompts'}")
 
 
+def _scenario_rows(scenario: str) -> list[dict]:
+    """A row per picture, or per class, whose prompt is its own description and whose pictures have nothing else in common."""
+    found = pairs(corpus(), scenario)
+    if scenario != "class":
+        return [_row(p.caption, p.name, p.scene, scenario, p.copies, p.length) for p in found]
+    first = {p.caption: p for p in reversed(found)}
+    rows = [_row(p.caption, p.name.rpartition("-")[0], p.scene, scenario, p.copies, p.length) for p in reversed(first.values())]
+    return [{**row, "description": "", "places": "", "background": "", "kind": ""} for row in rows]
+
+
 def training_pictures(name: str) -> np.ndarray:
-    """The training pictures of a row by its `training_picture` entry: one for a pair, six for a template, uint8 [K,64,64,3].
+    """The training pictures of a row by its `training_picture` entry: one for a pair, six for a template or a class, uint8 [K,64,64,3].
 
     Raises InputError for a name that is neither.
     """
     c = corpus()
-    found = [p for p in c.repeated if p.name == name or p.name.startswith(f"{name}-")]
+    scenario = name.partition("-")[0]
+    known = pairs(c, scenario) if scenario in SCENARIOS else c.repeated
+    found = [p for p in known if p.name == name or p.name.startswith(f"{name}-")]
     if not found:
         raise InputError(f"MiniSD has no training picture {name!r}; names are those of the column training_picture of its prompt sets.")
     return np.stack([c.picture(p.scene) for p in found])

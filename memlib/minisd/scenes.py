@@ -87,7 +87,8 @@ def held_out_combination(first: int, second: int | str, share: float = 0.1) -> b
     return crc32(pair.encode()) % 1000 < 1000 * share
 
 
-def _combinations_held_out(scene: Scene) -> bool:
+def held_out_combinations(scene: Scene) -> bool:
+    """Whether a scene has a pair of concepts, or a main concept on a background, that is kept out of training."""
     ids = [thing.concept for thing in scene.things]
     pairs = [(a, b) for i, a in enumerate(ids) for b in ids[i + 1 :]]
     return any(held_out_combination(a, b) for a, b in pairs) or held_out_combination(ids[0], scene.background.first)
@@ -111,7 +112,7 @@ def draw_scene(rng: np.random.Generator, concepts: tuple[Concept, ...], combinat
             for c, (place, x, y, low, high) in zip(chosen, places, strict=True)
         )  # fmt: skip
         scene = Scene(things, draw_background(rng), str(rng.choice(RENDERINGS)), layout)
-        if combinations == "any" or _combinations_held_out(scene) == (combinations == "held out"):
+        if combinations == "any" or held_out_combinations(scene) == (combinations == "held out"):
             return scene
 
 

@@ -33,17 +33,21 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW under a one-cycle rate: linear warm-up, then cosine to zero at `steps`."""
+    """AdamW under a one-cycle rate: linear warm-up, then cosine to zero at `steps`; with `decay=False`, constant after the warm-up."""
 
     steps: int
     lr: float
     warmup: int = 100
     ema: float | None = None
     weight_decay: float = 0.01
+    decay: bool = True
+    betas: tuple[float, float] = (0.9, 0.99)
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
+        if not self.decay:
+            return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
 
@@ -86,7 +90,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         part.module.to(device)
         self.parameters = [p for p in part.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
         self.average = {k: v.detach().clone() for k, v in part.module.state_dict().items()} if schedule.ema else None
         self.step, self.seconds = 0, 0.0
         self.resume()
@@ -141,7 +145,7 @@ class Trainer:
                         group["lr"] = self.schedule.rate(self.step)
                     loss, numbers = self.part.loss(self.step)
                     if not torch.isfinite(loss):
-                        raise InputError(f"The loss of {self.folder.name} is not finite at step {self.step}: lower its lr in training.yml.")
+                        raise InputError(f"The loss of {self.folder.name} is not finite at step {self.step}: lower its learning rate.")
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -1,0 +1,124 @@
+"""The scenarios: what MiniSD's training sets hold, where their models are found, and the measures against closed forms."""
+
+import numpy as np
+import pytest
+
+from memlib.errors import InputError
+from memlib.minisd.prompt_sets import corpus, training_pictures
+from memlib.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
+from memlib.minisd.scenes import held_out_combination
+from memlib.mitigations.base import Mitigation
+from memlib.prompts import load_prompts
+from memlib.scenarios import (
+    SCENARIOS as ALL, Result, at_transition, effect_share, largest_cost, least_lowering, place, spread, spread_difference,
+    weakest_scenario,
+)  # fmt: skip
+from memlib.stats import Estimate
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_what_is_held_out_stays_held_out(scenario):
+    found, c = pairs(corpus(), scenario), corpus()
+    assert len(found) == scenario_settings(scenario)["pictures"] and len({pair.scene for pair in found}) == len(found)
+    assert not {pair.scene for pair in found} & {pair.scene for pair in c.repeated}
+    for pair in found:
+        ids = [thing.concept for thing in pair.scene.things]
+        assert not any(c.ingredients.concepts[i].held_out for i in ids)
+        assert not any(held_out_combination(a, b) for i, a in enumerate(ids) for b in ids[i + 1 :])
+        assert not held_out_combination(ids[0], pair.scene.background.first)
+    captions = [pair.caption for pair in found]
+    assert len(set(captions)) == (10 if scenario == "class" else len(found))
+    assert not set(captions) & set(load_prompts("minisd-heldout").prompts)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_prompts_bring_their_training_pictures(scenario):
+    prompts, found = load_prompts(substrate_name(scenario)), pairs(corpus(), scenario)
+    row = len(prompts) - 1
+    pictures = training_pictures(prompts.table["training_picture"][row])
+    own = [corpus().picture(pair.scene) for pair in found if pair.caption == prompts.prompts[row]]
+    assert len(own) == (6 if scenario == "class" else 1) and np.array_equal(pictures, np.stack(own))
+
+
+def test_a_class_shows_its_concept():
+    names = corpus().ingredients.concepts
+    for pair in pairs(corpus(), "class"):
+        assert pair.caption == f"An image of {names[pair.scene.main.concept].name}"
+
+
+def test_models_are_found_by_name_or_folder(tmp_path, monkeypatch):
+    assert place("pretrained", "sd14") == ("sd14", "memorized")
+    assert "fine-tuned from sd14" in place("small", "sd14")
+    with pytest.raises(InputError, match="has no prompts.csv"):
+        place("small", "sd14", str(tmp_path))
+    (tmp_path / "prompts.csv").write_text("prompt\nx\n")
+    assert place("small", "sd14", str(tmp_path)) == (str(tmp_path), str(tmp_path / "prompts.csv"))
+    with pytest.raises(InputError, match="Unknown scenario"):
+        place("medium", "sd14")
+    monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
+    assert "python -m memlib.minisd finetune small" in place("small", "minisd-v1")
+    (tmp_path / "minisd" / "models" / "minisd-v1-small").mkdir(parents=True)
+    assert place("small", "minisd-v1") == ("minisd-v1-small", "minisd-v1-small")
+
+
+def test_spread_is_the_deviation_of_those_that_have_a_transition():
+    steps = np.array([[10, 20], [-1, 30], [-1, -1]])
+    found = spread(steps, 50)
+    assert found.value == pytest.approx(np.std([10, 20, 30], ddof=1) / 50) and found.n_prompts == 2
+    same = np.full((6, 2), 12)
+    assert (spread(same, 50).value, spread(same, 50).high) == (0, 0)
+    assert spread(np.array([[3, 4], [-1, -1]]), 50) is None and spread_difference(steps, np.full((1, 2), 3), 50) is None
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.integers(0, 50, (40, 2)), rng.integers(20, 24, (40, 2))
+    apart = spread_difference(wide, narrow, 50)
+    assert apart.value == pytest.approx((np.std(wide, ddof=1) - np.std(narrow, ddof=1)) / 50) and apart.low > 0.15 and apart.high < 0.4
+    assert spread_difference(narrow, wide, 50).high < 0
+
+
+def test_effect_share_is_the_ratio_of_the_falls():
+    rng = np.random.default_rng(1)
+    none, fall = rng.uniform(0.7, 0.9, (30, 2)), rng.uniform(0.2, 0.4, (30, 2))
+    found = effect_share(none, none - 0.5 * fall, none - fall)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert effect_share(none, none - fall, none + 0.1) is None
+    noisy = effect_share(none, none - rng.uniform(0, 0.4, (30, 2)), none - fall)
+    assert noisy.low < noisy.value < noisy.high < 1.2
+
+
+class Stepped(Mitigation):
+    name, label, summary, source = "stepped", "", "", "basin"
+    params = {"step": None}
+
+    def with_params(self, **params):
+        return params
+
+
+def test_a_static_point_is_the_median_of_the_dynamic_ones():
+    steps = np.array([[4, 8], [-1, 20]])
+    assert at_transition(Stepped(), steps) == {"step": 8}
+    method = Stepped()
+    assert at_transition(method, np.full((2, 2), -1)) is method
+
+
+def result(key, **similarity):
+    empty = np.zeros((0, 0))
+    scores = {title: {"similarity to training": np.full((4, 2), value), "alignment with prompt": np.full((4, 2), value / 2), "quality": None}
+              for title, value in similarity.items()}  # fmt: skip
+    names = {title: title.partition("@")[0] for title in similarity}
+    return Result(ALL[key], "model", empty, empty, empty, empty, scores, names=names)
+
+
+def test_the_worst_of_the_texts_methods_is_judged():
+    found = result("small", **{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "dynamic-transition": 0.79})
+    assert found.own == ["static-transition@20", "static-transition-opposite@20"]
+    assert least_lowering(found).value == pytest.approx(-0.2)
+    assert largest_cost(found, "alignment with prompt").value == pytest.approx(-0.5) and largest_cost(found, "quality") is None
+
+
+def test_the_weakest_scenario_of_the_best_method():
+    def shares(*values):
+        return {key: None if v is None else Estimate(v, v, v, 4, 2) for key, v in zip(ALL, values)}
+
+    assert weakest_scenario({"a": shares(1, 1, 1, 1, 0.2), "b": shares(0.5, 0.6, 0.7, 0.8, 0.9)}).value == 0.5
+    assert weakest_scenario({}) is None
+    assert weakest_scenario({"a": shares(1, 1, None, 1, 1)}) is None and weakest_scenario({"a": shares(1, 1, 1)}) is None
