@@ -118,26 +118,31 @@ plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, 
 
 # %%
 LABELS = {("v1", True): "<eot>, duplicated", ("v2", True): "!, duplicated", ("v1", False): "<eot>, de-duplicated", ("v2", False): "!, de-duplicated"}
-squares = {}
+squares, replicated = {}, None
 if miniature:
-    shorter = settings()["replicates"]
-    squares = {
-        f"shipped models ({settings()['unet']['steps']:,} steps)": factorial.main_models(),
-        f"replicates ({len(shorter['seeds'])} seeds, {shorter['steps']:,} steps)": factorial.replicates(),
-    }
+    try:
+        squares[f"shipped models ({settings()['unet']['steps']:,} steps)"] = factorial.main_models()
+    except InputError as missing:
+        print(f"shipped models: not measured. {missing}")
+    try:
+        replicated = factorial.replicates()
+        squares[f"replicates ({replicated.values.shape[1]} seeds, {settings()['replicates']['steps']:,} steps)"] = replicated
+    except InputError as missing:
+        print(f"replicates: not measured. {missing}")
 else:
     print("not measured: the training of this substrate can't be repeated here")
 
 # %% mystnb={"image": {"alt": "Share of pairs reproduced against copies per epoch for both paddings and both kinds of data, shipped models and replicates", "width": "100%"}}
 if squares:
-    figure, axes = plt.subplots(1, len(squares), figsize=(10, 3.9), sharey=True)
-    for axis, (title, square) in zip(axes, squares.items()):
+    figure, axes = plt.subplots(1, len(squares), figsize=(5 * len(squares), 3.9), sharey=True, squeeze=False)
+    for axis, (title, square) in zip(axes[0], squares.items()):
         pairs = square.select(square.group == "duplicated")
         plots.dose_response({LABELS[cell]: pairs.by_level(*cell) for cell in LABELS}, "copies of a pair in an epoch", "share of pairs reproduced", axis,
                             dashed=[LABELS[cell] for cell in LABELS if not cell[1]])
         axis.set_title(title)
-    axes[1].set_ylabel("")
-    axes[1].get_legend().remove()
+    for axis in axes[0][1:]:
+        axis.set_ylabel("")
+        axis.get_legend().remove()
 
 # %%
 levels = {
@@ -240,13 +245,17 @@ def reproduced(name):
 
 
 verdicts = {}
-if miniature:
-    square = factorial.replicates().exact()
+found = {}
+if replicated is not None:
+    square = replicated.exact()
     found = square.effects()
     verdicts["C4a"] = judge(claim("C4a"), {name: found[name] for name in claim("C4a").quantities}, run.thresholds, run.substrate.name)
     copies = {"share_v1": square.share("v1", True), "share_v2": square.share("v2", True),
               "share_v2_minus_v1": factorial.crossed_interval(square.cell("v2", True) - square.cell("v1", True), square.copies)}  # fmt: skip
     verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
+elif miniature:
+    for name in ids:
+        verdicts[name] = not_testable(claim(name), run.substrate.name, "The replicated trainings are not at hand.")
 else:
     verdicts["C4a"] = not_testable(claim("C4a"), run.substrate.name, "The training would have to be repeated with the padding or the data changed.")
     if {"sd14", "sd21"} <= set(runs) and to_training:
@@ -264,17 +273,16 @@ for verdict in verdicts.values():
 
 # %% tags=["remove-cell"]
 NOT = "not measured"
-whole = found if miniature else {}
 for name in claim("C4a").quantities:
-    glue(name, whole[name].text(2) if name in whole else NOT, display=False)
+    glue(name, found[name].text(2) if name in found else NOT, display=False)
 for name in claim("C4b").quantities:
     glue(name, verdicts["C4b"].quantities[name].text(2) if name in verdicts["C4b"].quantities else NOT, display=False)
 for model, short in (("minisd-v1", "v1"), ("minisd-v2", "v2")):
     for way, key in (("own padding", "own"), ("other padding", "other"), ("<eot> masked", "eot"), ("padding masked", "pad")):
         glue(f"{short}_{key}", shares[model, way].text(2) if (model, way) in shares else NOT, display=False)
-templates = {name: factorial.replicates().templates().effects()[name].text(2) if miniature else NOT for name in ("effect_of_padding", "effect_of_duplication")}
-for name, text in templates.items():
-    glue(f"template_{name}", text, display=False)
+for_templates = replicated.templates().effects() if replicated is not None else {}
+for name in ("effect_of_padding", "effect_of_duplication"):
+    glue(f"template_{name}", for_templates[name].text(2) if name in for_templates else NOT, display=False)
 glue("n_pairs", verdicts["C4a"].n_prompts, display=False)
 for name, verdict in verdicts.items():
     glue(f"verdict_{name}", verdict.verdict, display=False)
