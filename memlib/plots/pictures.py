@@ -24,7 +24,8 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
             if c < len(pictures):
                 axis.imshow(pictures[c], interpolation="nearest")
             if r == 0 and columns is not None and c < len(columns):
-                axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, rotation=20, ha="left", x=0.1, pad=2)
+                slanted = {"rotation": 20, "ha": "left", "x": 0.1} if max(map(len, columns)) > 9 else {}
+                axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, pad=2, **slanted)
         axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
     if title:
         figure.suptitle(title, fontsize=10.5)
