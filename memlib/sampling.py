@@ -191,6 +191,7 @@ def sample(
     progress: bool = False,
     keep: Observer | None = None,
     cost: Cost | None = None,
+    around: Around | None = None,
 ) -> np.ndarray:
     """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; see `sample_batches`."""
     seeds = _checked_seeds(seeds)
@@ -199,7 +200,7 @@ def sample(
     columns = {seed: column for column, seed in enumerate(seeds)}
     pictures = None
     batches = sample_batches(
-        substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, keep=keep, cost=cost
+        substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, keep=keep, cost=cost, around=around
     )
     with tqdm(total=len(embedding) * len(seeds), unit="picture", disable=not progress) as bar:
         for rows, batch_seeds, batch in batches:

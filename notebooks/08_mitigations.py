@@ -231,7 +231,7 @@ plots.montage(strips, [f"{s:.0%}" for s in shares], "Share of padding set to zer
 # %% [markdown]
 # ## What it costs
 #
-# One picture at a time, not from the store, each method in turn on the same prompts after one picture to warm up; time from the embedding
+# One picture at a time, not from the store, each method in turn on the same prompts after one picture each to warm up; time from the embedding
 # to the picture, the encoding of the prompt included. U-Net evaluations count rows: a guided step of one picture is two.
 
 # %%
@@ -243,7 +243,7 @@ def timed_picture(mitigation, prompt):
     """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
     x, cost = run.substrate, Cost()
     start = time.perf_counter()
-    tokens = tokenize(x.tokenizer, [prompt], mitigation.padding)
+    tokens = tokenize(x.tokenizer, [mitigation.rewrite(prompt, x.tokenizer)], mitigation.padding)
     embedding = encode(x, tokens)
     embedding = embedding.replace(mitigation.edit(embedding.states, embedding.tokens))
     options = {"around": mitigation.around} if mitigation.sampled else {}
@@ -251,8 +251,8 @@ def timed_picture(mitigation, prompt):
     return time.perf_counter() - start, cost.evaluations
 
 
-for prompt in known.prompts.prompts[:2]:  # the first pictures of a process are slow
-    timed_picture(get("none"), prompt)
+for m in timed:  # the first pictures of a process are slow
+    timed_picture(m, known.prompts.prompts[0])
 for column in range(seconds.shape[1]):
     for turn in range(len(timed)):
         row = (turn + column) % len(timed)  # another one first each time

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-from memlib.embeddings import PADDINGS, Embedding, Tokens, encode
+from memlib.embeddings import PADDINGS, Embedding, Tokens, encode, tokenize
 from memlib.errors import InputError
 from memlib.guidance import Rule
 
@@ -25,6 +27,7 @@ class Mitigation:
 
     The fields of the subclass are its parameters, plain numbers and texts, with defaults. The hooks, in the order of the chain:
 
+    - `rewrite(prompt, tokenizer)`: another text in place of a prompt, each prompt on its own;
     - `padding`: another padding token to encode with (a key of `memlib.embeddings.PADDINGS`), or None;
     - `edit(states, tokens)`: new states [N, 77, d] from states and their spans, each prompt on its own;
     - `guidance(scale)`: the guidance scale or rule to sample with;
@@ -34,7 +37,7 @@ class Mitigation:
       with it: pictures are then stored under the mitigation's name, parameters and `version`, since they do not follow from
       embedding and guidance alone.
 
-    The unconditional embedding is left alone by `padding` and `edit`.
+    The unconditional embedding is left alone by `rewrite`, `padding` and `edit`.
     """
 
     name: ClassVar[str]
@@ -79,6 +82,15 @@ class Mitigation:
                 raise InputError(f"The mitigation {self.name!r} has no parameter {name!r}: {known}.")
         return replace(self, **params)
 
+    def rewrite(self, prompt: str, tokenizer: Any) -> str:
+        """Return the text to encode in place of `prompt`; the same one for a prompt in any batch."""
+        return prompt
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the text of prompts is changed, so that an embedding must be made anew and cannot be edited."""
+        return type(self).rewrite is not Mitigation.rewrite
+
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
         """Return new states [N, 77, d], encoded with `padding`; the input is not modified."""
         return states
@@ -96,8 +108,12 @@ class Mitigation:
         """Return the edited embedding; `encoder` (a substrate) encodes anew where `padding` asks for it.
 
         Text attention is causal, so encoding with another padding token changes the padding states alone; they are put
-        into the given embedding, whose other states may have been weighted or edited before.
+        into the given embedding, whose other states may have been weighted or edited before. Prompts with another text are
+        encoded anew as a whole, and the embedding returned has that text in its tokens.
         """
+        if self.rewrites:
+            texts = [self.rewrite(prompt, encoder.tokenizer) for prompt in embedding.tokens.prompts]
+            embedding = encode(encoder, tokenize(encoder.tokenizer, texts, embedding.tokens.pad_id))
         if self.padding is not None and PADDINGS[self.padding] != embedding.tokens.pad_id:
             tokens = embedding.tokens.repad(self.padding)
             swapped = encode(encoder, tokens).states
@@ -111,6 +127,12 @@ class Mitigation:
             return ""
         rest = "changes nothing" if type(self).edit is Mitigation.edit else "leaves the padding as it is and makes its other edit only"
         return f"This model pads with {self.padding!r} already, so {self.name} {rest}."
+
+
+def prompt_generator(seed: int, prompt: str, kind: str = "") -> torch.Generator:
+    """Return a CPU generator for what is drawn for a prompt: it follows from seed, text and `kind`, not from the batch."""
+    drawn = hashlib.sha256(f"{seed} {kind}{prompt}".encode()).digest()[:7]
+    return torch.Generator().manual_seed(int.from_bytes(drawn))
 
 
 Kind = TypeVar("Kind", bound=type[Mitigation])

@@ -7,7 +7,6 @@ but what a mitigation does to `<eot>`.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from memlib.embeddings import Embedding, Tokens
 from memlib.errors import InputError
 from memlib.interventions import MASK_ORDERS, mask_padding
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Mitigation, prompt_generator, register
 
 UNCHANGED = "nothing: there is no padding"
 
@@ -105,14 +104,10 @@ class PadMask(Mitigation):
         if self.which != "random":
             return mask_padding(embedding, self.fraction, self.which).states
         rows = [
-            mask_padding(embedding.select([row]), self.fraction, "random", self._generator(prompt)).states
+            mask_padding(embedding.select([row]), self.fraction, "random", prompt_generator(self.seed, prompt)).states
             for row, prompt in enumerate(tokens.prompts)
         ]
         return torch.cat(rows)
-
-    def _generator(self, prompt: str) -> torch.Generator:
-        drawn = hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()[:7]
-        return torch.Generator().manual_seed(int.from_bytes(drawn))
 
 
 @register

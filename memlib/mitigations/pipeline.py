@@ -70,7 +70,7 @@ class Mitigated:
         self._original = pipe.encode_prompt
         self._signature = inspect.signature(self._original)
         self._edited: list[weakref.ref] = []
-        self._edits = mitigation.padding is not None or type(mitigation).edit is not Mitigation.edit
+        self._edits = mitigation.padding is not None or mitigation.rewrites or type(mitigation).edit is not Mitigation.edit
         self._loop = GuidedLoop(pipe, mitigation, pipe.progress_bar) if guides(mitigation) else None
         self._replaced = [_Replaced(pipe, "encode_prompt", self._encode_prompt, self)]
         if self._loop is not None:
@@ -97,7 +97,8 @@ class Mitigated:
 
     def embed(self, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
         """Return the mitigated embeddings [N, 77, d] of prompts on the pipeline's device, to be passed as `prompt_embeds`."""
-        return self.edit(self._plain(prompts, clip_skip), prompts, clip_skip)
+        prompts = self._rewritten(prompts)
+        return self._edit(self._plain(prompts, clip_skip), prompts, clip_skip)
 
     def edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
         """Return the given embeddings [N, 77, d] (weighted, for instance) mitigated, to be passed as `prompt_embeds`.
@@ -105,8 +106,14 @@ class Mitigated:
         `prompts` are the texts that they belong to: they say which states are padding. Another padding token replaces the
         padding states by those of encoding the plain text, and leaves the given states of the prompt in place, since
         what comes before the padding does not depend on it. Make this the last change: the pipeline
-        takes the tensor returned here, and no copy of it. Raises InputError for shapes that do not fit.
+        takes the tensor returned here, and no copy of it. Raises InputError for shapes that do not fit, and for a
+        mitigation that changes the text.
         """
+        if self.mitigation.rewrites:
+            raise InputError(f"{self.mitigation.name} changes the text of prompts and not given prompt_embeds: use embed(prompts).")
+        return self._edit(prompt_embeds, prompts, clip_skip)
+
+    def _edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str], clip_skip: int | None) -> Tensor:
         tokens = self._tokens(prompts)
         if tuple(prompt_embeds.shape[:2]) != (len(tokens), CONTEXT_LENGTH):
             raise InputError(
@@ -119,6 +126,12 @@ class Mitigated:
                 swapped = self._plain(prompts, clip_skip)
             states = swapped.where(tokens.pad.to(swapped.device)[..., None], prompt_embeds.to(swapped))
         return self._seal(self.mitigation.edit(states, tokens))
+
+    def _rewritten(self, prompts: str | Sequence[str]) -> str | list[str]:
+        rewrite = self.mitigation.rewrite
+        if isinstance(prompts, str):
+            return rewrite(prompts, self.pipe.tokenizer)
+        return [rewrite(prompt, self.pipe.tokenizer) for prompt in prompts]
 
     def _seal(self, states: Tensor) -> Tensor:
         states = states.clone()
@@ -177,6 +190,7 @@ class Mitigated:
                     "pass what edit(prompt_embeds, prompts) of the mitigated pipeline returns, or call undo() first."
                 )
             return self._original(**call)
+        call = {**call, "prompt": self._rewritten(call["prompt"])}
         tokens = self._tokens(call["prompt"])
         alone = {
             **call, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,

@@ -1,0 +1,79 @@
+"""Chen et al. 2025 (bright ending): the magnitude is optimized where the last step attends to ``<eot>``, as memorized regions do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from memlib.attention import cross_attention_layers, finest_down_layers, record
+from memlib.calibration import reference_quantile
+from memlib.denoising import Cost, trajectory
+from memlib.first_step import FirstStep
+from memlib.mitigations.base import register
+from memlib.mitigations.wen import OptimizedEmbedding
+from memlib.sampling import Batch
+
+
+def bright_masks(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+    """Return the attention to ``<eot>`` at the last step of an ordinary run of the batch, [B, h, w] on the CPU.
+
+    The mean over heads and over the finest cross-attention layers of the down path, conditional half, resized to the
+    latents. It costs the whole run. Source: Chen et al. 2025 (bright ending), program.
+    """
+    layers, masks, size = finest_down_layers(cross_attention_layers(substrate)), [], substrate.batch_size()
+    for start in range(0, len(batch.rows), size):
+        part = slice(start, start + size)
+        uncond = batch.uncond if len(batch.uncond) == 1 else batch.uncond[part]
+        embedding = batch.embedding.select(part)
+        with record(substrate, layers=layers, maps=layers, steps=batch.steps) as recording:
+            for _ in trajectory(
+                substrate, embedding.states, uncond, batch.latents[part], batch.steps, batch.rule, batch.scheduler, cost=cost
+            ):
+                pass
+        maps = torch.stack([torch.from_numpy(found) for found in recording.attention.maps.values()]).float().mean(0)
+        masks.append(maps[torch.arange(len(maps)), :, :, embedding.tokens.lengths + 1])
+    joined = torch.cat(masks)
+    size = tuple(substrate.latent_shape[1:])
+    if tuple(joined.shape[1:]) == size:
+        return joined
+    return interpolate(joined[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def masked_magnitudes(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+    """Return ``||difference * mask|| / mean(mask)`` at the first step [B], with each sample's own `bright_masks`."""
+    masks = bright_masks(substrate, batch, cost).to(substrate.device)
+    return FirstStep(substrate, batch, cost).magnitudes(batch.embedding.states, range(len(batch.rows)), masks)
+
+
+@register
+@dataclass(frozen=True)
+class BrightEnding(OptimizedEmbedding):
+    """The optimization of Wen et al. with the magnitude weighted by `bright_masks`, until it is at most 1.
+
+    On other models than Stable Diffusion 1 the target is the median of that quantity over prompts that are not memorized. `as_published`
+    divides by the mean mask of all `images` made at once, where the authors' detector divides by each picture's own.
+    Source: Chen et al. 2025 (bright ending), program.
+    """
+
+    quantile: float = 0.5
+    images: int = 1
+
+    name: ClassVar[str] = "bright-ending"
+    label: ClassVar[str] = "optimized embedding, bright-ending mask"
+    summary: ClassVar[str] = "As wen-1, with the magnitude weighted by the last step's attention to <eot> in an ordinary run."
+    source: ClassVar[str] = "Chen et al., 2025"
+    cost: ClassVar[str] = "a whole run for the mask, then that of wen-1"
+    reported: ClassVar[str | None] = None
+    published_target: ClassVar[float] = 1.0
+
+    def masks(self, substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+        return bright_masks(substrate, batch, cost).to(substrate.device)
+
+    def reference(self, substrate: Any, batch: Batch) -> float:
+        return reference_quantile(
+            substrate, "first magnitude, bright ending", masked_magnitudes, self.quantile, batch.scheduler, batch.steps, seeds=(0,)
+        )

@@ -1,0 +1,109 @@
+"""Ren et al. 2024: no attention to the padding, and more to the start token, in every cross-attention layer at every step.
+
+Both edits are made before the softmax and without computing attention anew. Masked positions go to the U-Net as its text
+mask. The logit of ``<sot>`` is the product of a query with the key of ``<sot>``, so multiplying it means
+multiplying that key, while the value stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from memlib.attention import cross_attention_layers
+from memlib.denoising import Cost
+from memlib.embeddings import CONTEXT_LENGTH
+from memlib.errors import InputError
+from memlib.mitigations.base import Mitigation, register
+from memlib.sampling import Batch
+
+
+@contextmanager
+def attention_edited(unet: Any, keep: Tensor, factors: Tensor) -> Iterator[None]:
+    """Mask text positions and rescale the first one in every cross-attention layer of what `unet` computes inside.
+
+    `keep` is boolean [B, 77], False for positions that get no attention, and `factors` [B] multiply the logits of position 0,
+    one row for each row of the U-Net's batch. The U-Net is as before afterwards, also after an exception. Raises
+    InputError for a U-Net whose projections were fused.
+    """
+    layers = cross_attention_layers(unet).values()
+    if any(getattr(layer, "fused_projections", False) for layer in layers):
+        raise InputError("The keys of this U-Net are fused with its values and cannot be rescaled: call unfuse_qkv_projections() first.")
+    model = getattr(unet, "unet", unet)
+
+    def mask(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "encoder_attention_mask": keep}
+
+    def rescale(module: Any, args: tuple, keys: Tensor) -> Tensor:
+        first = keys[:, :1] * factors.to(keys).view(-1, 1, 1)
+        return torch.cat([first, keys[:, 1:]], 1)
+
+    with ExitStack() as hooks:
+        if not bool(keep.all()):
+            hooks.callback(model.register_forward_pre_hook(mask, with_kwargs=True).remove)
+        if bool((factors != 1).any()):
+            for layer in layers:
+                hooks.callback(layer.to_k.register_forward_hook(rescale).remove)
+        yield
+
+
+@register
+@dataclass(frozen=True)
+class MaskedAttention(Mitigation):
+    """Padding gets no attention, and the logit of ``<sot>`` is multiplied by `scale` (a negative one is lowered by it).
+
+    The mask has each prompt's own length and acts on its conditional and, unless `mask_uncond` is False, on its unconditional row,
+    as in the public program; `mask_eot` masks ``<eot>`` too. The logits of the conditional rows are multiplied.
+
+    `as_published` multiplies those of the rows that the program takes, every second one of the batch. That is the conditional row
+    if one picture is made at once; with more (`images`: seeds 0 to `images` - 1, the next ones, ...) it is a half of the
+    unconditional and a half of the conditional rows. Source: `attn`; `clip` Table 4.
+    """
+
+    scale: float = 1.25
+    mask_eot: bool = False
+    mask_uncond: bool = True
+    as_published: bool = False
+    images: int = 10
+
+    name: ClassVar[str] = "ren"
+    label: ClassVar[str] = "attention masked and rescaled"
+    summary: ClassVar[str] = "Padding gets no cross-attention, and the logit of the start token is multiplied by 1.25."
+    source: ClassVar[str] = "attn, clip Table 4"
+    cost: ClassVar[str] = "a mask and one product per cross-attention layer"
+    full_prompt: ClassVar[str] = "only the attention to the start token is changed"
+    reported: ClassVar[str | None] = "ren"
+    sampled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+            raise InputError(f"The scale of ren is {self.scale!r}: give a finite number (1.25 is published, 1 changes nothing).")
+        if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
+            raise InputError(f"The number of images of ren is {self.images!r}: give a whole number of at least 1.")
+
+    def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the positions kept [2B, 77] and the factors [2B] for the unconditional and then the conditional rows."""
+        tokens = batch.embedding.tokens
+        ends = tokens.lengths + (1 if self.mask_eot else 2)
+        cond = torch.arange(CONTEXT_LENGTH) < ends[:, None]
+        uncond = cond if self.mask_uncond else torch.ones_like(cond)
+        factors = torch.ones(2, len(batch.rows))
+        if self.as_published:
+            place = torch.tensor([seed % self.images for seed in batch.seeds])
+            factors[0, place % 2 == 1] = self.scale
+            factors[1, (self.images + place) % 2 == 1] = self.scale
+        else:
+            factors[1] = self.scale
+        return torch.cat([uncond, cond]), factors.flatten()
+
+    @contextmanager
+    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        keep, factors = self.rows(batch)
+        with attention_edited(substrate.unet, keep.to(substrate.device), factors.to(substrate.device)):
+            yield batch
