@@ -23,10 +23,15 @@ SINGLE_STEP = ("ddim", "euler")  # Schedulers whose steps depend on the latents 
 
 @dataclass
 class Cost:
-    """Work done: `evaluations` counts U-Net rows (a guided step of one picture is two), `pictures` decoded."""
+    """Work done: `evaluations` counts U-Net rows (a guided step of one picture is two), `pictures` decoded.
+
+    `decodes` counts what was decoded and described on the way, beside the pictures. A row or a decode through which a gradient goes
+    back counts twice: weights are fixed, so that going back costs about what going forward does.
+    """
 
     evaluations: int = 0
     pictures: int = 0
+    decodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ def to_epsilon(output: Tensor, latents: Tensor, t: float | Tensor, scheduler: An
     if kind == "sample":
         return (latents - signal * output) / noise
     raise InputError(f"Prediction type {kind!r} is not supported: use epsilon, v_prediction or sample.")
+
+
+def _noise_per_output(t: float | Tensor, scheduler: Any) -> float:
+    """How much the predicted noise changes with the model's output, which `to_epsilon` converts by a straight line."""
+    zero = torch.zeros(())
+    return float(to_epsilon(zero + 1, zero, t, scheduler) - to_epsilon(zero, zero, t, scheduler))
 
 
 def trajectory(
@@ -156,6 +167,8 @@ def _denoise(
             seen = (index, len(solver.timesteps), float(t), latents, epsilon_uncond, epsilon_cond)
             scale = scales(StepInfo(*seen)).to(latents)
             guided = noise_uncond + scale.view(-1, 1, 1, 1) * (noise_cond - noise_uncond)
+            if hasattr(scales, "shift"):
+                guided = guided + scales.shift(StepInfo(*seen)) / _noise_per_output(t, solver)
             options = {"eta": eta, "generator": list(generators)} if eta else {}
             next_latents = solver.step(guided, t, latents, return_dict=False, **options)[0]
         if cost is not None:

@@ -50,7 +50,8 @@ class Rule(Protocol):
 
     `start(batch)` returns a function that is called once per step, in order, and gives the scales [B].
     Whatever a rule remembers between steps lives in that function and is kept per sample, so that a
-    sample's scale does not depend on the batch it is in.
+    sample's scale does not depend on the batch it is in. The function may have a method `shift(info)`, called after it at each
+    step, that gives noise [B, C, h, w] to be added to the guided noise (guidance by something else than the prompt).
     """
 
     name: str

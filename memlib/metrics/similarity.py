@@ -42,10 +42,11 @@ class CopyDescriptor:
         fingerprint: str = "",
         device: Any = "cpu",
         batch_size: int = 64,
+        from_values: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         self.name, self.threshold, self.strict_threshold = name, float(threshold), strict_threshold
         self.fingerprint, self.device, self.batch_size = fingerprint, device, batch_size
-        self._network, self._prepare = network, prepare
+        self._network, self._prepare, self._from_values = network, prepare, from_values
 
     def __call__(self, pictures: Any) -> np.ndarray:
         """Return float32 descriptors [..., D] of length 1 for uint8 pictures [..., H, W, 3]."""
@@ -53,6 +54,15 @@ class CopyDescriptor:
         vectors = in_batches(self._network, self._prepare, rows, self.device, self.batch_size)
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors.numpy().reshape(*shape, -1)
+
+    def describe(self, values: torch.Tensor, prepared: bool = False) -> torch.Tensor:
+        """Return descriptors [B, D] of length 1 for float pictures [B, 3, H, W] in [-1, 1], with gradients back to them.
+
+        The same pre-processing as for uint8 pictures, but for rounding; with `prepared` none at all: the network reads what is given.
+        """
+        if not prepared and self._from_values is not None:
+            values = self._from_values(values)
+        return torch.nn.functional.normalize(self._network(values), dim=-1)
 
     def similarity(self, first: Any, second: Any) -> np.ndarray:
         """Return cosines in [-1, 1] of pictures (uint8 [..., H, W, 3]) or descriptors ([..., D]), broadcast.
@@ -117,7 +127,15 @@ def load_sscd(device: Any = "cpu") -> CopyDescriptor:
         fingerprint=f"sscd_disc_mixup-{SSCD_SIDE}",
         device=device,
         batch_size=32,
+        from_values=_sscd_values,
     )
+
+
+def _sscd_values(values: torch.Tensor) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional
+
+    resized = functional.resize((values + 1) / 2, [SSCD_SIDE, SSCD_SIDE], antialias=True)
+    return functional.normalize(resized, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 def load_minisd_descriptor(folder: Path, device: Any = "cpu") -> CopyDescriptor:

@@ -17,5 +17,6 @@ from memlib.mitigations.base import REGISTRY, Mitigation, describe, get, registe
 
 __all__ = ["REGISTRY", "Mitigation", "describe", "get", "register"]
 
-for _module in sorted(module.name for module in iter_modules(__path__)):
+# Plain sampling stands first in every table, and after it what the primary text proposes.
+for _module in sorted((module.name for module in iter_modules(__path__)), key=lambda name: (name != "padding", name)):
     import_module(f"{__name__}.{_module}")

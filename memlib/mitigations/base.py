@@ -104,6 +104,14 @@ class Mitigation:
         """Yield the batch to denoise; used where `sampled` is True."""
         yield batch
 
+    def missing(self, substrate: Any) -> str:
+        """Return a sentence on what this substrate lacks for the mitigation to be measured, empty where it lacks nothing."""
+        return ""
+
+    def full_run(self) -> Mitigation:
+        """Return the same mitigation without early ends, for timing on weights whose predictions mean nothing; by default itself."""
+        return self
+
     def apply(self, encoder: Any, embedding: Embedding) -> Embedding:
         """Return the edited embedding; `encoder` (a substrate) encodes anew where `padding` asks for it.
 

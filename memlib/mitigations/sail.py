@@ -1,0 +1,123 @@
+"""SAIL, Jeon et al. 2025 (ICML): initial noise that lies where the conditional density is not sharp.
+
+The loss of a noise x is ||D(x + d)|| + alpha ||x||, with the gap D = eps_cond - eps_uncond at the first time and d = D / ||D||, both of each
+sample by itself: the authors' program, which calls it a proxy of the paper's difference of gaps, ||D(x + d) - D(x)||
+(`objective` "difference", a finite difference of the Jacobian along d). Gradients go through d as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from memlib.calibration import checked_quantile, has_sd1_latents, reference_quantile
+from memlib.denoising import Cost
+from memlib.errors import InputError
+from memlib.first_gap import FirstGap, norm_scale
+from memlib.guidance_rules import is_number
+from memlib.mitigations.base import Mitigation, register
+from memlib.sampling import Batch
+from memlib.sharpness_search import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
+
+PUBLISHED_THRESHOLD = 8.2
+SD2_LATENTS = (4, 96, 96)  # Of its model of velocity, for which the program has settings as well.
+
+
+@register
+@dataclass(frozen=True)
+class Sail(Mitigation):
+    """Optimize the initial noise with Adam for at most `steps` steps a round, and take it once its loss is at most the threshold.
+
+    Each picture starts from the noise of its own seed and ends by itself; with `candidates` above 1, further noises of the same seed are
+    optimized beside it and the first to be accepted is taken. A round that fails is followed by one from other noise, and
+    after every third the threshold rises. After `rounds` rounds the noise with the lowest loss is taken; the program goes on for ever.
+
+    `threshold` None is the published 8.2 for Stable Diffusion 1 and 2.1, and elsewhere the `quantile` of the loss over prompts that are not
+    memorized, so that so many of them are left alone; `alpha` None is 0.05, or 0.01 for models that predict velocity. The rise
+    of 0.1 is scaled by sqrt(elements / 16384).
+
+    `as_published` does what the program does: eight candidates for four pictures of a prompt (here: seeds 4k to 4k + 3); an accepted
+    noise is a view, which later steps go on moving until the round ends; d is computed at the first noise of the round
+    throughout; three rounds in turn repeat the same noise; and velocity models are read with the formula for a prediction of the
+    clean sample, which turns d round. Source: Jeon et al. 2025, Algorithm 2; program.
+    """
+
+    threshold: float | None = None
+    quantile: float = 0.9
+    alpha: float | None = None
+    lr: float = 0.05
+    steps: int = 10
+    candidates: int = 1
+    rounds: int = 12
+    objective: str = "gap"
+    as_published: bool = False
+
+    name: ClassVar[str] = "sail"
+    label: ClassVar[str] = "noise chosen by sharpness"
+    summary: ClassVar[str] = "The initial noise is optimized until the density around it is not sharp for this prompt."
+    source: ClassVar[str] = "Jeon et al., 2025, Algorithm 2"
+    cost: ClassVar[str] = "8 U-Net rows a step (two pairs, forward and backward), until the threshold is reached"
+    sampled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked_quantile(self.quantile)
+        for name in ("threshold", "alpha"):
+            if not (getattr(self, name) is None or is_number(getattr(self, name))):
+                raise InputError(f"The {name} of sail is {getattr(self, name)!r}: give a finite number, or None for the usual one.")
+        if not is_number(self.lr) or self.lr <= 0:
+            raise InputError(f"The learning rate of sail is {self.lr!r}: give a number above 0.")
+        for name in ("steps", "candidates", "rounds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"The {name} of sail are {value!r}: use a whole number of at least 1.")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"Unknown objective {self.objective!r} of sail: use one of {', '.join(OBJECTIVES)}.")
+
+    def full_run(self) -> Mitigation:
+        return replace(self, threshold=-1.0, rounds=1)
+
+    @contextmanager
+    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        gap = published_gap(FirstGap(substrate, batch, cost)) if self.as_published else FirstGap(substrate, batch, cost)
+        search = Search(
+            gap, substrate.latent_shape, self.threshold_on(substrate, batch), RISE * (1.0 if self.as_published else norm_scale(substrate)),
+            alpha=self.alpha_on(substrate), objective=self.objective, lr=self.lr, steps=self.steps, candidates=self.candidates,
+            rounds=self.rounds, as_published=self.as_published,
+        )  # fmt: skip
+        if self.as_published:
+            groups = [(row, seed // PUBLISHED_PICTURES) for row, seed in zip(batch.rows, batch.seeds, strict=True)]
+            chosen = search.run({group: Owner(groups.index(group), PUBLISHED_PICTURES, group[1]) for group in dict.fromkeys(groups)})
+            picked = [chosen[group][seed % PUBLISHED_PICTURES] for group, seed in zip(groups, batch.seeds, strict=True)]
+        else:
+            owners = {place: Owner(place, 1, seed, batch.latents[place]) for place, seed in enumerate(batch.seeds)}
+            chosen = search.run(owners)
+            picked = [chosen[place][0] for place in owners]
+        yield replace(batch, latents=torch.stack(picked).cpu())
+
+    def alpha_on(self, substrate: Any) -> float:
+        """The weight of the noise's norm for this model."""
+        if self.alpha is not None:
+            return self.alpha
+        return 0.01 if substrate.prediction_type == "v_prediction" else 0.05
+
+    def threshold_on(self, substrate: Any, batch: Batch) -> float:
+        """The first round's threshold for this model."""
+        if self.threshold is not None:
+            return self.threshold
+        second = substrate.prediction_type == "v_prediction" and tuple(substrate.latent_shape) == SD2_LATENTS
+        if has_sd1_latents(substrate) or second:
+            return PUBLISHED_THRESHOLD
+        alpha = self.alpha_on(substrate)
+
+        @torch.no_grad()
+        def losses(model: Any, others: Batch, spent: Cost) -> Tensor:
+            noise = others.latents.to(model.device, torch.float32)
+            return sharpness_loss(FirstGap(model, others, spent), noise, range(len(noise)), alpha, self.objective)
+
+        name = f"sail {self.objective}, alpha {alpha:g}"
+        return reference_quantile(substrate, name, losses, self.quantile, batch.scheduler, batch.steps)
