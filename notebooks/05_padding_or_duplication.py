@@ -234,6 +234,7 @@ for name, ways in crossed_other.items():
         }
 pd.DataFrame(others).T.rename_axis(["trained as", "drawn with"])
 
+
 # %% [markdown]
 # ## Verdicts
 
