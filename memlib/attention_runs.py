@@ -13,7 +13,7 @@ from memlib.attention_taps import cross_attention_layers
 from memlib.embeddings import Embedding
 from memlib.errors import InputError
 from memlib.keys import digest, picture_recipe
-from memlib.sampling import SAMPLER_VERSION, initial_latents, trajectory, uncond_states
+from memlib.sampling import SAMPLER_VERSION, sample_batches, uncond_states
 
 VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other attention.
 
@@ -63,13 +63,7 @@ def _key(x: Any, embedding: Embedding, seeds: Sequence[int], measure: str) -> di
 
 def _sample(x: Any, embedding: Embedding, seeds: Sequence[int]) -> None:
     """Run the trajectories of prompts x seeds, prompt by prompt; a recording around it sees them in that order."""
-    pairs = [(row, seed) for row in range(len(embedding)) for seed in seeds]
-    size = x.batch_size or x.substrate.batch_size()
-    uncond = uncond_states(x.substrate)
-    with tqdm(total=len(pairs), unit="trajectory", disable=not x.progress) as bar:
-        for start in range(0, len(pairs), size):
-            rows, own = map(list, zip(*pairs[start : start + size], strict=True))
-            latents = initial_latents(own, x.substrate.latent_shape)
-            for _ in trajectory(x.substrate, embedding.states[rows], uncond, latents, x.steps, x.guidance, x.scheduler, cost=x.cost):
-                pass
+    with tqdm(total=len(embedding) * len(seeds), unit="trajectory", disable=not x.progress) as bar:
+        batches = sample_batches(x.substrate, embedding, seeds, x.steps, x.guidance, x.scheduler, x.batch_size, cost=x.cost, latents_only=True)
+        for rows, _, _ in batches:
             bar.update(len(rows))

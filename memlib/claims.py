@@ -260,10 +260,13 @@ def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[st
         return "does not hold", f"What would refute it was found: {_sentence(claim.refuted_if.words)}"
     if not short:
         return "holds", claim.criterion
-    if all(detail.outcome == "missed" for detail in details):
-        return "does not hold", f"No criterion is met anywhere in its interval: {'; '.join(short)}."
     if len(short) == len(details):
-        return "undecided", f"No criterion is met, but intervals reach across their bounds, so that more prompts or seeds might decide: {'; '.join(short)}."
+        missed = [detail.criterion for detail in details if detail.outcome == "missed"]
+        reaching = [detail.criterion for detail in details if detail.outcome == "open"]
+        if not missed:
+            return "undecided", f"No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide: {'; '.join(reaching)}."
+        more = f"; neither met nor missed: {'; '.join(reaching)}" if reaching else ""
+        return "does not hold", f"No criterion is met; missed with the whole interval: {'; '.join(missed)}{more}."
     return "holds in part", f"{len(details) - len(short)} of {len(details)} criteria are met; not met: {'; '.join(short)}."
 
 

@@ -69,6 +69,7 @@ fresh = [e for e in examples if e[2] < 0][:36]
 plots.contact_sheet(np.stack([data.picture(scene) for scene, _, _ in fresh]), 12, "Fresh scenes of the first epoch");
 
 # %% tags=["hide-input"]
+pd.set_option("display.max_colwidth", 120)
 pd.DataFrame({"caption": [text for _, text, _ in fresh[:8]]})
 
 # %% [markdown]

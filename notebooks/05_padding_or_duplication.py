@@ -234,6 +234,7 @@ for name, ways in crossed_other.items():
         }
 pd.DataFrame(others).T.rename_axis(["trained as", "drawn with"])
 
+
 # %% [markdown]
 # ## Verdicts
 
@@ -251,7 +252,7 @@ if replicated is not None:
     found = square.effects()
     verdicts["C4a"] = judge(claim("C4a"), {name: found[name] for name in claim("C4a").quantities}, run.thresholds, run.substrate.name)
     copies = {"share_v1": square.share("v1", True), "share_v2": square.share("v2", True),
-              "share_v2_minus_v1": factorial.crossed_interval(square.cell("v2", True) - square.cell("v1", True), square.copies)}  # fmt: skip
+              "share_v2_minus_v1": factorial.crossed_interval(square.cell("v2", True) - square.cell("v1", True), square.copies, signed=True)}  # fmt: skip
     verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
 elif miniature:
     for name in ids:

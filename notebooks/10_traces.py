@@ -238,7 +238,6 @@ pd.DataFrame(
 flat = [{"prompts": g.label, "edit": label, "drop": v} for label in regimes for g in shown for v in drop[label, g.label].mean(1)]
 plots.distributions(pd.DataFrame(flat), "drop", 0.5, "steep:", {label: label.replace(" guidance", "\nguidance") for label in regimes});
 
-
 # %% [markdown]
 # ## One step to tell them apart
 #
@@ -247,6 +246,7 @@ plots.distributions(pd.DataFrame(flat), "drop", 0.5, "steep:", {label: label.rep
 
 # %% mystnb={"image": {"alt": "Histogram of the magnitude at the first step for each set of prompts, and ROC curves of memorized against each other set", "width": "100%"}}
 plots.separation({label: values[:, 0] for label, values in first.items()}, "magnitude at the first step");
+
 
 # %%
 def detection(label):

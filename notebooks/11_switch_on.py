@@ -139,12 +139,12 @@ def stories(group, count):
 
 HTML(switch_figure([*stories(known, n_shown), *stories(other, 1)], threshold))
 
+
 # %% [markdown]
 # ## The curves
 #
 # Mean over prompts and seeds with 95 % intervals by bootstrap over prompts. *To original* compares with the picture of the same seed under
 # plain guidance; at step 0 that is the same picture.
-
 
 # %%
 def curve(label, name):
@@ -234,11 +234,11 @@ if measured and (crosses & (predicted[label] >= 0)).any():
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
 
+
 # %% [markdown]
 # Other readings of the same traces: the published code's way to find the transition (see [the discrepancies](../book/discrepancies)),
 # and, as a yardstick, one step for all, the mean of those found (so it knows the answer on average). A prediction that looks at the
 # trace should be nearer than that.
-
 
 # %%
 def reading(steps_predicted):

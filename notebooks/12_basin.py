@@ -97,12 +97,12 @@ for name, words in c.quantities.items():
     print(f"     {name}: {words}")
 print({k: round(v, 3) for k, v in run.thresholds.items()}, "cut at steps", cuts)
 
+
 # %% [markdown]
 # ## The pictures
 #
 # Where guidance leads from latents at growing distance from the axis, by the step at which they were moved: the first memorized prompt and the
 # first of the others, first seed. The first column is the picture that the axis ends at.
-
 
 # %%
 def rows(group, kind):
@@ -203,13 +203,13 @@ pair = {
 if pair and len(cuts) > 1:
     plots.funnels(pair, ["distance (norms of the noise)"] * len(pair), apart[known.label].mean((0, 1)), "zero guidance (memorized)")
 
+
 # %% [markdown]
 # ## Without the trajectory
 #
 # How much of the space at each step belongs to the basin: the share of *fresh noise* (of the norm of the latents there), and of states that *zero
 # guidance* passes from other noise, from which guidance ends at the picture. At step 0 both are fresh noise, and this is the share of seeds
 # that reproduce the picture. Similarity is to the training picture where it is at hand.
-
 
 # %%
 def occupancy(kind):

@@ -141,6 +141,7 @@ single = {
 # %% mystnb={"image": {"alt": "Single traces of four memorized prompts without guidance and under opposite guidance of two strengths, with the transition step marked", "width": "100%"}}
 plots.marked_traces(single, "magnitude of the difference");
 
+
 # %% [markdown]
 # ## Transition steps with and without opposite guidance
 #
@@ -193,6 +194,7 @@ for axis, group, colour in zip(axes, groups, plots.COLOURS):
     axis.set_yticks(ticks, [*map(str, ticks[:-1]), "never"])
 axes[0].set_ylabel(f"with {OPPOSITE}")
 figure.tight_layout();
+
 
 # %% [markdown]
 # Prompt by prompt and seed by seed, memorized prompts ("never": no local minimum).

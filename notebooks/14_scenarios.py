@@ -93,6 +93,7 @@ for name in names:
     c = claim(name)
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
 
+
 # %% [markdown]
 # ## Each scenario measured
 #
@@ -100,7 +101,6 @@ for name in names:
 # which the transition step of every picture is read by Algorithm 1 (see the notebook on traces); then pictures under every
 # mitigation that is registered. A *static* transition point is not taken from the text, whose models are others, but from the scenario's own traces:
 # the median of the transition steps, without guidance or under the opposite guidance that precedes it.
-
 
 # %%
 def measured(key):
@@ -139,12 +139,12 @@ for key, outcome in outcomes.items():
     told_of = f"model {outcome.model}, {len(outcome.prompts)} prompts" if key in found else f"not measured. {outcome}"
     print(f"{SCENARIOS[key].number}: {SCENARIOS[key].title}: {told_of}")
 
+
 # %% [markdown]
 # ## Static or dynamic?
 #
 # The transition step of each picture, from 0 (the noisiest), without guidance. *Spread* is its standard deviation over prompts and seeds as a
 # share of the schedule: *static* means that the whole interval is at most a twentieth, *dynamic* that it is wholly above.
-
 
 # %%
 def label(key):
@@ -227,6 +227,7 @@ for start in range(0, len(panels), 3):
 for key, r in found.items():
     plots.montage(r.pictures, r.prompts[:6], label(key));
 
+
 # %% [markdown]
 # ## The full table
 #
@@ -234,7 +235,6 @@ for key, r in found.items():
 # prompts; the 95th percentile over all pictures; *distance* is the kernel distance (KID) of all pictures to real ones, with its standard deviation
 # over subsets, which with so few pictures says little. The text reports FID against the training pictures, which a model that
 # memorizes wins; here the real pictures are ones that MiniSD never saw.
-
 
 # %%
 def cell(values, of=mean_interval):
@@ -333,9 +333,9 @@ if shares:
 else:
     print("No earlier method is registered yet.")
 
+
 # %% [markdown]
 # ## Verdicts
-
 
 # %%
 def apart(first, second):

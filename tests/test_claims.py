@@ -89,7 +89,8 @@ def test_every_claim_is_there_with_all_it_needs():
         ("C1b", {"alignment_a_minus_original": around(0.1), "similarity_a": around(0.1)}, "does not hold"),
         ("C2a", {"similarity_f": around(0.99)}, "holds"),
         ("C2a", {"similarity_f": around(0.61)}, "undecided"),
-        ("C1a", {"similarity_b": around(0.61), "similarity_c": around(0.3)}, "undecided"),
+        ("C1a", {"similarity_b": around(0.61), "similarity_c": around(0.3)}, "does not hold"),
+        ("C1a", {"similarity_b": around(0.61), "similarity_c": around(0.6)}, "undecided"),
         ("C2a", {"similarity_f": around(0.59)}, "does not hold"),
         ("C2b", {"similarity_d": around(0.9), "similarity_e": around(0.9), "similarity_g": around(0.9)}, "holds"),
         ("C2b", {"similarity_d": around(0.9), "similarity_e": around(0.9), "similarity_g": around(0.1)}, "holds in part"),
@@ -107,7 +108,7 @@ def test_every_claim_is_there_with_all_it_needs():
         ("C3b", long_prompts(0, 1, 0), "holds in part"),
         ("C3b", long_prompts(1, 1, 0), "does not hold"),
         ("B5", {"change_of_transition": around(-3.0)}, "holds"),
-        ("B5", {"change_of_transition": around(-0.01)}, "holds in part"),
+        ("B5", {"change_of_transition": around(-0.01)}, "undecided"),
         ("B5", {"change_of_transition": around(0.01)}, "does not hold"),
         ("B8", {"evaluations_to_none": Estimate(1, 1, 1, 24, 10), "seconds_to_none": around(1.0)}, "holds"),
         ("B8", {"evaluations_to_none": Estimate(1, 1, 1, 24, 10), "seconds_to_none": around(1.04)}, "holds in part"),
@@ -261,7 +262,7 @@ def luminance(colour):
 
 
 def test_badges_are_readable_on_any_page():
-    assert set(BADGES) == set(VERDICTS) and len({sign for sign, _ in BADGES.values()}) == 4
+    assert set(BADGES) == set(VERDICTS) and len({sign for sign, _ in BADGES.values()}) == len(BADGES)
     for verdict, (sign, colour) in BADGES.items():
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5  # WCAG AA, white text on the badge
         assert sign in claims.badge(verdict) and verdict in claims.badge(verdict)

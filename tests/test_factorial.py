@@ -53,6 +53,8 @@ def test_pairs_are_drawn_within_their_level():
 def test_none_and_all_keep_a_width():
     none = crossed_interval(np.zeros((24, 3)))
     assert none.value == 0 and none.low == pytest.approx(0) and 0.1 < none.high < 0.2 and none.n_seeds == 3
+    nothing, less = crossed_interval(np.zeros((24, 3)), signed=True), crossed_interval(-np.ones((24, 3)), signed=True)
+    assert (nothing.low, nothing.high) == (-none.high, none.high) and (less.value, less.low) == (-1, -1) and -0.9 < less.high < -0.8
     for broken in (np.zeros(4), np.zeros((0, 2)), np.full((2, 2), np.nan)):
         with pytest.raises(InputError, match=r"\[pairs, trainings\]"):
             crossed_interval(broken)

@@ -40,7 +40,7 @@ def execute(name, folder, **parameters):
         ("02_pad_embeddings", ["C2a", "C2b", "C2c"]),
         ("05_padding_or_duplication", ["C4a", "C4b"]),
         ("07_swapping", ["C7"]),
-        ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),
+        ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),  # C5d is about cost, which needs no metric
         ("11_switch_on", ["B2"]),
         ("12_basin", ["B10"]),
     ],
@@ -51,7 +51,7 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     out = execute(name, offline, substrate=str(sd1_tiny), memorized=str(prompts), not_memorized=str(prompts), n_prompts=2, n_seeds=1, steps=1)
     verdicts = read_verdicts(out)
     assert [v["claim"] for v in verdicts] == claims
-    assert {v["verdict"] for v in verdicts} == {"not testable here"}
+    assert {v["verdict"] for v in verdicts if v["claim"] != "C5d"} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "not measured" in page and "<i>Game" not in page
 
@@ -75,7 +75,8 @@ def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     shares = [transition["quantities"].get(name, {"value": 0})["value"] for name in ("share_with_transition", "share_with_transition_opposite")]
     assert (transition["verdict"] == "not testable here") == (sum(shares) == 0)
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "not measured" in page and "<i>Game" not in page
+    shown = "".join(str(o["data"].get("text/html", "")) for cell in nbformat.read(out, 4).cells for o in cell.get("outputs", []) if "data" in o)
+    assert "not measured" in page and "&lt;i&gt;Game" in shown and "<i>Game" not in shown
 
 
 def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offline):

@@ -74,22 +74,26 @@ class Factorial:
             "padding_alone": v1 - v2,
             "duplication_alone": v1 - v1_dedup,
         }
-        return {name: crossed_interval(values, self.copies) for name, values in contrasts.items()}
+        return {name: crossed_interval(values, self.copies, signed=True) for name, values in contrasts.items()}
 
 
-def crossed_interval(values: np.ndarray, strata: np.ndarray | None = None, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def crossed_interval(values: np.ndarray, strata: np.ndarray | None = None, signed: bool = False, level: float = LEVEL,
+                     resamples: int = RESAMPLES) -> Estimate:  # fmt: skip
     """Return the mean of `values` [N, R] with a percentile bootstrap over rows (within their stratum) and columns, crossed.
 
     One column is resampled over rows alone. Where all values are 0 or all are 1 a bootstrap has no width, and Wilson's interval
-    with the rows as trials is taken. Raises InputError for values of another shape or that are missing.
+    with the rows as trials is taken; with `signed`, for differences of shares, on both sides of 0, and mirrored for -1.
+    Raises InputError for values of another shape or that are missing.
     """
     values = np.asarray(values, float)
     if values.ndim != 2 or not values.size or np.isnan(values).any():
         raise InputError(f"A crossed interval needs values of shape [pairs, trainings] without gaps, not {values.shape}.")
     rows, columns = values.shape
-    if values.min() == values.max() and values.flat[0] in (0, 1):
-        wilson = share_interval(values[:, 0], level=level)
-        return Estimate(wilson.value, wilson.low, wilson.high, rows, columns, level)
+    same = float(values.flat[0])
+    if values.min() == values.max() and abs(same) in (0, 1):
+        wilson = share_interval(np.abs(values[:, 0]), level=level)
+        low, high = (-wilson.high, -wilson.low) if same < 0 else (wilson.low, wilson.high)
+        return Estimate(same, -high if signed and same == 0 else low, high, rows, columns, level)
     strata = np.zeros(rows) if strata is None else np.asarray(strata)
     draw = np.random.default_rng(0)
     weights = np.zeros((resamples, rows))

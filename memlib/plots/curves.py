@@ -60,7 +60,9 @@ def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: 
             axis.plot(x, [e.value for e in points.values()], color=COLOURS[i % len(COLOURS)], marker="os^D"[i % 4], markersize=3, label=label)
             axis.fill_between(x, [e.low for e in points.values()], [e.high for e in points.values()], color=COLOURS[i % len(COLOURS)], alpha=0.25)
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=title, xlabel=xlabel, ylim=ylim, yscale=yscale)
+        axis.set(title=title, xlabel=xlabel, yscale=yscale)
+        if ylim is not None:  # setting None would freeze the shared limits at this panel's
+            axis.set_ylim(ylim)
     axes[0][0].set_ylabel(ylabel)
     # A curve may stand in some panels only.
     handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
