@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from memlib.errors import InputError
+from memlib.registered import Registered, enter, find
 
 if TYPE_CHECKING:
     from memlib.experiment import Group
@@ -41,12 +42,15 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(Registered):
     """A detector: subclass it, set the class attributes, override `measure`, and `register` it.
 
     The fields of the subclass are its parameters, plain numbers and texts, with defaults. `sign` says which way the source
     reads the score: 1 if larger means memorized, -1 if smaller does. It is fixed beforehand and never turned round by a result.
     """
+
+    kind: ClassVar[str] = "detector"
+    registry: ClassVar[dict[str, Detector]] = REGISTRY
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -56,27 +60,6 @@ class Detector:
     needs: ClassVar[str] = "first steps"
     # Where the public program does something else than its paper, and whether a parameter `as_published` does the same.
     published: ClassVar[str] = ""
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def title(self) -> str:
-        """The name, with those parameters that differ from the registered ones."""
-        usual = REGISTRY[self.name].params if self.name in REGISTRY else {}
-        changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                   for name, value in self.params.items() if usual.get(name) != value]  # fmt: skip
-        return f"{self.name} ({', '.join(changed)})" if changed else self.name
-
-    def with_params(self, **params: Any) -> Detector:
-        """Return the same detector with other parameters; raises InputError for one that it does not have."""
-        for name in params:
-            if name not in self.params:
-                known = f"it has {', '.join(self.params)}" if self.params else "it has none"
-                raise InputError(f"The detector {self.name!r} has no parameter {name!r}: {known}.")
-        return replace(self, **params)
 
     def measure(self, group: Group) -> Scores:
         """Return scores and price for the prompts of `group` under its experiment's seeds.
@@ -95,12 +78,9 @@ Kind = TypeVar("Kind", bound=type[Detector])
 
 def register(kind: Kind) -> Kind:
     """Class decorator: enter a detector with its default parameters; raises InputError for a name that is taken."""
-    if kind.name in REGISTRY:
-        raise InputError(f"There is a detector {kind.name!r} already: choose another name.")
     if kind.needs not in NEEDS or kind.sign not in (1, -1):
         raise InputError(f"The detector {kind.name!r} needs one of {', '.join(NEEDS)} and a sign of 1 or -1: correct these.")
-    REGISTRY[kind.name] = kind()
-    return kind
+    return enter(kind)
 
 
 def get(name: str, **params: Any) -> Detector:
@@ -108,9 +88,7 @@ def get(name: str, **params: Any) -> Detector:
 
     Raises InputError for an unknown name or parameter, and for a value that the detector does not take.
     """
-    if name not in REGISTRY:
-        raise InputError(f"Unknown detector {name!r}: use one of {', '.join(REGISTRY)}.")
-    return REGISTRY[name].with_params(**params)
+    return find(Detector, name, params)
 
 
 def count_of_steps(steps: int, total: int) -> int:

@@ -16,7 +16,8 @@ from memlib.minisd.models import scheduler
 from memlib.minisd.paths import minisd_folder
 from memlib.tokenizer import build_clip_tokenizer
 
-SHARED = ("vae", "text_encoder")  # the same in every MiniSD; kept once, in minisd-v1
+# Kept once: these two in minisd-v1, the tokenizer in the model of the same padding.
+SHARED = ("vae", "text_encoder")
 PAD_TOKENS = {"v1": "<|endoftext|>", "v2": "!"}
 
 
@@ -40,7 +41,7 @@ def frozen_folder(part: str, runs: Path) -> Path:
 
 
 def export_model(unet, name: str, target: Path, runs: Path) -> None:
-    """Write `target` (data/minisd/models/`name`); other models than minisd-v1 link to its vae and text encoder."""
+    """Write `target` (data/minisd/models/`name`); what is the same in another model (SHARED, the tokenizer) is a link to it."""
     vae = AutoencoderKL.from_pretrained(frozen_folder("vae", runs), torch_dtype=torch.float16)
     text = CLIPTextModel.from_pretrained(frozen_folder("text", runs), torch_dtype=torch.float16)
     pipe = StableDiffusionPipeline(
@@ -57,8 +58,9 @@ def export_model(unet, name: str, target: Path, runs: Path) -> None:
     pipe.save_pretrained(target, safe_serialization=True)
     unet.float()
     _declare_float32(target / "text_encoder")
-    main = target.parent / "minisd-v1"
-    if target != main and main.exists():
-        for part in SHARED:
+    owners = dict.fromkeys(SHARED, "minisd-v1") | {"tokenizer": f"minisd-{name.split('-')[1]}"}
+    for part, owner in owners.items():
+        kept = target.parent / owner / part
+        if target.name != owner and kept.exists():
             shutil.rmtree(target / part)
-            (target / part).symlink_to(os.path.relpath(main / part, target), target_is_directory=True)
+            (target / part).symlink_to(os.path.relpath(kept, target), target_is_directory=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from memlib.embeddings import PADDINGS, Embedding, Tokens, encode, tokenize
-from memlib.errors import InputError
 from memlib.guidance import Rule
+from memlib.registered import Registered, enter, find
 
 if TYPE_CHECKING:
     from memlib.sampling import Batch, Cost
@@ -22,7 +22,7 @@ REGISTRY: dict[str, Mitigation] = {}
 
 
 @dataclass(frozen=True)
-class Mitigation:
+class Mitigation(Registered):
     """A mitigation: subclass it, set the class attributes, override the hooks it needs, and `register` it.
 
     The fields of the subclass are its parameters, plain numbers and texts, with defaults. The hooks, in the order of the chain:
@@ -39,6 +39,9 @@ class Mitigation:
 
     The unconditional embedding is left alone by `rewrite`, `padding` and `edit`.
     """
+
+    kind: ClassVar[str] = "mitigation"
+    registry: ClassVar[dict[str, Mitigation]] = REGISTRY
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -57,30 +60,9 @@ class Mitigation:
     version: ClassVar[int] = 1
 
     @property
-    def params(self) -> dict[str, Any]:
-        """The parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
     def key(self) -> dict[str, Any]:
         """What identifies the mitigation in the store: name, version and parameters."""
         return {"mitigation": self.name, "version": self.version, **self.params}
-
-    @property
-    def title(self) -> str:
-        """The name, with those parameters that differ from the registered ones."""
-        usual = REGISTRY[self.name].params if self.name in REGISTRY else {}
-        changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                   for name, value in self.params.items() if usual.get(name) != value]  # fmt: skip
-        return f"{self.name} ({', '.join(changed)})" if changed else self.name
-
-    def with_params(self, **params: Any) -> Mitigation:
-        """Return the same mitigation with other parameters; raises InputError for one that it does not have."""
-        for name in params:
-            if name not in self.params:
-                known = f"it has {', '.join(self.params)}" if self.params else "it has none"
-                raise InputError(f"The mitigation {self.name!r} has no parameter {name!r}: {known}.")
-        return replace(self, **params)
 
     def rewrite(self, prompt: str, tokenizer: Any) -> str:
         """Return the text to encode in place of `prompt`; the same one for a prompt in any batch."""
@@ -148,10 +130,7 @@ Kind = TypeVar("Kind", bound=type[Mitigation])
 
 def register(kind: Kind) -> Kind:
     """Class decorator: enter a mitigation with its default parameters; raises InputError for a name that is taken."""
-    if kind.name in REGISTRY:
-        raise InputError(f"There is a mitigation {kind.name!r} already: choose another name.")
-    REGISTRY[kind.name] = kind()
-    return kind
+    return enter(kind)
 
 
 def get(name: str, **params: Any) -> Mitigation:
@@ -159,9 +138,7 @@ def get(name: str, **params: Any) -> Mitigation:
 
     Raises InputError for an unknown name or parameter, and for a value that the mitigation does not take.
     """
-    if name not in REGISTRY:
-        raise InputError(f"Unknown mitigation {name!r}: use one of {', '.join(REGISTRY)}.")
-    return REGISTRY[name].with_params(**params)
+    return find(Mitigation, name, params)
 
 
 def describe() -> list[Mapping[str, str]]:
