@@ -34,6 +34,16 @@ def has_sd1_latents(substrate: Any) -> bool:
     return tuple(substrate.latent_shape) == SD1_LATENTS and substrate.prediction_type == "epsilon"
 
 
+def is_default(method: Any, parameter: str) -> bool:
+    """Say whether a parameter of a frozen dataclass has its default."""
+    return getattr(method, parameter) == getattr(type(method), parameter)
+
+
+def published_applies(substrate: Any, method: Any) -> bool:
+    """Say whether a method takes its published threshold: on the latents that it belongs to, unless another `quantile` is asked for."""
+    return has_sd1_latents(substrate) and is_default(method, "quantile")
+
+
 def reference_prompts(substrate: Any) -> tuple[str, ...]:
     """At most 64 prompts that the substrate has not memorized, of the kind of those that it has.
 

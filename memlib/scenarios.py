@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
+from memlib.claims import reported
 from memlib.equivalence import relative_change
 from memlib.errors import InputError
 from memlib.metrics.distribution import kernel_distance
@@ -21,8 +22,6 @@ from memlib.mitigations import REGISTRY, Mitigation
 from memlib.sources import SUBSTRATES, locate
 from memlib.stats import LEVEL, Estimate, paired_difference
 
-# The mitigations that the text compares with, by whose they are.
-EARLIER = ("Somepalli", "Wen et al", "Ren et al")
 SHARED_SPREAD = 0.05  # share of the schedule up to which claim B3 takes a transition point to be one for all
 RESAMPLES = 5_000
 
@@ -81,8 +80,9 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
 
 
 def earlier_methods() -> list[Mitigation]:
-    """The registered mitigations that the text compares its own with."""
-    return [m for m in REGISTRY.values() if m.source.startswith(EARLIER)]
+    """The registered mitigations of others with which the text compares its own in its tables."""
+    compared = set(reported(text="basin")["method"]) - {"none"}
+    return [m for m in REGISTRY.values() if compared & set(m.reported) and not m.source.startswith("basin")]
 
 
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:

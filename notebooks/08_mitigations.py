@@ -17,7 +17,7 @@
 # %% [markdown]
 # # Two mitigations at inference
 #
-# **Claims C5a to C5e** · `clip`, Sections 4.1, 4.2, A.2 and A.4, Tables 4, 5 and 6, Figures 7, 9 and 12 {cite:p}`clip`
+# **Claims C5a, C5b, C5c and C5e** · `clip`, Sections 4.1, 4.2 and A.4, Tables 4 and 5, Figures 7, 9 and 12 {cite:p}`clip`
 #
 # If repeated `<eot>` states carry memorized pictures, then there are two cheap ways to be rid of them: encode the prompt with another
 # padding token, `!`, and set the one `<eot>` state left to zero; or set a part of the padding states to zero. `clip` claims:
@@ -25,8 +25,9 @@
 # - **C5a** Each suppresses memorized pictures, and keeps alignment and quality.
 # - **C5b** On prompts that are not memorized they do no harm.
 # - **C5c** A memorized prompt gives different pictures under different seeds again.
-# - **C5d** No other mitigation costs less.
 # - **C5e** Setting 70 % of the padding to zero is enough; setting all of it spoils pictures.
+#
+# That no other mitigation costs less (C5d) is judged [beside all the others](16_all_mitigations).
 #
 # The criteria below were fixed in `data/claims.yml` before anything ran. "Does no harm" is tested for what it says: not that no
 # difference was found, but that the difference is, with its whole interval, smaller than a margin fixed beforehand.
@@ -35,8 +36,6 @@
 # In anyone's own pipeline each of these is one call: `memlib.mitigate(pipe, "pad-swap")`.
 
 # %%
-import time
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -46,22 +45,20 @@ from myst_nb import glue
 from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, reported
-from memlib.embeddings import encode, tokenize
 from memlib.equivalence import equivalence, relative_change
 from memlib.experiment import Experiment, long_table, summary
 from memlib.interventions import MASK_ORDERS
 from memlib.mitigations import REGISTRY, describe, get
-from memlib.sampling import Cost, sample
 from memlib.stats import mean_interval, paired_difference
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
+methods = ["pad-swap", "pad-swap-eot-mask", "pad-mask", "sot-pad"]  # mitigations in tables and pictures, by name; None: all that are registered
 n_prompts = 24  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_sweep = 8  # prompts of each set in the sweep over the share of padding set to zero, with the first seed
-n_timed = 3  # prompts on which time is taken, one picture at a time
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -78,28 +75,28 @@ run = Experiment(
 groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
 known, other = groups
 edits = {"swap": get("pad-swap"), "swap_mask": get("pad-swap-eot-mask"), "mask": get("pad-mask")}  # by their names in the claims
-from_clip = [m for m in REGISTRY.values() if m.source.startswith("clip") and m.name != "none"]
+chosen = [get(name) for name in (REGISTRY if methods is None else methods) if name != "none"]
 MARGIN = 0.05  # that of C5a and C5b
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("C5a", "C5b", "C5c", "C5d", "C5e")
+names = ("C5a", "C5b", "C5c", "C5e")
 for name in names:
     c = claim(name)
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
 print({k: round(v, 3) for k, v in run.thresholds.items()})
 
 # %% [markdown]
-# The mitigations registered so far, with what each does to a prompt so long that no padding is left. All of them leave the
-# unconditional embedding as it is.
+# The mitigations of this page, with what each does to a prompt so long that no padding is left. Those of `clip` leave the
+# unconditional embedding as it is. All that are registered stand [side by side](16_all_mitigations) elsewhere.
 
 # %%
-for m in REGISTRY.values():
+for m in chosen:
     if remark := m.remark(run.substrate.tokenizer):
         print(remark)
-pd.DataFrame(describe()).set_index("mitigation")
+pd.DataFrame(describe()).set_index("mitigation").loc[["none", *(m.name for m in chosen)]]
 
 # %% [markdown]
 # ## The pictures
@@ -109,7 +106,7 @@ pd.DataFrame(describe()).set_index("mitigation")
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures under each mitigation, with all padding masked, and training pictures, one column per prompt", "width": "100%"}}
 all_masked = get("pad-mask", fraction=1.0)
-shown = ["none", *from_clip, all_masked]
+shown = ["none", *chosen, all_masked]
 plots.montage(known.rows(shown), known.prompts.prompts[:8], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures under each mitigation, one column per prompt", "width": "100%"}}
@@ -124,22 +121,22 @@ plots.montage(other.rows(shown), other.prompts.prompts[:8], "Prompts that are no
 
 # %%
 columns = ("similarity to original", "similarity to training", "alignment", "alignment with prompt", "quality", "diversity")
-table = summary(groups, ["none", *from_clip, all_masked], columns)
+table = summary(groups, ["none", *chosen, all_masked], columns)
 table
 
 # %% [markdown]
 # `clip`'s own figures, *reported*: another model and other metrics, so compare directions and order, not values.
 
 # %%
-keys = ["none", *(m.reported for m in from_clip if m.reported)]
+keys = ["none", *(key for m in chosen for key in m.reported)]
 rows_reported = reported(text="clip")
 rows_reported = rows_reported[rows_reported["method"].isin(keys) & rows_reported["place"].isin(["Table 4", "Table 5", "Section 4.2"])]
 rows_reported[["place", "method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-similarity = long_table(groups, [*from_clip, all_masked], "similarity to original")
+similarity = long_table(groups, [*chosen, all_masked], "similarity to original")
 if len(similarity):
-    shown = {m.title: m.label for m in from_clip} | {all_masked.title: "all pad ← 0"}
+    shown = {m.title: m.label for m in chosen} | {all_masked.title: "all pad ← 0"}
     plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=shown)
 
 # %% [markdown]
@@ -161,10 +158,10 @@ def relative(group, score, edit):
     return relative_change(first, second, base[score].value)
 
 
-harm = {(score, m.title): relative(other, score, m) for score in base for m in [*from_clip, all_masked]}
+harm = {(score, m.title): relative(other, score, m) for score in base for m in [*chosen, all_masked]}
 pd.DataFrame(
     {
-        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in [*from_clip, all_masked]}
+        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in [*chosen, all_masked]}
         for score in base
     }
 )
@@ -229,46 +226,6 @@ strips["not memorized, last"] = np.stack([few_other.pictures(at(s))[0, 0] for s 
 plots.montage(strips, [f"{s:.0%}" for s in shares], "Share of padding set to zero");
 
 # %% [markdown]
-# ## What it costs
-#
-# One picture at a time, not from the store, each method in turn on the same prompts after one picture to warm up; time from the embedding
-# to the picture, the encoding of the prompt included. U-Net evaluations count rows: a guided step of one picture is two.
-
-# %%
-timed = [*REGISTRY.values()]
-seconds, evaluations = (np.zeros((len(timed), min(n_timed, len(known)))) for _ in range(2))
-
-
-def timed_picture(mitigation, prompt):
-    """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
-    x, cost = run.substrate, Cost()
-    start = time.perf_counter()
-    tokens = tokenize(x.tokenizer, [mitigation.rewrite(prompt, x.tokenizer)], mitigation.padding)
-    embedding = encode(x, tokens)
-    embedding = embedding.replace(mitigation.edit(embedding.states, embedding.tokens))
-    options = {"around": mitigation.around} if mitigation.sampled else {}
-    sample(x, embedding, run.seeds[:1], steps, mitigation.guidance(guidance), scheduler, batch_size=1, cost=cost, **options)
-    return time.perf_counter() - start, cost.evaluations
-
-
-for prompt in known.prompts.prompts[:2]:  # the first pictures of a process are slow
-    timed_picture(get("none"), prompt)
-for column in range(seconds.shape[1]):
-    for turn in range(len(timed)):
-        row = (turn + column) % len(timed)  # another one first each time
-        seconds[row, column], evaluations[row, column] = timed_picture(timed[row], known.prompts.prompts[column])
-
-cost_table = pd.DataFrame(
-    {
-        "U-Net evaluations per picture": evaluations.mean(1).round(1),
-        "seconds per picture": [mean_interval(s).text(3) for s in seconds],
-        "time, as a multiple of none": [mean_interval(s / seconds[0]).text(3) for s in seconds],
-    },
-    index=[m.name for m in timed],
-)
-cost_table
-
-# %% [markdown]
 # ## Verdicts
 
 # %%
@@ -286,15 +243,6 @@ full = {share: fidelity(other, at(share)) for share in (0.0, 0.7, 1.0)}
 quantities["similarity_70"] = known.mean(original, at(0.7))
 quantities["fall_70_to_100"] = None if full[0.7] is None else paired_difference(full[0.7], full[1.0])
 quantities["knee"] = None if full[0.7] is None else mean_interval((full[0.7] - full[1.0]) / 3 - (full[0.0] - full[0.7]) / 7)
-
-places = {m.name: i for i, m in enumerate(timed)}
-ours = [places[m.name] for m in edits.values()]
-rest = [i for name, i in places.items() if name != "none" and not REGISTRY[name].source.startswith("clip")]
-for what, values in (("evaluations", evaluations), ("seconds", seconds)):
-    dearest = values[ours[int(values[ours].mean(1).argmax())]]
-    quantities[f"{what}_to_none"] = mean_interval(dearest / values[places["none"]])
-    cheapest = values[rest[int(values[rest].mean(1).argmin())]] if rest else None
-    quantities[f"{what}_to_cheapest"] = None if cheapest is None else mean_interval(dearest / cheapest)
 
 own = {"C5a": quantities | memorized_only, "C5b": others_only}
 verdicts = {
@@ -322,8 +270,7 @@ pd.DataFrame(
 # %%
 # NBVAL_CHECK_OUTPUT
 for verdict in verdicts.values():
-    if verdict.claim != "C5d":  # time differs from machine to machine
-        print(verdict.claim, verdict.verdict)
+    print(verdict.claim, verdict.verdict)
 
 
 # %% tags=["remove-cell"]
@@ -338,19 +285,17 @@ for short, m in edits.items():
     glue(f"harm_{short}", told(others_only[f"alignment_{short}"], 3), display=False)
 for name, edit in (("none", "none"), ("swap", edits["swap"])):
     glue(f"diversity_{name}", told(known.mean("diversity", edit)), display=False)
-glue("times", told(quantities["seconds_to_none"], 3), display=False)
 for name, verdict in verdicts.items():
     glue(f"verdict_{name}", verdict.verdict, display=False)
 
 # %% [markdown]
-# On this substrate C5a {glue:text}`verdict_C5a`, C5b {glue:text}`verdict_C5b`, C5c {glue:text}`verdict_C5c`, C5d
-# {glue:text}`verdict_C5d` and C5e {glue:text}`verdict_C5e`. Similarity to the original on memorized prompts (and on others): `!`
+# On this substrate C5a {glue:text}`verdict_C5a`, C5b {glue:text}`verdict_C5b`, C5c {glue:text}`verdict_C5c`
+# and C5e {glue:text}`verdict_C5e`. Similarity to the original on memorized prompts (and on others): `!`
 # padding {glue:text}`sim_swap_mem` ({glue:text}`sim_swap_other`); the same with `<eot>` zeroed {glue:text}`sim_swap_mask_mem`
 # ({glue:text}`sim_swap_mask_other`); 70 % of the padding zeroed {glue:text}`sim_mask_mem` ({glue:text}`sim_mask_other`). Similarity to
 # training: {glue:text}`train_swap`, {glue:text}`train_swap_mask`, {glue:text}`train_mask`. Alignment of prompts that are not memorized
 # changes by these shares: {glue:text}`harm_swap`, {glue:text}`harm_swap_mask`, {glue:text}`harm_mask`. Diversity of memorized prompts
-# across seeds is {glue:text}`diversity_none` without mitigation and {glue:text}`diversity_swap` with `!` padding. The dearest of the three
-# takes {glue:text}`times` times as long as no mitigation.
+# across seeds is {glue:text}`diversity_none` without mitigation and {glue:text}`diversity_swap` with `!` padding.
 #
 # A low similarity alone says little: a mitigation that spoils every picture has it too. MiniSD was trained with one padding only, and
 # its captions are simpler than those of the web, so that what `!` padding does to prompts that are not memorized need not be

@@ -17,7 +17,7 @@
 # %% [markdown]
 # # Four scenarios of memorization
 #
-# **Claims B3, B6 and B7** · `basin`, Sections 5 and 6, Appendices 9 to 11, Tables 1 to 5, Figures 3 to 5 {cite:p}`basin`
+# **Claims B3 and B6** · `basin`, Sections 5 and 6, Appendices 9 to 11, Tables 1 to 5, Figures 3 to 5 {cite:p}`basin`
 #
 # Memorization comes about in different ways, and `basin` studies four: (1) a model fine-tuned on a small set until it overfits, and (1b)
 # on one ten times larger; (2) fine-tuned with one caption per class, "An image of ..."; (3) fine-tuned on a few pictures that are
@@ -26,7 +26,8 @@
 # - **B3** In scenarios 1 and 2 all pictures share one transition point, a *static* one; in 3 and 4 each prompt and noise has its own, a
 #   *dynamic* one.
 # - **B6** Waiting for the transition point lowers similarity in every scenario, at little cost.
-# - **B7** Earlier methods work only in the scenario that they were made for.
+#
+# That earlier methods work only in the scenario that they were made for (B7) is judged [with all mitigations](16_all_mitigations).
 #
 # The criteria below were fixed in `data/claims.yml` before anything ran. On MiniSD the scenarios are `minisd-v1` fine-tuned on fresh scenes that
 # it never saw, by the trainer that also fine-tunes Stable Diffusion (`python -m memlib.finetune`, see [](../book/running.md)); only the
@@ -53,8 +54,7 @@ from memlib.experiment import Experiment
 from memlib.mitigations import REGISTRY, get
 from memlib.sampling import Cost, sample
 from memlib.scenarios import (
-    SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, earlier_methods, largest_cost, least_lowering, measure, place,
-    shares_of_effect, spread, spread_difference, weakest_scenario,
+    SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, largest_cost, least_lowering, measure, place, spread, spread_difference,
 )
 from memlib.stats import mean_interval, quantile_interval
 from memlib.transitions import trace, transition_step
@@ -67,7 +67,7 @@ class_model = "auto"  # model of scenario 2
 duplicated_model = "auto"  # model of scenario 3
 memorized = "memorized"  # prompt set of scenario 4: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-methods = None  # names of mitigations; None: all that are registered
+methods = ["static-transition", "static-transition-opposite", "dynamic-transition", "dynamic-transition-opposite"]  # by name; None: all registered
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_timed = 2  # prompts on which time is taken, one picture at a time
@@ -81,14 +81,14 @@ batch_size = None  # pictures at once; None: from free memory
 # %%
 refuse_unknown()
 plots.style()
-chosen = [get("none"), *(get(name) for name in methods or REGISTRY if name != "none")]
+chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model, "pretrained": "auto"}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("B3", "B6", "B7")
+names = ("B3", "B6")
 for name in names:
     c = claim(name)
     print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
@@ -99,7 +99,7 @@ for name in names:
 #
 # Of each scenario so many captions of its training set, and as many prompts that are not memorized. First the traces without guidance, from
 # which the transition step of every picture is read by Algorithm 1 (see the notebook on traces); then pictures under every
-# mitigation that is registered. A *static* transition point is not taken from the text, whose models are others, but from the scenario's own traces:
+# mitigation of this page. A *static* transition point is not taken from the text, whose models are others, but from the scenario's own traces:
 # the median of the transition steps, without guidance or under the opposite guidance that precedes it.
 
 # %%
@@ -229,9 +229,9 @@ for key, r in found.items():
 
 
 # %% [markdown]
-# ## The full table
+# ## The table
 #
-# Every registered mitigation in every scenario: a mitigation registered later appears here by itself. Means with 95 % intervals by bootstrap over
+# Every mitigation of this page in every scenario; all that are registered stand [elsewhere](16_all_mitigations). Means with 95 % intervals by bootstrap over
 # prompts; the 95th percentile over all pictures; *distance* is the kernel distance (KID) of all pictures to real ones, with its standard deviation
 # over subsets, which with so few pictures says little. The text reports FID against the training pictures, which a model that
 # memorizes wins; here the real pictures are ones that MiniSD never saw.
@@ -297,7 +297,7 @@ def timed_picture(mitigation, prompt):
     """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
     x, cost = run.substrate, Cost()
     start = time.perf_counter()
-    tokens = tokenize(x.tokenizer, [prompt], mitigation.padding)
+    tokens = tokenize(x.tokenizer, [mitigation.rewrite(prompt, x.tokenizer)], mitigation.padding)
     embedding = encode(x, tokens)
     embedding = embedding.replace(mitigation.edit(embedding.states, embedding.tokens))
     options = {"around": mitigation.around} if mitigation.sampled else {}
@@ -321,20 +321,6 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## Do earlier methods work elsewhere?
-#
-# How much each earlier method lowers similarity to training, as a share of what the better of the text's own methods does in the same scenario.
-# The claim looks at the scenario where that share is lowest.
-
-# %%
-shares = shares_of_effect(found) if any(m in chosen for m in earlier_methods()) else {}
-if shares:
-    display(pd.DataFrame({name: {label(key): told(by.get(key)) for key in SCENARIOS} for name, by in shares.items()}))
-else:
-    print("No earlier method is registered yet.")
-
-
-# %% [markdown]
 # ## Verdicts
 
 # %%
@@ -348,7 +334,6 @@ quantities = {
     "spread_small": spreads.get("small"),
     "spread_class": spreads.get("class"),
     **{f"{a}_minus_{b}": apart(a, b) for a in ("pretrained", "duplicated") for b in ("small", "class")},
-    "weakest_scenario": weakest_scenario(shares),
 }
 for key in SCENARIOS:
     r = found.get(key)
@@ -377,7 +362,7 @@ for name, verdict in verdicts.items():
 glue("threshold", "not measured" if threshold is None else f"{threshold:.2f}", display=False)
 
 # %% [markdown]
-# On this substrate B3 {glue:text}`verdict_B3`, B6 {glue:text}`verdict_B6` and B7 {glue:text}`verdict_B7`.
+# On this substrate B3 {glue:text}`verdict_B3` and B6 {glue:text}`verdict_B6`.
 #
 # | scenario | similarity to training without mitigation | transition (spread) | change of similarity under the weakest of the text's methods | change of alignment under the dearest |
 # |---|---|---|---|---|

@@ -103,8 +103,8 @@ def test_every_mitigation_is_complete():
             assert words
         assert mitigation.summary.endswith(".") and mitigation.title == name
         assert mitigation.source.split()[0].rstrip(",") in ("clip", "clip-news", "basin", "attn", "dori") or ", " in mitigation.source
-        if mitigation.reported is not None:
-            assert len(reported(method=mitigation.reported))
+        for key in mitigation.reported:
+            assert len(reported(method=key))
     assert len(describe()) == len(REGISTRY) and all(all(row.values()) for row in describe())
 
 

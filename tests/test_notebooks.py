@@ -40,7 +40,7 @@ def execute(name, folder, **parameters):
         ("02_pad_embeddings", ["C2a", "C2b", "C2c"]),
         ("05_padding_or_duplication", ["C4a", "C4b"]),
         ("07_swapping", ["C7"]),
-        ("08_mitigations", ["C5a", "C5b", "C5c", "C5d", "C5e"]),  # C5d is about cost, which needs no metric
+        ("08_mitigations", ["C5a", "C5b", "C5c", "C5e"]),
         ("11_switch_on", ["B2"]),
         ("12_basin", ["B10"]),
     ],
@@ -51,7 +51,7 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     out = execute(name, offline, substrate=str(sd1_tiny), memorized=str(prompts), not_memorized=str(prompts), n_prompts=2, n_seeds=1, steps=1)
     verdicts = read_verdicts(out)
     assert [v["claim"] for v in verdicts] == claims
-    assert {v["verdict"] for v in verdicts if v["claim"] != "C5d"} == {"not testable here"}
+    assert {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "not measured" in page and "<i>Game" not in page
 
@@ -103,7 +103,7 @@ def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
     shared = {"substrate": str(sd1_tiny), "memorized": str(prompts), "not_memorized": str(prompts), "small_model": str(tuned)}
     out = execute("14_scenarios", offline, **shared, methods=["static-transition", "pad-mask"], n_prompts=2, n_seeds=1, n_timed=1, steps=4)
     verdicts = read_verdicts(out)
-    assert [v["claim"] for v in verdicts] == ["B3", "B6", "B7"] and {v["verdict"] for v in verdicts} == {"not testable here"}
+    assert [v["claim"] for v in verdicts] == ["B3", "B6"] and {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "There is no model fine-tuned from" in page and "tuned" in page and "<i>Game" not in page
 

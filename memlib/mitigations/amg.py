@@ -22,7 +22,7 @@ from memlib.errors import InputError, NotMeasured
 from memlib.first_gap import HALF_SCALE, norm_scale
 from memlib.guidance import StepInfo
 from memlib.guidance_rules import is_number
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
 from memlib.sampling import Batch
 
@@ -68,6 +68,11 @@ class AntiMemorizationGuidance(Mitigation):
     label: ClassVar[str] = "guided away from training"
     summary: ClassVar[str] = "Each step is guided away from the nearest picture of a known reference set."
     source: ClassVar[str] = "Chen et al., 2024"
+    family: ClassVar[str] = "guidance"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (30.0, 100.0, 300.0))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the first 21 pictures of a folder are not guided; pictures reach the descriptor unprepared", {"as_published": True}),
+    )
     cost: ClassVar[str] = "3 decodes and descriptors a step (one of two with a gradient), and a U-Net row where a caption is avoided"
     sampled: ClassVar[bool] = True
 

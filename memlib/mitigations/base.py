@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from memlib.embeddings import PADDINGS, Embedding, Tokens, encode, tokenize
+from memlib.errors import InputError
 from memlib.guidance import Rule
 from memlib.registered import Registered, enter, find
 
@@ -19,13 +20,26 @@ if TYPE_CHECKING:
     from memlib.sampling import Batch, Cost
 
 REGISTRY: dict[str, Mitigation] = {}
+# What a mitigation acts on, for grouping them in figures.
+FAMILIES = ("text", "attention", "guidance", "noise")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a program published with a paper does otherwise than the paper, or what papers disagree about: in words, and the
+    parameters that do it; `point` is the number on the book's page of discrepancies, empty where it has none."""
+
+    words: str
+    params: Mapping[str, Any] = field(hash=False)
+    point: str = ""
 
 
 @dataclass(frozen=True)
 class Mitigation(Registered):
     """A mitigation: subclass it, set the class attributes, override the hooks it needs, and `register` it.
 
-    The fields of the subclass are its parameters, plain numbers and texts, with defaults. The hooks, in the order of the chain:
+    The fields of the subclass are its parameters, plain numbers and texts, with defaults; the class attributes describe it, say how strongly it
+    can be made to act (`strengths`), and how published programs differ (`differences`). The hooks, in the order of the chain:
 
     - `rewrite(prompt, tokenizer)`: another text in place of a prompt, each prompt on its own;
     - `padding`: another padding token to encode with (a key of `memlib.embeddings.PADDINGS`), or None;
@@ -51,8 +65,12 @@ class Mitigation(Registered):
     cost: ClassVar[str] = "none"
     # What it does to a prompt of 75 tokens, which has no padding.
     full_prompt: ClassVar[str] = "the same as for any prompt"
-    # The method's key in data/reported/reported.csv, where a text reports figures for it.
-    reported: ClassVar[str | None] = None
+    family: ClassVar[str] = "text"
+    # The method's keys in data/reported/reported.csv, where texts report figures for it: each has names of its own.
+    reported: ClassVar[tuple[str, ...]] = ()
+    # The parameter that sets how strongly it acts, and values of it from weak to strong, the default among them.
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
+    differences: ClassVar[tuple[Difference, ...]] = ()
     padding: ClassVar[str | None] = None
     # Whether the edit depends on the padding, which a prompt of 75 tokens lacks.
     needs_padding: ClassVar[bool] = False
@@ -63,6 +81,13 @@ class Mitigation(Registered):
     def key(self) -> dict[str, Any]:
         """What identifies the mitigation in the store: name, version and parameters."""
         return {"mitigation": self.name, "version": self.version, **self.params}
+
+    def sweep(self) -> list[Self]:
+        """Return the mitigation at each of its strengths, from weak to strong; none for one without a strength."""
+        if self.strengths is None:
+            return []
+        name, values = self.strengths
+        return [self.with_params(**{name: value}) for value in values]
 
     def rewrite(self, prompt: str, tokenizer: Any) -> str:
         """Return the text to encode in place of `prompt`; the same one for a prompt in any batch."""
@@ -129,8 +154,28 @@ Kind = TypeVar("Kind", bound=type[Mitigation])
 
 
 def register(kind: Kind) -> Kind:
-    """Class decorator: enter a mitigation with its default parameters; raises InputError for a name that is taken."""
+    """Class decorator: enter a mitigation with its default parameters.
+
+    Raises InputError for a name that is taken, an unknown family, and strengths or differences that it cannot be made with.
+    """
+    _check_declared(kind)
     return enter(kind)
+
+
+def _check_declared(kind: type[Mitigation]) -> None:
+    usual = kind()
+    if kind.family not in FAMILIES:
+        raise InputError(f"The mitigation {kind.name!r} is of the family {kind.family!r}: use one of {', '.join(FAMILIES)}.")
+    if kind.strengths is not None:
+        name, values = kind.strengths
+        if not 2 <= len(values) <= 4 or len(set(values)) < len(values) or usual.params.get(name) not in values:
+            raise InputError(
+                f"The strengths of {kind.name!r} are {values!r} of {name!r}: give two to four different values of a parameter, from weak to "
+                "strong, with its default among them."
+            )
+    if any(other == usual for other in [usual.with_params(**difference.params) for difference in kind.differences]):
+        raise InputError(f"A difference of {kind.name!r} has the default parameters: name those that another program or text has.")
+    usual.sweep()  # refuses values that the mitigation does not take
 
 
 def get(name: str, **params: Any) -> Mitigation:

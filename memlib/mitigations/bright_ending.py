@@ -13,7 +13,7 @@ from memlib.attention import cross_attention_layers, finest_down_layers, record
 from memlib.calibration import reference_quantile
 from memlib.denoising import Cost, trajectory
 from memlib.first_step import FirstStep
-from memlib.mitigations.base import register
+from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
 from memlib.sampling import Batch
 
@@ -65,9 +65,13 @@ class BrightEnding(OptimizedEmbedding):
     name: ClassVar[str] = "bright-ending"
     label: ClassVar[str] = "optimized embedding, bright-ending mask"
     summary: ClassVar[str] = "As wen-1, with the magnitude weighted by the last step's attention to <eot> in an ordinary run."
-    source: ClassVar[str] = "Chen et al., 2025"
+    source: ClassVar[str] = "Chen et al., 2025 (bright ending)"
     cost: ClassVar[str] = "a whole run for the mask, then that of wen-1"
-    reported: ClassVar[str | None] = None
+    reported: ClassVar[tuple[str, ...]] = ()
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.5, 0.1))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("four pictures made at once are divided by their common mean mask", {"as_published": True, "images": 4}, "25"),
+    )
     published_target: ClassVar[float] = 1.0
 
     def masks(self, substrate: Any, batch: Batch, cost: Cost) -> Tensor:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, has_sd1_latents, reference_quantile
+from memlib.calibration import checked_quantile, published_applies, reference_quantile
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
 from memlib.guidance import Rule
 from memlib.guidance_rules import StaticTransition, is_number
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 
 PUBLISHED_TARGET = 0.9
@@ -51,6 +51,11 @@ class HanBatch(Mitigation):
     label: ClassVar[str] = "noise moved, late guidance"
     summary: ClassVar[str] = "The initial noise is moved against the sharpness of the gap, and guidance starts after a tenth of the schedule."
     source: ClassVar[str] = "Han et al., 2025, batch-wise"
+    family: ClassVar[str] = "noise"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("gamma", (0.35, 0.7, 1.4))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the reach of 50 is taken as it is, whatever the size of the latents", {"as_published": True}),
+    )
     cost: ClassVar[str] = "8 U-Net rows a picture (two pairs, twice)"
     sampled: ClassVar[bool] = True
 
@@ -104,6 +109,8 @@ class HanSample(Mitigation):
     label: ClassVar[str] = "noise optimized to a small gap"
     summary: ClassVar[str] = "The initial noise is optimized until conditional and unconditional prediction at the first step are close."
     source: ClassVar[str] = "Han et al., 2025, per sample"
+    family: ClassVar[str] = "noise"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.9, 0.5))
     cost: ClassVar[str] = "4 U-Net rows an iteration (a pair, forward and backward), until the target is reached"
     sampled: ClassVar[bool] = True
 
@@ -125,7 +132,7 @@ class HanSample(Mitigation):
         """The target for this model."""
         if self.target is not None:
             return self.target
-        if has_sd1_latents(substrate):
+        if published_applies(substrate, self):
             return PUBLISHED_TARGET
         return reference_quantile(substrate, "first gap", first_gaps, self.quantile, batch.scheduler, batch.steps)
 

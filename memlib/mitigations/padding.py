@@ -8,7 +8,7 @@ but what a mitigation does to `<eot>`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Unmitigated(Mitigation):
     label: ClassVar[str] = "no mitigation"
     summary: ClassVar[str] = "Plain sampling."
     source: ClassVar[str] = "clip"
-    reported: ClassVar[str | None] = "none"
+    reported: ClassVar[tuple[str, ...]] = ("none",)
 
 
 @register
@@ -47,7 +47,7 @@ class PadSwap(Mitigation):
     summary: ClassVar[str] = "The prompt is encoded with ! as the padding token."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = UNCHANGED
-    reported: ClassVar[str | None] = "pad_swap"
+    reported: ClassVar[tuple[str, ...]] = ("pad_swap",)
     padding: ClassVar[str | None] = "!"
     needs_padding: ClassVar[bool] = True
 
@@ -62,7 +62,7 @@ class PadSwapEotMask(Mitigation):
     summary: ClassVar[str] = "The prompt is encoded with ! as the padding token, and the <eot> state is set to zero."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = "only the <eot> state is set to zero"
-    reported: ClassVar[str | None] = "pad_swap_mask_eot"
+    reported: ClassVar[tuple[str, ...]] = ("pad_swap_mask_eot",)
     padding: ClassVar[str | None] = "!"
     needs_padding: ClassVar[bool] = True
 
@@ -88,7 +88,8 @@ class PadMask(Mitigation):
     summary: ClassVar[str] = "A part of the padding states (70 %, the last ones) is set to zero."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = UNCHANGED
-    reported: ClassVar[str | None] = "mask_pad_70"
+    reported: ClassVar[tuple[str, ...]] = ("mask_pad_70",)
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("fraction", (0.4, 0.7, 1.0))
     needs_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, has_sd1_latents, reference_quantile
+from memlib.calibration import checked_quantile, published_applies, reference_quantile
 from memlib.denoising import Cost, to_epsilon
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
@@ -145,9 +145,11 @@ class ReAnchoredPrompt(Mitigation):
     name: ClassVar[str] = "prss"
     label: ClassVar[str] = "re-anchored prompt"
     summary: ClassVar[str] = "A modified prompt guides, and where its magnitude is high the picture is pushed away from the original one instead."
-    source: ClassVar[str] = "Chen et al., 2025"
+    source: ClassVar[str] = "Chen et al., 2025 (PRSS)"
     cost: ClassVar[str] = "that of wen-1 (or one U-Net row per paraphrase tried), and a third row at steps that are re-anchored"
     sampled: ClassVar[bool] = True
+    family: ClassVar[str] = "guidance"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.9, 0.5, 0.1))
     published_target: ClassVar[float] = 3.0
     published_search_target: ClassVar[float] = 1.0
 
@@ -194,7 +196,7 @@ class ReAnchoredPrompt(Mitigation):
         """The magnitude from which re-anchoring acts on this substrate."""
         if self.target is not None:
             return self.target
-        if has_sd1_latents(substrate):
+        if published_applies(substrate, self):
             return self.published_target
         return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
 

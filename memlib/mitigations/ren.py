@@ -20,7 +20,7 @@ from memlib.attention import cross_attention_layers
 from memlib.denoising import Cost
 from memlib.embeddings import CONTEXT_LENGTH
 from memlib.errors import InputError
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 
 
@@ -78,7 +78,12 @@ class MaskedAttention(Mitigation):
     source: ClassVar[str] = "attn, clip Table 4"
     cost: ClassVar[str] = "a mask and one product per cross-attention layer"
     full_prompt: ClassVar[str] = "only the attention to the start token is changed"
-    reported: ClassVar[str | None] = "ren"
+    family: ClassVar[str] = "attention"
+    reported: ClassVar[tuple[str, ...]] = ("ren",)
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("scale", (1.0, 1.25, 2.0))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("every second row of the batch is rescaled, ten pictures at once", {"as_published": True}, "10"),
+    )
     sampled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, has_sd1_latents, reference_quantile
+from memlib.calibration import checked_quantile, has_sd1_latents, is_default, reference_quantile
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, norm_scale
 from memlib.guidance_rules import is_number
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 from memlib.sharpness_search import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
 
@@ -61,6 +61,14 @@ class Sail(Mitigation):
     label: ClassVar[str] = "noise chosen by sharpness"
     summary: ClassVar[str] = "The initial noise is optimized until the density around it is not sharp for this prompt."
     source: ClassVar[str] = "Jeon et al., 2025, Algorithm 2"
+    family: ClassVar[str] = "noise"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.9, 0.5))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the difference of two gaps, as in the paper, in place of one gap", {"objective": "difference"}, "13"),
+        Difference(
+            "accepted noise is moved on, the direction is not computed anew, and failed rounds repeat their noise", {"as_published": True}, "21"
+        ),
+    )
     cost: ClassVar[str] = "8 U-Net rows a step (two pairs, forward and backward), until the threshold is reached"
     sampled: ClassVar[bool] = True
 
@@ -110,7 +118,7 @@ class Sail(Mitigation):
         if self.threshold is not None:
             return self.threshold
         second = substrate.prediction_type == "v_prediction" and tuple(substrate.latent_shape) == SD2_LATENTS
-        if has_sd1_latents(substrate) or second:
+        if (has_sd1_latents(substrate) or second) and is_default(self, "quantile"):
             return PUBLISHED_THRESHOLD
         alpha = self.alpha_on(substrate)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from memlib.denoising import Cost
 from memlib.embeddings import Tokens
 from memlib.errors import InputError
-from memlib.mitigations.base import Mitigation, prompt_generator, register
+from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
 from memlib.sampling import Batch
 
 DRAWN_TOKENS = 49_400  # The program draws among these; the last of CLIP's 49,408 are left out.
@@ -37,6 +37,11 @@ class _AddedWords(Mitigation):
     seed: int = 0
 
     full_prompt: ClassVar[str] = "the added words push the last ones out"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("count", (1, 4, 8))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("one word is added (programs of Wen et al. and MemBench)", {"count": 1}, "11"),
+        Difference("two words are added (default of another program of the authors)", {"count": 2}, "11"),
+    )
 
     def __post_init__(self) -> None:
         for what, value in (("count", self.count), ("seed", self.seed)):
@@ -70,7 +75,7 @@ class RandomToken(_AddedWords):
     label: ClassVar[str] = "random words added"
     summary: ClassVar[str] = "Four random tokens, as text, are put into the prompt at random places."
     source: ClassVar[str] = "Somepalli et al., 2023; clip Table 4; basin Tables 1, 3 and 4"
-    reported: ClassVar[str | None] = "rta"
+    reported: ClassVar[tuple[str, ...]] = ("rta", "random_word")
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
         return tokenizer.decode([_draw(DRAWN_TOKENS, generator)]).strip()
@@ -85,7 +90,7 @@ class RandomNumber(_AddedWords):
     label: ClassVar[str] = "random numbers added"
     summary: ClassVar[str] = "Four random numbers are put into the prompt at random places."
     source: ClassVar[str] = "Somepalli et al., 2023; clip Table 4; basin Tables 1, 3 and 4"
-    reported: ClassVar[str | None] = "rna"
+    reported: ClassVar[tuple[str, ...]] = ("rna", "random_number")
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
         return str(_draw(DRAWN_NUMBERS, generator))
@@ -100,6 +105,7 @@ class RepeatedWord(_AddedWords):
     label: ClassVar[str] = "words repeated"
     summary: ClassVar[str] = "Four words of the prompt, drawn at random, are put into it again at random places."
     source: ClassVar[str] = "Somepalli et al., 2023"
+    differences: ClassVar[tuple[Difference, ...]] = ()
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
         words = prompt.split(" ")
@@ -123,6 +129,10 @@ class EmbeddingNoise(Mitigation):
     label: ClassVar[str] = "noise on the embedding"
     summary: ClassVar[str] = "Gaussian noise of standard deviation 0.1 is added to the prompt's embedding."
     source: ClassVar[str] = "Somepalli et al., 2023"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.1, 0.3, 1.0))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),
+    )
 
     def __post_init__(self) -> None:
         known = not isinstance(self.strength, bool) and isinstance(self.strength, (int, float)) and math.isfinite(self.strength)

@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 from memlib import guidance_rules as rules
 from memlib.errors import InputError
 from memlib.guidance import Rule
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 
 
 class _Guided(Mitigation):
     """A mitigation that is a guidance rule: `rule(scale)` makes it for the scale that would be used throughout."""
+
+    family: ClassVar[str] = "guidance"
 
     def __post_init__(self) -> None:
         self.rule(7.5)  # refuses parameters that no rule takes
@@ -50,7 +52,8 @@ class StaticTransition(_Guided):
     label: ClassVar[str] = "guidance from t*"
     summary: ClassVar[str] = "The prompt is ignored until the middle of the schedule (t = 500), then guidance starts."
     source: ClassVar[str] = "basin 5, Tables 1, 2 and 5"
-    reported: ClassVar[str | None] = "stp"
+    reported: ClassVar[tuple[str, ...]] = ("stp", "cfg_from_700", "cfg_from_600")
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("time", (800.0, 650.0, 500.0))
 
     def rule(self, scale: float) -> Rule:
         if self.step is not None:
@@ -71,7 +74,7 @@ class StaticTransitionOpposite(StaticTransition):
     label: ClassVar[str] = "opposite until t*"
     summary: ClassVar[str] = "Guidance leads away from the prompt (scale -2) until t = 650, then towards it."
     source: ClassVar[str] = "basin 5.1, Table 1"
-    reported: ClassVar[str | None] = "og_stp"
+    reported: ClassVar[tuple[str, ...]] = ("og_stp",)
 
 
 @register
@@ -85,7 +88,10 @@ class DynamicTransition(_Guided):
     label: ClassVar[str] = "guidance from minimum"
     summary: ClassVar[str] = "The prompt is ignored until a picture's magnitude has passed its first local minimum, then guidance starts."
     source: ClassVar[str] = "basin 5, Algorithm 1, Tables 3 and 4"
-    reported: ClassVar[str | None] = "dtp"
+    reported: ClassVar[tuple[str, ...]] = ("dtp",)
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("guidance is 1 before the transition, not 0", {"variant": "as_published"}, "6"),
+    )
 
     def rule(self, scale: float) -> Rule:
         return rules.DynamicTransition(scale, None, self.variant)
@@ -102,7 +108,8 @@ class DynamicTransitionOpposite(_Guided):
     label: ClassVar[str] = "opposite until minimum"
     summary: ClassVar[str] = "Guidance leads away from the prompt until a picture's magnitude has passed its first local minimum, then towards it."
     source: ClassVar[str] = "basin 5.1, Algorithm 1, Tables 3 and 4"
-    reported: ClassVar[str | None] = "og_dtp"
+    reported: ClassVar[tuple[str, ...]] = ("og_dtp",)
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.25, 0.5, 1.0))
 
     def rule(self, scale: float) -> Rule:
         _finite(self, strength=self.strength)
@@ -123,6 +130,7 @@ class AnnealedGuidance(_Guided):
     label: ClassVar[str] = "rising guidance"
     summary: ClassVar[str] = "Guidance rises evenly from none at the first step to its full scale at the last."
     source: ClassVar[str] = "Wang et al., 2024; Chang et al., 2023"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("before", (4.0, 1.0, 0.0))
 
     def rule(self, scale: float) -> Rule:
         return rules.Annealed(scale, self.before, self.shape)
@@ -141,6 +149,7 @@ class IntervalGuidance(_Guided):
     label: ClassVar[str] = "guidance in the middle"
     summary: ClassVar[str] = "Guidance acts in the middle of the schedule only; at its beginning and end there is none."
     source: ClassVar[str] = "Kynkäänniemi et al., 2024"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("high", (812.0, 650.0, 500.0))
 
     def rule(self, scale: float) -> Rule:
         return rules.LimitedInterval(scale, self.high, self.low, self.outside)

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, has_sd1_latents, reference_quantile
+from memlib.calibration import checked_quantile, published_applies, reference_quantile
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_step import FirstStep, first_magnitudes, weighted
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch, initial_latents
 
 WEIGHT_DECAY = 0.01  # AdamW's own default, which the program leaves as it is.
@@ -116,8 +116,8 @@ class OptimizedEmbedding(Mitigation):
     """At most `iterations` updates of AdamW with learning rate `lr` at the first step, until the magnitude is at most the target.
 
     The target is `target` where it is given; else the published one on the latents that it belongs to (4 x 64 x 64, models of
-    noise), and elsewhere the `quantile` of the magnitude at the first step over prompts that are not memorized
-    (`memlib.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1), hence a high quantile.
+    noise), and elsewhere, or where another quantile than the default is asked for, the `quantile` of the magnitude at the first step over
+    prompts that are not memorized (`memlib.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1), hence a high quantile.
 
     `as_published` does what the public program does: one embedding for `images` pictures of a prompt made at once (seeds 0 to 3,
     4 to 7, ...), whose loss is the norm over all of them together, about sqrt(images) times that of one, and weight
@@ -136,7 +136,11 @@ class OptimizedEmbedding(Mitigation):
     summary: ClassVar[str] = "The embedding is optimized at the first step until the magnitude is at most 3, or its counterpart on other models."
     source: ClassVar[str] = "Wen et al., 2024"
     cost: ClassVar[str] = "one U-Net row, and one for each forward and each backward pass, of which there are up to ten"
-    reported: ClassVar[str | None] = "wen"
+    reported: ClassVar[tuple[str, ...]] = ("wen", "wen_l3")
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.99, 0.5, 0.1))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("one embedding and one norm for four pictures made at once, and weight decay on <sot>", {"as_published": True}, "9"),
+    )
     sampled: ClassVar[bool] = True
     published_target: ClassVar[float] = 3.0
 
@@ -153,7 +157,7 @@ class OptimizedEmbedding(Mitigation):
         """The target on this substrate, in units of the loss."""
         if self.target is not None:
             return self.target
-        if has_sd1_latents(substrate):
+        if published_applies(substrate, self):
             return self.published_target
         return self.reference(substrate, batch)
 
@@ -211,5 +215,6 @@ class OptimizedEmbeddingStrict(OptimizedEmbedding):
     label: ClassVar[str] = "optimized embedding, target 1"
     summary: ClassVar[str] = "The embedding is optimized at the first step until the magnitude is at most 1, or its counterpart on other models."
     source: ClassVar[str] = "Wen et al., 2024; basin Tables 3 and 4"
-    reported: ClassVar[str | None] = "wen_l1"
+    reported: ClassVar[tuple[str, ...]] = ("wen_l1",)
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = None  # Its strengths are those of wen-3.
     published_target: ClassVar[float] = 1.0

@@ -1,4 +1,4 @@
-"""Every figure's look: pictures in rows, curves, distributions, effects, the basin, and detection."""
+"""Every figure's look: pictures in rows, curves, distributions, effects, the basin, detection, and trade-offs."""
 
 from memlib.plots.basin import funnels
 from memlib.plots.curves import bands, by_position, dose_response, ecdf, marked_traces
@@ -7,8 +7,10 @@ from memlib.plots.distributions import distributions, heat_maps, planes, separat
 from memlib.plots.effects import forest, grouped_bars
 from memlib.plots.pictures import attention_maps, contact_sheet, montage
 from memlib.plots.style import COLOURS, DPI, style
+from memlib.plots.trade_off import dominance, trade_off
 
 __all__ = [
-    "COLOURS", "DPI", "accuracy_by_cost", "attention_maps", "bands", "by_position", "contact_sheet", "distributions", "dose_response", "ecdf",
-    "forest", "funnels", "grouped_bars", "heat_maps", "marked_traces", "montage", "planes", "roc_curves", "score_groups", "separation", "style",
+    "COLOURS", "DPI", "accuracy_by_cost", "attention_maps", "bands", "by_position", "contact_sheet", "distributions", "dominance",
+    "dose_response", "ecdf", "forest", "funnels", "grouped_bars", "heat_maps", "marked_traces", "montage", "planes", "roc_curves",
+    "score_groups", "separation", "style", "trade_off",
 ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""Dominated areas against hand-made points, and their ranking."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from memlib import plots
+from memlib.errors import InputError
+from memlib.pareto import Reference, Setting, dominated_area, rank
+
+CORNER = (1.0, 0.0)
+
+
+def area(*points, corner=CORNER):
+    left, kept = np.array(points, float).T
+    return float(dominated_area(left, kept, corner))
+
+
+def test_the_area_of_points_worked_out_by_hand():
+    assert area((0, 1)) == 1 and area((0.5, 0.5)) == 0.25
+    # Two steps: 0.3 wide and 0.4 high, then 0.5 wide and 0.9 high.
+    assert area((0.2, 0.4), (0.5, 0.9)) == pytest.approx(0.3 * 0.4 + 0.5 * 0.9)
+    assert area((0.5, 0.9), (0.2, 0.4)) == pytest.approx(0.57)
+    # A point that another one beats in both adds nothing; one beyond the corner dominates nothing.
+    assert area((0.2, 0.4), (0.6, 0.3)) == pytest.approx(0.32) and area((1.2, 0.8)) == 0 and area((0.2, -0.1)) == 0
+    assert area((0.2, 0.4), (1.2, 5)) == pytest.approx(0.32) and area((0.2, 0.7), (0.2, 0.4)) == pytest.approx(0.56)
+    assert area((0.2, 0.4), corner=(0.6, 0.3)) == pytest.approx(0.04)
+
+
+def test_the_area_is_the_share_of_random_points_that_are_dominated():
+    draw = np.random.default_rng(0)
+    points, thrown = draw.uniform(size=(5, 2)), draw.uniform(size=(200_000, 2))
+    hit = ((points[:, 0] <= thrown[:, :1]) & (points[:, 1] >= thrown[:, 1:])).any(1)
+    assert area(*points) == pytest.approx(hit.mean(), abs=0.005)
+    many = draw.uniform(size=(3, 4, 5, 2))
+    assert np.allclose(dominated_area(many[..., 0], many[..., 1], CORNER)[2, 1], area(*many[2, 1]))
+    with pytest.raises(InputError, match="as many similarities as alignments"):
+        dominated_area(np.zeros(2), np.zeros(3), CORNER)
+
+
+def setting(title, left, kept, spread=0.0, prompts=8):
+    draw = np.random.default_rng(len(title))
+    noise = draw.normal(size=(2, prompts, 2)) * spread
+    return Setting(title, left + noise[0], kept + noise[1])
+
+
+def test_methods_are_ranked_by_what_their_settings_dominate_together():
+    curves = {
+        "none": [setting("none", 0.8, 0.3)],
+        "weak": [setting("weak", 0.6, 0.3)],
+        "swept": [setting("swept", 0.6, 0.3), setting("swept, strong", 0.2, 0.25)],
+    }
+    found = rank(curves, Reference(0.8, 0.1, 0.3), {"swept": "swept"})
+    assert list(found) == ["swept", "weak", "none"]
+    unit = 0.8 * 0.2
+    assert found["weak"].area.value == pytest.approx(0.2 * 0.2 / unit) == found["swept"].single
+    assert found["swept"].area.value == pytest.approx((0.2 * 0.2 + 0.4 * 0.15) / unit) and found["none"].area.value == 0
+    # Without any spread between prompts intervals have no width, and the first is always first.
+    assert found["swept"].area.low == pytest.approx(found["swept"].area.high) and [r.first for r in found.values()] == [1, 0, 0]
+
+
+def test_intervals_and_first_places_follow_the_prompts():
+    draw = np.random.default_rng(1)
+    base = draw.uniform(0.2, 0.6, (12, 2))
+    same = {"a": [Setting("a", base, np.full((12, 2), 0.3))], "b": [Setting("b", base.copy(), np.full((12, 2), 0.3))]}
+    found = rank(same, Reference(0.8, 0.1, 0.3))
+    assert found["a"].area.low < found["a"].area.value < found["a"].area.high and found["a"].first == found["b"].first == 0.5
+    means = base.mean(1)
+    drawn = [1 - means[draw.integers(12, size=12)].mean() / 0.8 for _ in range(4000)]
+    assert np.allclose([found["a"].area.low, found["a"].area.high], np.quantile(drawn, [0.025, 0.975]), atol=0.02)
+    # Alignment on other prompts, and another number of them.
+    apart = {"a": [Setting("a", base, draw.uniform(0.2, 0.4, (5, 2)))]}
+    assert rank(apart, Reference(0.8, 0.1, 0.3), same_prompts=False)["a"].area.n_prompts == 12
+
+
+def test_there_is_no_ranking_where_alignment_tells_nothing():
+    assert rank({"a": [setting("a", 0.2, 0.3)]}, Reference(0.8, 0.3, 0.3)) == {} and rank({}, Reference(0.8, 0.1, 0.3)) == {}
+    one = rank({"a": [setting("a", 0.2, 0.3, prompts=1)]}, Reference(0.8, 0.1, 0.3))
+    assert np.isnan(one["a"].area.low)
+
+
+def test_the_figures_show_every_method_in_the_colour_of_its_family():
+    curves = {name: [setting(name, 0.5, 0.3, 0.05), setting(name + "+", 0.3, 0.25, 0.05)] for name in ("none", "a", "b", "c")}
+    families = {"none": "text", "a": "text", "b": "noise", "c": "noise"}
+    reference = Reference(0.8, 0.1, 0.3)
+    figure = plots.trade_off({"one": (curves, reference), "two": (curves, None), "three": (curves, None)}, families, "left", "kept")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["none", "a (text)", "b (noise)", "c (noise)"]
+    colours = [handle.get_color() for handle in figure.legends[0].legend_handles]
+    assert colours[0] == "black" and colours[1] != colours[2] == colours[3]
+    bars = plots.dominance({"one": rank(curves, reference)}, families)
+    assert len(bars.axes[0].get_yticklabels()) == 4
+    plt.close("all")
