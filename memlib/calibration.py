@@ -68,13 +68,14 @@ def reference_values(
     seeds: Sequence[int] = SEEDS,
     version: int = 1,
     store: Store | None = None,
+    count: int = PROMPTS,
 ) -> np.ndarray:
-    """Return what `measure` gives for prompts that are not memorized, float64 [N, S], from the store where it was made before.
+    """Return what `measure` gives for `count` prompts that are not memorized, float64 [N, S], from the store where it was made before.
 
     `name` and `version` stand for `measure` in the store's key; `store` is by default that of `memlib.store`. The U-Net rows spent
     belong to the model and not to a picture, and are not counted.
     """
-    prompts = reference_prompts(substrate)
+    prompts = reference_prompts(substrate)[:count]
     key = {
         "reference": name, "version": version, "sampler": SAMPLER_VERSION, "weights": substrate.weights_hash,
         "dtype": str(substrate.dtype), "scheduler": scheduler, "steps": steps, "seeds": list(seeds), "prompts": digest(list(prompts)),

@@ -61,8 +61,8 @@ class Ranked:
     first: float
 
 
-def dominated_area(left: np.ndarray, kept: np.ndarray, reference: tuple[float, float]) -> np.ndarray:
-    """Return the area [...] that K points dominate above and to the left of `reference`, from `left` and `kept` [..., K].
+def dominated_area(left: np.ndarray, kept: np.ndarray, corner: tuple[np.ndarray | float, np.ndarray | float]) -> np.ndarray:
+    """Return the area [...] that K points dominate above and to the left of a `corner` (two numbers or [...]), from `left` and `kept` [..., K].
 
     Raises InputError for shapes that do not fit.
     """
@@ -70,11 +70,12 @@ def dominated_area(left: np.ndarray, kept: np.ndarray, reference: tuple[float, f
     if left.shape != kept.shape or left.ndim < 1 or left.shape[-1] < 1:
         raise InputError(f"Points need as many similarities as alignments, and at least one each, not {left.shape} and {kept.shape}.")
     order = np.argsort(left, -1)
-    x = np.take_along_axis(left, order, -1).clip(max=reference[0])
+    worst, floor = (np.broadcast_to(side, left.shape[:-1])[..., None] for side in corner)
+    x = np.minimum(np.take_along_axis(left, order, -1), worst)
     # From each point to the next one on, the best alignment reached so far counts.
     best = np.maximum.accumulate(np.take_along_axis(kept, order, -1), -1)
-    widths = np.diff(x, axis=-1, append=np.full((*x.shape[:-1], 1), reference[0]))
-    return (widths * (best - reference[1]).clip(min=0)).sum(-1)
+    widths = np.diff(x, axis=-1, append=worst)
+    return (widths * (best - floor).clip(min=0)).sum(-1)
 
 
 def rank(
@@ -83,34 +84,39 @@ def rank(
 ) -> dict[str, Ranked]:  # fmt: skip
     """Return the dominated area of each method, in units of `reference`, the largest first; bootstrap over prompts.
 
-    The same prompts are drawn for every method, so that their areas can be compared; `same_prompts` says whether `kept` is on the prompts of
-    `left`, and is drawn with them. The reference stays as it is. `usual` names the setting of each method that counts as its single one (by default
-    the first). An empty result means that the reference has no area: alignment without mitigation is not above the corner.
+    The same prompts are drawn for every method, and the corner's similarity is that of the method "none" on them, so that areas are those beyond no
+    mitigation; `same_prompts` says whether `kept` is on the prompts of `left`, and is drawn with them. A similarity below 0 counts as 0. `usual` names
+    the setting of each method that counts as its single one (by default the first). An empty result means that the reference has no
+    area (alignment without mitigation is not above the corner), or that "none" is not among the methods.
 
     More settings can only dominate more, and the best of several noisy ones looks better than it is.
     """
-    if not curves or reference.unit <= 0:
+    if "none" not in curves or reference.unit <= 0:
         return {}
     draw = np.random.default_rng(0)
-    settings = next(iter(curves.values()))
-    weights = [_weights(len(settings[0].left), resamples, draw)]
-    weights.append(weights[0] if same_prompts else _weights(len(settings[0].kept), resamples, draw))
-    corner = (reference.left, reference.kept)
+    plain = curves["none"][0]
+    weights = [_weights(len(plain.left), resamples, draw)]
+    weights.append(weights[0] if same_prompts else _weights(len(plain.kept), resamples, draw))
+    corner, corners = (reference.left, reference.kept), (weights[0] @ plain.left.mean(1), reference.kept)
     areas, found = {}, {}
     for name, points in curves.items():
-        means = [np.stack([getattr(p, side).mean(1) for p in points], 1) for side in ("left", "kept")]  # [prompts, K]
-        value = float(dominated_area(*(m.mean(0) for m in means), corner)) / reference.unit
-        areas[name] = dominated_area(*(w @ m for w, m in zip(weights, means, strict=True)), corner) / reference.unit
-        low, high = np.quantile(areas[name], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(points[0].left) > 1 else (np.nan, np.nan)
-        alone = next((p for p in points if p.title == (usual or {}).get(name)), points[0])
-        single = float(dominated_area(np.array([alone.left.mean()]), np.array([alone.kept.mean()]), corner)) / reference.unit
-        found[name] = (Estimate(value, float(low), float(high), len(points[0].left), points[0].left.shape[1]), single)
+        left, kept = (np.stack([getattr(p, side).mean(1) for p in points], 1) for side in ("left", "kept"))  # [prompts, K]
+        value = _area(left.mean(0), kept.mean(0), corner, reference)
+        areas[name] = _area(weights[0] @ left, weights[1] @ kept, corners, reference)
+        low, high = np.quantile(areas[name], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(left) > 1 else (np.nan, np.nan)
+        alone = next((i for i, p in enumerate(points) if p.title == (usual or {}).get(name)), 0)
+        single = float(_area(left.mean(0)[[alone]], kept.mean(0)[[alone]], corner, reference))
+        found[name] = (Estimate(float(value), float(low), float(high), len(points[0].left), points[0].left.shape[1]), single)
     table = np.stack(list(areas.values()))
     # Methods that share the first place share its weight.
     firsts = (table == table.max(0)) & (table > 0)
     shares = (firsts / np.maximum(firsts.sum(0), 1)).mean(1)
     ranked = {name: Ranked(*found[name], float(share)) for name, share in zip(areas, shares, strict=True)}
     return dict(sorted(ranked.items(), key=lambda item: -item[1].area.value))
+
+
+def _area(left: np.ndarray, kept: np.ndarray, corner: tuple, reference: Reference) -> np.ndarray:
+    return dominated_area(left.clip(min=0), kept, corner) / reference.unit
 
 
 def _weights(count: int, resamples: int, draw: np.random.Generator) -> np.ndarray:

@@ -62,21 +62,33 @@ def test_methods_are_ranked_by_what_their_settings_dominate_together():
 def test_intervals_and_first_places_follow_the_prompts():
     draw = np.random.default_rng(1)
     base = draw.uniform(0.2, 0.6, (12, 2))
-    same = {"a": [Setting("a", base, np.full((12, 2), 0.3))], "b": [Setting("b", base.copy(), np.full((12, 2), 0.3))]}
+    none = {"none": [Setting("none", np.full((12, 2), 0.8), np.full((12, 2), 0.3))]}
+    same = none | {"a": [Setting("a", base, np.full((12, 2), 0.3))], "b": [Setting("b", base.copy(), np.full((12, 2), 0.3))]}
     found = rank(same, Reference(0.8, 0.1, 0.3))
     assert found["a"].area.low < found["a"].area.value < found["a"].area.high and found["a"].first == found["b"].first == 0.5
     means = base.mean(1)
     drawn = [1 - means[draw.integers(12, size=12)].mean() / 0.8 for _ in range(4000)]
     assert np.allclose([found["a"].area.low, found["a"].area.high], np.quantile(drawn, [0.025, 0.975]), atol=0.02)
     # Alignment on other prompts, and another number of them.
-    apart = {"a": [Setting("a", base, draw.uniform(0.2, 0.4, (5, 2)))]}
+    apart = {name: [Setting(name, left, draw.uniform(0.2, 0.4, (5, 2)))] for name, left in (("none", none["none"][0].left), ("a", base))}
     assert rank(apart, Reference(0.8, 0.1, 0.3), same_prompts=False)["a"].area.n_prompts == 12
 
 
 def test_there_is_no_ranking_where_alignment_tells_nothing():
-    assert rank({"a": [setting("a", 0.2, 0.3)]}, Reference(0.8, 0.3, 0.3)) == {} and rank({}, Reference(0.8, 0.1, 0.3)) == {}
-    one = rank({"a": [setting("a", 0.2, 0.3, prompts=1)]}, Reference(0.8, 0.1, 0.3))
-    assert np.isnan(one["a"].area.low)
+    curves = {name: [setting(name, left, 0.3, prompts=1)] for name, left in (("none", 0.8), ("a", 0.2))}
+    assert rank(curves, Reference(0.8, 0.3, 0.3)) == {} and rank({}, Reference(0.8, 0.1, 0.3)) == {}
+    assert np.isnan(rank(curves, Reference(0.8, 0.1, 0.3))["a"].area.low)
+
+
+def test_areas_are_those_beyond_no_mitigation_on_the_same_prompts():
+    # Prompts differ much in how memorized they are, and the method lowers each by the same: the interval of what is gained is narrow.
+    base = np.random.default_rng(2).uniform(0.4, 1.0, (20, 2))
+    kept = np.full((20, 2), 0.3)
+    curves = {"none": [Setting("none", base, kept)], "a": [Setting("a", base - 0.2, kept)], "beyond": [Setting("beyond", base - 2, kept)]}
+    found = rank(curves, Reference(float(base.mean()), 0.1, 0.3))
+    assert (found["none"].area.low, found["none"].area.high) == (0, 0)
+    assert found["a"].area.high - found["a"].area.low < 1e-9 and found["a"].area.value == pytest.approx(0.2 / base.mean())
+    assert found["beyond"].area.value == pytest.approx(1)
 
 
 def test_the_figures_show_every_method_in_the_colour_of_its_family():

@@ -69,7 +69,7 @@ class AntiMemorizationGuidance(Mitigation):
     summary: ClassVar[str] = "Each step is guided away from the nearest picture of a known reference set."
     source: ClassVar[str] = "Chen et al., 2024"
     family: ClassVar[str] = "guidance"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (30.0, 100.0, 300.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (100.0, 300.0))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the first 21 pictures of a folder are not guided; pictures reach the descriptor unprepared", {"as_published": True}),
     )

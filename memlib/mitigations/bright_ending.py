@@ -17,6 +17,8 @@ from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
 from memlib.sampling import Batch
 
+CALIBRATED = 16  # Prompts for the target: each takes a whole run.
+
 
 def bright_masks(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
     """Return the attention to ``<eot>`` at the last step of an ordinary run of the batch, [B, h, w] on the CPU.
@@ -68,7 +70,7 @@ class BrightEnding(OptimizedEmbedding):
     source: ClassVar[str] = "Chen et al., 2025 (bright ending)"
     cost: ClassVar[str] = "a whole run for the mask, then that of wen-1"
     reported: ClassVar[tuple[str, ...]] = ()
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.5, 0.1))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = None  # Each costs a whole run; those of wen-3 show what a target does.
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("four pictures made at once are divided by their common mean mask", {"as_published": True, "images": 4}, "25"),
     )
@@ -79,5 +81,6 @@ class BrightEnding(OptimizedEmbedding):
 
     def reference(self, substrate: Any, batch: Batch) -> float:
         return reference_quantile(
-            substrate, "first magnitude, bright ending", masked_magnitudes, self.quantile, batch.scheduler, batch.steps, seeds=(0,)
+            substrate, "first magnitude, bright ending", masked_magnitudes, self.quantile, batch.scheduler, batch.steps, seeds=(0,),
+            count=CALIBRATED,
         )

@@ -52,7 +52,7 @@ class HanBatch(Mitigation):
     summary: ClassVar[str] = "The initial noise is moved against the sharpness of the gap, and guidance starts after a tenth of the schedule."
     source: ClassVar[str] = "Han et al., 2025, batch-wise"
     family: ClassVar[str] = "noise"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("gamma", (0.35, 0.7, 1.4))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("gamma", (0.7, 1.4))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the reach of 50 is taken as it is, whatever the size of the latents", {"as_published": True}),
     )

@@ -149,7 +149,7 @@ class ReAnchoredPrompt(Mitigation):
     cost: ClassVar[str] = "that of wen-1 (or one U-Net row per paraphrase tried), and a third row at steps that are re-anchored"
     sampled: ClassVar[bool] = True
     family: ClassVar[str] = "guidance"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.9, 0.5, 0.1))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.5, 0.1))
     published_target: ClassVar[float] = 3.0
     published_search_target: ClassVar[float] = 1.0
 

@@ -62,7 +62,7 @@ class Sail(Mitigation):
     summary: ClassVar[str] = "The initial noise is optimized until the density around it is not sharp for this prompt."
     source: ClassVar[str] = "Jeon et al., 2025, Algorithm 2"
     family: ClassVar[str] = "noise"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.9, 0.5))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.99, 0.9))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the difference of two gaps, as in the paper, in place of one gap", {"objective": "difference"}, "13"),
         Difference(

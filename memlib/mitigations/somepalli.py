@@ -37,10 +37,9 @@ class _AddedWords(Mitigation):
     seed: int = 0
 
     full_prompt: ClassVar[str] = "the added words push the last ones out"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("count", (1, 4, 8))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("count", (4, 8))
     differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("one word is added (programs of Wen et al. and MemBench)", {"count": 1}, "11"),
-        Difference("two words are added (default of another program of the authors)", {"count": 2}, "11"),
+        Difference("one word is added, as programs of Wen et al. and MemBench do, and not four", {"count": 1}, "11"),
     )
 
     def __post_init__(self) -> None:
@@ -129,7 +128,7 @@ class EmbeddingNoise(Mitigation):
     label: ClassVar[str] = "noise on the embedding"
     summary: ClassVar[str] = "Gaussian noise of standard deviation 0.1 is added to the prompt's embedding."
     source: ClassVar[str] = "Somepalli et al., 2023"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.1, 0.3, 1.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.1, 0.5))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),
     )

@@ -53,7 +53,7 @@ class StaticTransition(_Guided):
     summary: ClassVar[str] = "The prompt is ignored until the middle of the schedule (t = 500), then guidance starts."
     source: ClassVar[str] = "basin 5, Tables 1, 2 and 5"
     reported: ClassVar[tuple[str, ...]] = ("stp", "cfg_from_700", "cfg_from_600")
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("time", (800.0, 650.0, 500.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("time", (650.0, 500.0))
 
     def rule(self, scale: float) -> Rule:
         if self.step is not None:
@@ -109,7 +109,7 @@ class DynamicTransitionOpposite(_Guided):
     summary: ClassVar[str] = "Guidance leads away from the prompt until a picture's magnitude has passed its first local minimum, then towards it."
     source: ClassVar[str] = "basin 5.1, Algorithm 1, Tables 3 and 4"
     reported: ClassVar[tuple[str, ...]] = ("og_dtp",)
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.25, 0.5, 1.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.25, 1.0))
 
     def rule(self, scale: float) -> Rule:
         _finite(self, strength=self.strength)
@@ -130,7 +130,7 @@ class AnnealedGuidance(_Guided):
     label: ClassVar[str] = "rising guidance"
     summary: ClassVar[str] = "Guidance rises evenly from none at the first step to its full scale at the last."
     source: ClassVar[str] = "Wang et al., 2024; Chang et al., 2023"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("before", (4.0, 1.0, 0.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("before", (1.0, 0.0))
 
     def rule(self, scale: float) -> Rule:
         return rules.Annealed(scale, self.before, self.shape)
@@ -149,7 +149,7 @@ class IntervalGuidance(_Guided):
     label: ClassVar[str] = "guidance in the middle"
     summary: ClassVar[str] = "Guidance acts in the middle of the schedule only; at its beginning and end there is none."
     source: ClassVar[str] = "Kynkäänniemi et al., 2024"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("high", (812.0, 650.0, 500.0))
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("high", (812.0, 500.0))
 
     def rule(self, scale: float) -> Rule:
         return rules.LimitedInterval(scale, self.high, self.low, self.outside)

@@ -65,7 +65,7 @@ def _curve(axis: Axes, settings: Sequence[Setting], look: Mapping) -> None:
     spread = {} if np.isnan(ends).any() else {"xerr": ends[0], "yerr": ends[1]}
     look = {"linewidth": 1, "markersize": 5, **look}
     axis.errorbar(x, y, **spread, elinewidth=0.5, markerfacecolor="white", **{**look, "alpha": 0.75})
-    axis.plot(x[-1:], y[-1:], **look)
+    axis.plot(x[-1:], y[-1:], zorder=3, **look)
 
 
 def dominance(panels: Mapping[str, Mapping[str, Ranked]], families: Mapping[str, str], columns: int = 2) -> Figure:

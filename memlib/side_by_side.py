@@ -1,0 +1,144 @@
+"""One scenario under every mitigation: the table's rows, curves over strengths, and what published programs do otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memlib.mitigation_table import Row, alignment_by_chance, measure
+from memlib.mitigations import REGISTRY, Mitigation, get
+from memlib.pareto import Reference, Setting
+from memlib.scenarios import SCORES, Result, Scenario, at_transition
+from memlib.transitions import trace
+
+LEFT, KEPT = "similarity to training", "alignment with prompt"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Two ways of one method that texts and programs disagree about: `ours` and the `other`, with the point's number on the page
+    of discrepancies (or an empty text) and what the other does."""
+
+    point: str
+    words: str
+    ours: Mitigation
+    other: Mitigation
+
+
+@dataclass
+class SideBySide:
+    """What was measured in one scenario: the `rows` of its own prompts and of `others`, which are not memorized (or none).
+
+    `curves` and `other_curves` hold the settings of each method by name, with similarity of the scenario's prompts and alignment of the same or
+    of the others; `reference` and `other_reference` the worst corners, None where something is not measured. `variants` are measured on the
+    scenario's prompts in `variant_rows`.
+    """
+
+    scenario: Scenario
+    model: str
+    prompts: tuple[str, ...]
+    rows: list[Row]
+    result: Result
+    training: np.ndarray | None = None
+    other_prompts: tuple[str, ...] = ()
+    others: list[Row] = field(default_factory=list)
+    curves: dict[str, list[Setting]] = field(default_factory=dict)
+    reference: Reference | None = None
+    other_curves: dict[str, list[Setting]] = field(default_factory=dict)
+    other_reference: Reference | None = None
+    variants: list[Variant] = field(default_factory=list)
+    variant_rows: list[Row] = field(default_factory=list)
+    thresholds: dict[str, float] = field(default_factory=dict)
+    provenance: Any = None
+
+    def pictures(self, others: bool = False) -> dict[str, np.ndarray]:
+        """Rows for `memlib.plots.montage`: the first seed's pictures under each method, the training pictures last."""
+        shown = {row.title: row.pictures for row in (self.others if others else self.rows) if row.pictures is not None}
+        return shown if others or self.training is None else shown | {"training picture": self.training}
+
+
+def side_by_side(
+    scenario: Scenario, group: Any, methods: Sequence[Mitigation], other: Any = None, strengths: bool = True, swept_seeds: int = 1,
+    variants: Sequence[Variant] = (), shown: int = 6,
+) -> SideBySide:  # fmt: skip
+    """Measure every method on a scenario's group (`memlib.experiment.Group`), and on `other`, prompts that are not memorized, where given.
+
+    Static transitions are put at the median of the scenario's own transition steps (see `memlib.scenarios.at_transition`). Curves are taken on the
+    first `swept_seeds` seeds; without `strengths` they are single points on all seeds. `variants` are compared on the group.
+    """
+    run = group.experiment
+    quiet = trace(group, 0.0)
+    methods = [adapted(m, group) for m in methods]
+    rows = measure(group, methods, shown=shown)
+    nothing = np.zeros((0, 0))
+    result = Result(scenario, run.substrate.name, quiet.transition(), quiet.difference, nothing, nothing, prompts=group.prompts.prompts)
+    for row in rows:
+        if not row.reason:
+            result.names[row.title], result.scores[row.title] = row.mitigation.name, {name: row.score(name) for name in SCORES}
+    found = SideBySide(scenario, run.substrate.name, group.prompts.prompts, rows, result, thresholds=run.thresholds)
+    if group.training is not None:
+        found.training = np.stack([pictures[0] for pictures in group.training[:shown]])
+    swept_seeds = swept_seeds if strengths else None
+    few = group.part(None, swept_seeds)
+    found.curves, found.reference = curves(few, few, methods, strengths)
+    if other is not None:
+        found.other_prompts = other.prompts.prompts
+        found.others = measure(other, methods, shown=shown)
+        found.other_curves, found.other_reference = curves(few, other.part(None, swept_seeds), methods, strengths)
+    found.variants = list(variants)
+    if variants:
+        found.variant_rows = measure(group, [m for variant in variants for m in (variant.ours, variant.other)])
+    found.provenance = run.provenance()
+    return found
+
+
+def adapted(method: Mitigation, group: Any) -> Mitigation:
+    """Return a static transition at the group's own transition point, another method as it is."""
+    if not method.name.startswith("static-transition"):
+        return method
+    return at_transition(method, trace(group, method.params["before"]).transition())
+
+
+def settings_of(method: Mitigation, strengths: bool = True) -> list[Mitigation]:
+    """Return the settings of a method from weak to strong, its own last where it is none of them."""
+    made = REGISTRY[method.name].sweep() if strengths and method.name in REGISTRY else []
+    return made if method in made else [*made, method]
+
+
+def curves(group: Any, kept: Any, methods: Sequence[Mitigation], strengths: bool = True) -> tuple[dict[str, list[Setting]], Reference | None]:
+    """Return the settings of each method by name, similarity on `group` and alignment on `kept`, and the worst corner.
+
+    The corner is the similarity without mitigation, at which nothing is gained, and the alignment with the prompts of other pictures, at which nothing
+    of the prompt is kept. Both are empty or None where similarity to training or alignment is not measured.
+    """
+    settings = {m.name: settings_of(m, strengths) for m in [get("none"), *methods]}
+    every = list(dict.fromkeys(m for made in settings.values() for m in made))
+    left = {row.title: row.score(LEFT) for row in measure(group, every, [LEFT])}
+    right = {row.title: row.score(KEPT) for row in measure(kept, every, [KEPT])}
+    found = {
+        name: [Setting(m.title, left[m.title], right[m.title]) for m in made if left[m.title] is not None and right[m.title] is not None]
+        for name, made in settings.items()
+    }
+    found = {name: points for name, points in found.items() if points}
+    chance = alignment_by_chance(kept)
+    if "none" not in found or chance is None:
+        return found, None
+    [plain] = found["none"]
+    return found, Reference(float(plain.left.mean()), chance, float(plain.kept.mean()))
+
+
+def variants_of(methods: Sequence[Mitigation]) -> list[Variant]:
+    """Return what published programs and texts do otherwise than the methods here, as far as options reproduce it."""
+    found = [Variant(d.point, d.words, m, m.with_params(**d.params)) for m in methods for d in m.differences]
+    by_name = {m.name: m for m in methods}
+    if {"pad-mask", "ren"} <= set(by_name):
+        zero, infinite = get("pad-mask", fraction=1.0), get("ren", scale=1.0, mask_uncond=False)
+        found.append(Variant("2", "masked padding gets no attention, in place of a zero vector that keeps its share", zero, infinite))
+    if {"wen-3", "wen-1"} <= set(by_name):
+        found.append(Variant("", "the stricter of the two targets in use", by_name["wen-3"], by_name["wen-1"]))
+    if {"pad-swap-eot-mask", "sot-pad"} <= set(by_name):
+        found.append(Variant("1", "the start token as padding, as in a news summary", by_name["pad-swap-eot-mask"], by_name["sot-pad"]))
+    return sorted(found, key=lambda variant: int(variant.point or 99))
