@@ -79,6 +79,7 @@ def _named(rows: pd.DataFrame) -> list[tuple[str, float]]:
 
 def tally(found: Iterable[Order]) -> pd.DataFrame:
     """Count the outcomes by table and score, one row each."""
-    table = pd.DataFrame([{"reported in": o.place, "score": o.score, "outcome": o.outcome} for o in found], columns=["reported in", "score", "outcome"])
+    rows = [{"reported in": o.place, "score": o.score, "outcome": o.outcome} for o in found]
+    table = pd.DataFrame(rows, columns=["reported in", "score", "outcome"])
     counted = table.groupby(["reported in", "score"], sort=False)["outcome"].value_counts().unstack(fill_value=0)
     return counted.reindex(columns=list(OUTCOMES), fill_value=0).assign(pairs=lambda t: t.sum(axis=1)).astype(int)

@@ -84,10 +84,10 @@ def rank(
 ) -> dict[str, Ranked]:  # fmt: skip
     """Return the dominated area of each method, in units of `reference`, the largest first; bootstrap over prompts.
 
-    The same prompts are drawn for every method, and the corner's similarity is that of the method "none" on them, so that areas are those beyond no
-    mitigation; `same_prompts` says whether `kept` is on the prompts of `left`, and is drawn with them. A similarity below 0 counts as 0. `usual` names
-    the setting of each method that counts as its single one (by default the first). An empty result means that the reference has no
-    area (alignment without mitigation is not above the corner), or that "none" is not among the methods.
+    The same prompts are drawn for every method, and the corner's similarity is that of the method "none" on them, so that areas are those
+    beyond no mitigation; `same_prompts` says whether `kept` is on the prompts of `left`, and is drawn with them. A similarity below 0 counts
+    as 0. `usual` names the setting of each method that counts as its single one (by default the first). An empty result means that the
+    reference has no area (alignment without mitigation is not above the corner), or that "none" is not among the methods.
 
     More settings can only dominate more, and the best of several noisy ones looks better than it is.
     """

@@ -111,8 +111,8 @@ def settings_of(method: Mitigation, strengths: bool = True) -> list[Mitigation]:
 def curves(group: Any, kept: Any, methods: Sequence[Mitigation], strengths: bool = True) -> tuple[dict[str, list[Setting]], Reference | None]:
     """Return the settings of each method by name, similarity on `group` and alignment on `kept`, and the worst corner.
 
-    The corner is the similarity without mitigation, at which nothing is gained, and the alignment with the prompts of other pictures, at which nothing
-    of the prompt is kept. Both are empty or None where similarity to training or alignment is not measured.
+    The corner is the similarity without mitigation, at which nothing is gained, and the alignment with the prompts of other pictures, at
+    which nothing of the prompt is kept. Both are empty or None where similarity to training or alignment is not measured.
     """
     settings = {m.name: settings_of(m, strengths) for m in [get("none"), *methods]}
     every = list(dict.fromkeys(m for made in settings.values() for m in made))

@@ -20,11 +20,12 @@
 # **Claims A3, B7 and C5d** · `attn`, abstract {cite:p}`attn`; `basin`, Section 6, Tables 1 to 5 {cite:p}`basin`; `clip`, Appendix A.2,
 # Table 6 {cite:p}`clip`
 #
-# Papers compare mitigations at one setting each, on prompts and seeds of their own, often on one kind of memorization. Here everything that is
-# registered meets the same prompts with the same initial noise, in every scenario, on MiniSD:
+# Papers compare mitigations at one setting each, on prompts and seeds of their own, often on one kind of memorization. Here everything
+# that is registered meets the same prompts with the same initial noise, in every scenario, on MiniSD:
 #
 # - changes of the **text** and its embedding: another padding token, masked padding {cite:p}`clip`; random words, numbers and noise
-#   {cite:p}`somepalli2023copying`; embeddings optimized at the first step {cite:p}`wen2024detecting`, also under a mask {cite:p}`chen2025brightending`;
+#   {cite:p}`somepalli2023copying`; embeddings optimized at the first step {cite:p}`wen2024detecting`, also under a mask
+#   {cite:p}`chen2025brightending`;
 # - **attention** that is masked and rescaled {cite:p}`attn`;
 # - **guidance** that begins late or leads away first {cite:p}`basin`, rises, or stays within an interval
 #   {cite:p}`wang2024schedulers,kynkaanniemi2024interval`; that is steered away from training pictures {cite:p}`chen2024amg` or from the original
@@ -37,9 +38,10 @@
 # - **B7** Earlier methods work only in the scenario that they were made for.
 # - **C5d** The edits of the embedding are the cheapest of all methods.
 #
-# Single settings compare tuning and not methods, so each method is shown at several strengths, fixed beforehand in the registry, as a curve of what is
-# left of memorization against what is kept of alignment. A low similarity alone says little: a method that spoils every picture has it too. On
-# MiniSD anti-memorization guidance (`amg`) knows all repeated pictures of the pre-trained model's training set: it is an oracle there and no rival.
+# Single settings compare tuning and not methods, so each method is shown at several strengths, fixed beforehand in the registry, as a curve of
+# what is left of memorization against what is kept of alignment. A low similarity alone says little: a method that spoils every picture has it
+# too. On MiniSD anti-memorization guidance (`amg`) knows all repeated pictures of the pre-trained model's training set: it is an oracle there
+# and no rival.
 
 # %%
 import gc
@@ -123,9 +125,10 @@ methods_shown
 # %% [markdown]
 # ## Each scenario measured
 #
-# The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on duplicates
-# among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each scenario's own
-# traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where it is not needed.
+# The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
+# duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
+# scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
+# it is not needed.
 
 
 # %%
@@ -145,7 +148,8 @@ def measured(key):
     group = run.group(memorized if pretrained else where[1], n_prompts, SCENARIOS[key].title)
     other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) if pretrained else None
     variants = variants_of(chosen) if pretrained else ()
-    found = side_by_side(SCENARIOS[key], group, chosen, other, strengths and (swept is None or key in swept), n_swept_seeds, variants, n_shown)
+    sweep = strengths and (swept is None or key in swept)
+    found = side_by_side(SCENARIOS[key], group, chosen, other, sweep, n_swept_seeds, variants, n_shown)
     if pretrained:
         for name in ("random-token", "random-number"):
             if name in by_name:
@@ -172,8 +176,8 @@ for key, outcome in outcomes.items():
 # %% [markdown]
 # ## The table
 #
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Above the threshold* is the share of pictures that are copies of a training
-# picture, *original* is the picture without mitigation, diversity is taken across the seeds of a prompt. U-Net evaluations count rows,
+# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Above the threshold* is the share of pictures that are copies of a
+# training picture, *original* is the picture without mitigation, diversity is taken across the seeds of a prompt. U-Net evaluations count rows,
 # those that a gradient goes back through twice: a guided step of one picture is two.
 
 # %%
@@ -183,7 +187,8 @@ for key, r in found.items():
 
 # %%
 if pre is not None:
-    display(Markdown(f"**Prompts that are not memorized**, {len(pre.other_prompts)} prompts, {min(n_other_seeds, n_seeds)} seeds, model `{pre.model}`"))
+    count = f"{len(pre.other_prompts)} prompts, {min(n_other_seeds, n_seeds)} seeds"
+    display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
     shown = table(pre.others, pre.thresholds.get("copy_threshold"))
     display(shown.drop(columns=["similarity to training", "95th percentile", "above the threshold", "diversity"]))
 
@@ -203,10 +208,11 @@ else:
 # %% [markdown]
 # ## What is left against what is kept
 #
-# Each method at its strengths, joined from weak to strong (the strongest is filled), in those scenarios in which strengths are tried; the star is no mitigation. Better is to the left and above. The
-# dotted lines meet in the worst corner: the similarity without mitigation, and the alignment that pictures have with the prompts of *other*
-# pictures. In the last panel alignment is that of prompts that are not memorized. MiniSD's memorized captions are titles that do not say what
-# their picture shows, so that in scenario 4 alignment with them can hardly fall; the last panel is the one that tells. What papers report is not mixed in.
+# Each method at its strengths, joined from weak to strong (the strongest is filled), in those scenarios in which strengths are tried; the star
+# is no mitigation. Better is to the left and above. The dotted lines meet in the worst corner: the similarity without mitigation, and the
+# alignment that pictures have with the prompts of *other* pictures. In the last panel alignment is that of prompts that are not memorized.
+# MiniSD's memorized captions are titles that do not say what their picture shows, so that in scenario 4 alignment with them can hardly fall; the
+# last panel is the one that tells. What papers report is not mixed in.
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
@@ -222,9 +228,10 @@ else:
     print("Not measured: similarity to training or alignment is not at hand for this substrate.")
 
 # %% [markdown]
-# The area that a method's settings dominate together, in units of the rectangle from that corner to a similarity of 0 at unharmed alignment: 1 would
-# mean that nothing is left and nothing lost. Intervals by bootstrap over prompts, the same ones for every method and the corner; *first* is the share of resamples in
-# which a method has the largest area. More settings can only dominate more, so the area of the registered setting alone stands beside.
+# The area that a method's settings dominate together, in units of the rectangle from that corner to a similarity of 0 at unharmed alignment: 1
+# would mean that nothing is left and nothing lost. Intervals by bootstrap over prompts, the same ones for every method and the corner; *first*
+# is the share of resamples in which a method has the largest area. More settings can only dominate more, so the area of the registered setting
+# alone stands beside.
 
 # %%
 ranked = {}
@@ -301,9 +308,9 @@ differences.set_index(["point", "method"]).fillna("–")
 # %% [markdown]
 # ## Do the texts' orders survive?
 #
-# Values of other models and metrics cannot be compared, the order of two methods in one table can. Each pair that a table of `clip` or `basin` tells apart
-# is *confirmed* if the paired difference here lies wholly on the same side of zero, *reversed* if wholly on the other, else *open*. Methods
-# stand at their registered settings.
+# Values of other models and metrics cannot be compared, the order of two methods in one table can. Each pair that a table of `clip` or `basin`
+# tells apart is *confirmed* if the paired difference here lies wholly on the same side of zero, *reversed* if wholly on the other, else *open*.
+# Methods stand at their registered settings.
 
 # %%
 survived = []
@@ -325,8 +332,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## Do earlier methods work elsewhere?
 #
-# How much each method that `basin` compares with lowers similarity to training, as a share of what the better of the text's own methods does in the same
-# scenario. B7 looks at the scenario where that share is lowest.
+# How much each method that `basin` compares with lowers similarity to training, as a share of what the better of the text's own methods does in
+# the same scenario. B7 looks at the scenario where that share is lowest.
 
 # %%
 earlier = {m.name for m in earlier_methods()}
@@ -339,8 +346,8 @@ else:
 # %% [markdown]
 # ## Who is cheapest?
 #
-# Time is taken where it can decide: on no mitigation and on every method that needs no more U-Net evaluations than it; what evaluates the U-Net more often
-# takes longer. One picture at a time, not from the store, from prompt to picture, the methods in turn.
+# Time is taken where it can decide: on no mitigation and on every method that needs no more U-Net evaluations than it; what evaluates the U-Net
+# more often takes longer. One picture at a time, not from the store, from prompt to picture, the methods in turn.
 
 # %%
 run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
@@ -449,9 +456,9 @@ glue("model", run.substrate.name, display=False)
 # %% [markdown]
 # ## What survives
 #
-# On this substrate A3 {glue:text}`verdict_A3`, B7 {glue:text}`verdict_B7` and C5d {glue:text}`verdict_C5d`. Of {glue:text}`orders_all` orders of two methods
-# that the texts' tables report, {glue:text}`orders_confirmed` are confirmed, {glue:text}`orders_reversed` reversed and {glue:text}`orders_open` open with
-# this many prompts. Reversed are: {glue:text}`reversed_pairs`.
+# On this substrate A3 {glue:text}`verdict_A3`, B7 {glue:text}`verdict_B7` and C5d {glue:text}`verdict_C5d`. Of {glue:text}`orders_all` orders of
+# two methods that the texts' tables report, {glue:text}`orders_confirmed` are confirmed, {glue:text}`orders_reversed` reversed and
+# {glue:text}`orders_open` open with this many prompts. Reversed are: {glue:text}`reversed_pairs`.
 #
 # | scenario | similarity to training without mitigation | largest dominated area | of those without further U-Net evaluations |
 # |---|---|---|---|

@@ -35,15 +35,9 @@ def test_what_is_declared_can_be_made(name):
     made = mitigation.sweep()
     assert len(set(made)) == len(made) and (mitigation in made) == bool(made) and len(made) <= 4
     others = [mitigation.with_params(**difference.params) for difference in mitigation.differences]
-    assert mitigation not in others and len({other.key_text for other in map(Keyed, [mitigation, *others, *made])}) == len({mitigation, *others, *made})
+    every = {mitigation, *others, *made}
+    assert mitigation not in others and len({str(one.key) for one in every}) == len(every)  # the store tells them apart
     assert all(difference.words and (not difference.point or 1 <= int(difference.point) <= 25) for difference in mitigation.differences)
-
-
-class Keyed:
-    """The key of a mitigation as text, by which the store tells pictures apart."""
-
-    def __init__(self, mitigation):
-        self.key_text = str(mitigation.key)
 
 
 def test_none_has_no_strength_and_every_family_has_a_method():
