@@ -1,4 +1,4 @@
-"""Sets of pictures that must not be copied, as descriptors with captions: MiniSD's repeated pictures, or a folder.
+"""Sets of pictures that must not be copied, as descriptors with captions: those that MiniSD was trained on repeatedly, or a folder.
 
 A folder holds pictures (PNG, JPEG or WebP) or, in their place, `descriptors.npy`: float [R, D], one row a picture, of the descriptor in
 use. `captions.csv` (columns file, caption, copies; of descriptors: caption, copies, in their order) may say which
@@ -88,13 +88,14 @@ def fingerprint(folder: str) -> str:
 def reference_for(substrate: Any, metric: Any, folder: str = "", as_published: bool = False) -> Reference:
     """Return the reference set of a folder, or of MiniSD for an empty text, described by `metric`; kept in memory.
 
+    MiniSD's are its repeated pictures; of a model fine-tuned for a scenario, the pictures that the scenario's prompts bring back.
     With `as_published` the descriptor reads pictures in [0, 1] as they are. Raises InputError for a folder without pictures
     or with files that do not fit each other.
     """
-    duplicates = not substrate.name.endswith("-dedup")
-    key = ("reference", metric.fingerprint, fingerprint(folder) or duplicates, as_published)
+    trained = "" if folder else substrate.name.rpartition("-")[2]  # small, ..., or dedup: what the model was trained on
+    key = ("reference", metric.fingerprint, fingerprint(folder), trained, as_published)
     if key not in _kept:
-        _kept[key] = _folder_set(Path(folder), metric, as_published) if folder else _minisd_set(metric, as_published, duplicates)
+        _kept[key] = _folder_set(Path(folder), metric, as_published) if folder else _minisd_set(metric, as_published, trained)
     return _kept[key]
 
 
@@ -127,15 +128,17 @@ def _side(metric: Any, as_published: bool) -> int | None:
     return PUBLISHED_SIDE if as_published and metric.fingerprint.startswith("sscd") else None
 
 
-def _minisd_set(metric: Any, as_published: bool, duplicates: bool) -> Reference:
+def _minisd_set(metric: Any, as_published: bool, trained: str) -> Reference:
     from memlib.minisd.prompt_sets import corpus
+    from memlib.minisd.scenarios import SCENARIOS, pairs
 
     known = corpus()
+    found = pairs(known, trained) if trained in SCENARIOS else known.repeated
     counts: Counter[str] = Counter()
-    for pair in known.repeated:
-        counts[pair.caption] += pair.copies if duplicates else 1
-    pictures = np.stack([known.picture(pair.scene) for pair in known.repeated])
-    captions = tuple(pair.caption for pair in known.repeated)
+    for pair in found:
+        counts[pair.caption] += 1 if trained == "dedup" else pair.copies
+    pictures = np.stack([known.picture(pair.scene) for pair in found])
+    captions = tuple(pair.caption for pair in found)
     return Reference(_described(pictures, metric, as_published, None), captions, tuple(counts[caption] for caption in captions))
 
 

@@ -40,14 +40,13 @@
 #
 # Single settings compare tuning and not methods, so each method is shown at several strengths, fixed beforehand in the registry, as a curve of
 # what is left of memorization against what is kept of alignment. A low similarity alone says little: a method that spoils every picture has it
-# too. On MiniSD anti-memorization guidance (`amg`) knows all repeated pictures of the pre-trained model's training set: it is an oracle there
+# too. On MiniSD anti-memorization guidance (`amg`) knows all pictures that a model was trained on repeatedly: it is an oracle there
 # and no rival.
 
 # %%
 import gc
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from myst_nb import glue

@@ -533,3 +533,7 @@ def test_minisd_knows_its_repeated_pictures():
 
     similar = torch.from_numpy(metric(training_pictures("dup128-00"))) @ known.vectors.T
     assert known.copies[int(similar.argmax())] == 128 and similar.max() > 0.999
+    # A model fine-tuned for a scenario was trained on other pictures, and those are the ones to avoid.
+    tuned = references.reference_for(SimpleNamespace(name="minisd-v1-duplicated", family="minisd"), metric)
+    own = torch.from_numpy(metric(training_pictures("duplicated-000"))) @ tuned.vectors.T
+    assert len(tuned.vectors) == 24 and set(tuned.copies) == {320} and int(own.argmax()) == 0 and own.max() > 0.999

@@ -108,6 +108,19 @@ def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
     assert "There is no model fine-tuned from" in page and "tuned" in page and "<i>Game" not in page
 
 
+def test_all_mitigations_run_where_there_are_no_metrics_and_no_fine_tuned_models(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
+    shared = {"substrate": str(sd1_tiny), "memorized": str(prompts), "not_memorized": str(prompts), "n_prompts": 2, "n_seeds": 1, "n_timed": 2}
+    methods = ["pad-swap", "pad-swap-eot-mask", "pad-mask", "ren", "random-token", "static-transition", "wen-1", "amg", "han-batch"]
+    out = execute("16_all_mitigations", offline, **shared, methods=methods, n_shown=1, steps=3)
+    verdicts = {v["claim"]: v for v in read_verdicts(out)}
+    assert list(verdicts) == ["A3", "B7", "C5d"] and {verdicts[name]["verdict"] for name in ("A3", "B7")} == {"not testable here"}
+    assert verdicts["C5d"]["quantities"]["evaluations_to_none"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
+    page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+    assert "There is no model fine-tuned from" in page and "not measured: amg needs" in page and "<i>Game" not in page
+
+
 def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):
     monkeypatch.setenv("MEMLIB_MODELS", str(offline / "models"))
     monkeypatch.setenv("HF_HUB_CACHE", str(offline / "hub"))

@@ -10,7 +10,7 @@ from memlib.minisd.scenes import held_out_combination
 from memlib.mitigations.base import Mitigation
 from memlib.prompts import load_prompts
 from memlib.scenarios import (
-    SCENARIOS as ALL, Result, at_transition, effect_share, largest_cost, least_lowering, place, spread, spread_difference,
+    SCENARIOS as ALL, Result, at_transition, earlier_methods, effect_share, largest_cost, least_lowering, place, spread, spread_difference,
     weakest_scenario,
 )  # fmt: skip
 from memlib.stats import Estimate
@@ -113,6 +113,10 @@ def test_the_worst_of_the_texts_methods_is_judged():
     assert found.own == ["static-transition@20", "static-transition-opposite@20"]
     assert least_lowering(found).value == pytest.approx(-0.2)
     assert largest_cost(found, "alignment with prompt").value == pytest.approx(-0.5) and largest_cost(found, "quality") is None
+
+
+def test_earlier_methods_are_the_five_of_the_texts_tables():
+    assert {method.name for method in earlier_methods()} == {"random-token", "random-number", "wen-3", "wen-1", "ren"}
 
 
 def test_the_weakest_scenario_of_the_best_method():

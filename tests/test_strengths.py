@@ -19,8 +19,7 @@ from memlib.substrates import load
 
 SWEPT = [name for name, mitigation in REGISTRY.items() if mitigation.strengths is not None]
 THRESHOLDS = {"wen-3": "threshold", "sail": "threshold_on", "han-sample": "target_on"}
-# The strength of amg multiplies its push (tests/test_mitigations_noise.py has the closed form), and prss needs a real U-Net.
-ELSEWHERE = {"amg", "prss"}
+ELSEWHERE = {"prss"}  # It needs a real U-Net.
 
 
 @pytest.fixture(scope="module")

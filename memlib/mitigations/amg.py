@@ -50,8 +50,8 @@ class AntiMemorizationGuidance(Mitigation):
     lambda(0); None takes the `quantile` of the similarity of real pictures of prompts that are not memorized to the set. `strength` belongs
     to latents of 4 x 64 x 64 and is scaled by elements / 16384.
 
-    `reference` is a folder of pictures, or one with `descriptors.npy` [R, D] (see `memlib.reference`); empty on MiniSD stands for all its
-    repeated pictures, which makes this the row of an oracle there. Elsewhere a folder must be given.
+    `reference` is a folder of pictures, or one with `descriptors.npy` [R, D] (see `memlib.reference`); empty on MiniSD stands for all that
+    the model was trained on repeatedly, which makes this the row of an oracle there. Elsewhere a folder must be given.
 
     `as_published` leaves the first 21 pictures of a prompt alone (seeds 0 to 20: the program counts what is in a fresh
     folder), gives the descriptor the predicted picture in [-1, 1] and the references in [0, 1], both without its own
@@ -69,7 +69,6 @@ class AntiMemorizationGuidance(Mitigation):
     summary: ClassVar[str] = "Each step is guided away from the nearest picture of a known reference set."
     source: ClassVar[str] = "Chen et al., 2024"
     family: ClassVar[str] = "guidance"
-    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (100.0, 300.0))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the first 21 pictures of a folder are not guided; pictures reach the descriptor unprepared", {"as_published": True}),
     )
