@@ -41,14 +41,19 @@ class Row:
         return self.scores.get(name)
 
 
-def measure(group: Any, mitigations: Iterable[Mitigation], scores: Sequence[str] = SCORES, shown: int = 0) -> list[Row]:
-    """Measure each mitigation on a group (`memlib.experiment.Group`), no mitigation first; one that cannot be used says why."""
+def measure(
+    group: Any, mitigations: Iterable[Mitigation], scores: Sequence[str] = SCORES, shown: int = 0, count: bool = True
+) -> list[Row]:
+    """Measure each mitigation on a group (`memlib.experiment.Group`), no mitigation first; one that cannot be used says why.
+
+    The first seed's pictures of `shown` prompts are kept; U-Net rows are left out without `count`.
+    """
     found = []
     for mitigation in dict.fromkeys([get("none"), *mitigations]):
         try:
             if why := mitigation.missing(group.experiment.substrate):
                 raise NotMeasured(why)
-            pictures, rows = counted(group, mitigation)
+            pictures, rows = counted(group, mitigation) if count else (group.pictures(mitigation), float("nan"))
         except (InputError, NotMeasured) as error:
             if mitigation.name == "none":
                 raise

@@ -116,8 +116,8 @@ def curves(group: Any, kept: Any, methods: Sequence[Mitigation], strengths: bool
     """
     settings = {m.name: settings_of(m, strengths) for m in [get("none"), *methods]}
     every = list(dict.fromkeys(m for made in settings.values() for m in made))
-    left = {row.title: row.score(LEFT) for row in measure(group, every, [LEFT])}
-    right = {row.title: row.score(KEPT) for row in measure(kept, every, [KEPT])}
+    left = {row.title: row.score(LEFT) for row in measure(group, every, [LEFT], count=False)}
+    right = {row.title: row.score(KEPT) for row in measure(kept, every, [KEPT], count=False)}
     found = {
         name: [Setting(m.title, left[m.title], right[m.title]) for m in made if left[m.title] is not None and right[m.title] is not None]
         for name, made in settings.items()

@@ -207,11 +207,11 @@ else:
 # %% [markdown]
 # ## What is left against what is kept
 #
-# Each method at its strengths, joined from weak to strong (the strongest is filled), in those scenarios in which strengths are tried; the star
-# is no mitigation. Better is to the left and above. The dotted lines meet in the worst corner: the similarity without mitigation, and the
-# alignment that pictures have with the prompts of *other* pictures. In the last panel alignment is that of prompts that are not memorized.
-# MiniSD's memorized captions are titles that do not say what their picture shows, so that in scenario 4 alignment with them can hardly fall; the
-# last panel is the one that tells. What papers report is not mixed in.
+# Each method at its strengths, joined from weak to strong (the strongest is filled; a static transition ends with the scenario's own point),
+# where strengths are tried; the star is no mitigation. Better is to the left and above. The dotted lines meet in the worst corner: the
+# similarity without mitigation, and the alignment that pictures have with the prompts of *other* pictures. In the last panel alignment is that
+# of prompts that are not memorized. MiniSD's memorized captions are titles that do not say what their picture shows, so that in scenario 4
+# alignment with them can hardly fall; the last panel is the one that tells. What papers report is not mixed in.
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
@@ -296,7 +296,8 @@ if pre is not None:
         entry = {"point": variant.point, "method": ours.title, "what the other does": variant.words, "as": other.title}
         for score in scores:
             entry[score] = compared(ours.score(score), other.score(score), change(pre.variant_rows, other.title, score, ours.title))
-        differences.append(entry | {"U-Net evaluations": f"{ours.evaluations:.0f} → {other.evaluations:.0f}"})
+        rows = "not measured" if ours.reason or other.reason else f"{ours.evaluations:.0f} → {other.evaluations:.0f}"
+        differences.append(entry | {"U-Net evaluations": rows})
     for name, (original, changed) in with_changed.items():
         entry = {"point": "17", "method": name, "what the other does": "alignment is taken with the changed prompt", "as": name}
         paired = None if original is None or changed is None else mean_interval(changed - original)

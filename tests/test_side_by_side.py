@@ -21,7 +21,7 @@ def test_settings_run_from_weak_to_strong_and_keep_one_that_is_none_of_them():
 def test_curves_join_similarity_and_alignment_and_leave_out_what_is_not_measured(monkeypatch):
     values = {"none": 0.8, "pad-mask (fraction 0.4)": 0.6, "pad-mask": 0.4, "pad-mask (fraction 1)": 0.2}  # and nothing of pad-swap
 
-    def measured(group, mitigations, scores):
+    def measured(group, mitigations, scores, count):
         part = 0.5 if group == "kept" else 1.0
         return [Row(m, {scores[0]: part * np.full((3, 1), values[m.title])} if m.title in values else {}) for m in mitigations]
 
