@@ -154,7 +154,8 @@ class Result:
     """What was measured in one scenario: scores by method's title, transition steps [P, S], traces [P, S, T], a few pictures.
 
     `scores` holds arrays [P, S] for "similarity to training", "alignment with prompt" and "quality", or None where not measured;
-    `distance` is the kernel distance to real pictures with its spread over subsets; `own` names the text's methods here.
+    `distance` is the kernel distance to real pictures with its spread over subsets; `own` names the text's methods here;
+    `guided` has the pictures, [P, S] of bool, in which guidance ever began under a method that waits for a transition.
     """
 
     scenario: Scenario
@@ -167,6 +168,7 @@ class Result:
     distance: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    guided: dict[str, np.ndarray] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     provenance: Any = None
