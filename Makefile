@@ -37,7 +37,7 @@ outputs: env
 	$(RUN) -m memlib.book outputs
 
 test: env browser
-	$(RUN) -m pytest --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
 
 # Chromium may stand under several names; on Debian, as root, it is installed where it is missing.
 browser:

@@ -156,11 +156,13 @@ def judge(
     quantities: Mapping[str, Estimate | None],
     thresholds: Mapping[str, float] | None = None,
     substrate: str = "",
+    absent_because: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Return the verdict on `claim` from estimates of its quantities, by the rules written in claims.yml.
 
-    A quantity that is None or has no interval makes the claim not testable here. Raises InputError if a
-    quantity is not passed at all, or if the claim has no criteria yet.
+    A quantity that is None or has no interval makes the claim not testable here; `absent_because` has a sentence by
+    quantity for one that was looked for and does not exist. Raises InputError if a quantity is not passed at all, or if the
+    claim has no criteria yet.
     """
     if not claim.criteria:
         raise InputError(f"The claim {claim.id} is {claim.status} and has no criteria yet: write them in claims.yml first.")
@@ -172,7 +174,7 @@ def judge(
     for name in needed:
         estimate = quantities[name]
         if estimate is None or math.isnan(estimate.value):
-            return not_testable(claim, substrate, f"{name} was not measured.")
+            return not_testable(claim, substrate, (absent_because or {}).get(name, f"{name} was not measured."))
         if math.isnan(estimate.low) or math.isnan(estimate.high):
             return not_testable(claim, substrate, f"{name} has no interval; more than one prompt is needed.")
     used = {name: quantities[name] for name in claim.quantities if quantities.get(name) is not None}

@@ -21,6 +21,7 @@ from memlib.metrics.distribution import kernel_distance
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.sources import SUBSTRATES, locate
 from memlib.stats import LEVEL, Estimate, paired_difference
+from memlib.transitions import trace
 
 SHARED_SPREAD = 0.05  # share of the schedule up to which claim B3 takes a transition point to be one for all
 RESAMPLES = 5_000
@@ -83,6 +84,15 @@ def earlier_methods() -> list[Mitigation]:
     """The registered mitigations of others with which the text compares its own in its tables."""
     compared = set(reported(text="basin")["method"]) - {"none"}
     return [m for m in REGISTRY.values() if compared & set(m.reported) and not m.source.startswith("basin")]
+
+
+def transition_under(method: Mitigation, group: Any) -> np.ndarray:
+    """Return a group's transition steps [P, S] (-1 for none) under the guidance that a method has before the transition.
+
+    For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
+    """
+    before = method.guidance(group.experiment.guidance).params["before"]
+    return trace(group, before).transition()
 
 
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:
@@ -154,7 +164,8 @@ class Result:
     """What was measured in one scenario: scores by method's title, transition steps [P, S], traces [P, S, T], a few pictures.
 
     `scores` holds arrays [P, S] for "similarity to training", "alignment with prompt" and "quality", or None where not measured;
-    `distance` is the kernel distance to real pictures with its spread over subsets; `own` names the text's methods here.
+    `distance` is the kernel distance to real pictures with its spread over subsets; `own` names the text's methods here;
+    `guided` has the pictures, [P, S] of bool, in which guidance ever began under a method that waits for a transition.
     """
 
     scenario: Scenario
@@ -167,6 +178,7 @@ class Result:
     distance: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    guided: dict[str, np.ndarray] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     provenance: Any = None

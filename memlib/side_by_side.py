@@ -11,7 +11,7 @@ import numpy as np
 from memlib.mitigation_table import Row, alignment_by_chance, measure
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.pareto import Reference, Setting
-from memlib.scenarios import SCORES, Result, Scenario, at_transition
+from memlib.scenarios import SCORES, Result, Scenario, at_transition, transition_under
 from memlib.transitions import trace
 
 LEFT, KEPT = "similarity to training", "alignment with prompt"
@@ -66,15 +66,17 @@ def side_by_side(
 ) -> SideBySide:  # fmt: skip
     """Measure every method on a scenario's group (`memlib.experiment.Group`), and on `other`, prompts that are not memorized, where given.
 
-    Static transitions are put at the median of the scenario's own transition steps (see `memlib.scenarios.at_transition`). Curves are taken on the
+    Static transitions are put at the median of the scenario's own transition steps (see `memlib.scenarios.at_transition`); in how many
+    pictures guidance begins under dynamic ones stands in `result.guided`. Curves are taken on the
     first `swept_seeds` seeds; without `strengths` they are single points on all seeds. `variants` are compared on the group.
     """
     run = group.experiment
-    quiet = trace(group, 0.0)
-    methods = [adapted(m, group) for m in methods]
+    begins = {m: transition_under(m, group) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
+    methods = [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in methods]
     rows = measure(group, methods, shown=shown)
-    nothing = np.zeros((0, 0))
+    quiet, nothing = trace(group, 0.0), np.zeros((0, 0))
     result = Result(scenario, run.substrate.name, quiet.transition(), quiet.difference, nothing, nothing, prompts=group.prompts.prompts)
+    result.guided = {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
     for row in rows:
         if not row.reason:
             result.names[row.title], result.scores[row.title] = row.mitigation.name, {name: row.score(name) for name in SCORES}
@@ -93,13 +95,6 @@ def side_by_side(
         found.variant_rows = measure(group, [m for variant in variants for m in (variant.ours, variant.other)])
     found.provenance = run.provenance()
     return found
-
-
-def adapted(method: Mitigation, group: Any) -> Mitigation:
-    """Return a static transition at the group's own transition point, another method as it is."""
-    if not method.name.startswith("static-transition"):
-        return method
-    return at_transition(method, trace(group, method.params["before"]).transition())
 
 
 def settings_of(method: Mitigation, strengths: bool = True) -> list[Mitigation]:

@@ -3,7 +3,8 @@
 An entry is written to a temporary file on the same disk, flushed, and renamed into place: a reader
 sees a whole entry or none, whoever is killed and when. Every entry carries its own key and a checksum
 of its content; one that fails the check counts as absent and is made again. Several processes may use
-one store; at worst two of them make the same entry, and the second rename replaces equal with equal.
+one store: who asks for what another is making, with the same list of keys, waits for it; of lists that
+merely overlap an entry may be made twice, and the second rename replaces equal with equal.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
@@ -50,7 +52,8 @@ class Store:
         self.made = self.found = self.repaired = 0
         self._sampler = sampler
         with self._plain_errors():
-            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            for folder in ("tmp", "claims"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._sweep()
 
     def pictures(
@@ -114,30 +117,34 @@ class Store:
         rows = [digest(states.float()) for states in embedding.states]
         keys = [[digest({**recipe, "cond": row, "seed": seed}) for seed in seeds] for row in rows]
 
-        absent: dict[str, tuple[int, int]] = {}
-        for row, row_keys in enumerate(keys):
-            for seed, key in zip(seeds, row_keys):
-                if key not in absent and not self._present(key, into):
-                    absent[key] = (row, seed)
+        # Of equal keys the first place counts; the order stays that of the rows.
+        places = {key: (row, seed) for row, row_keys in reversed(list(enumerate(keys))) for seed, key in zip(seeds, row_keys)}
+        absent = [key for key in dict.fromkeys(key for row_keys in keys for key in row_keys) if not self._present(key, into)]
+        with self._claimed(list(places) if absent else ()) as waited:
+            if waited:
+                absent = [key for key in absent if not self._present(key, into)]
+            if absent:
+                recipes = {key: {**recipe, "cond": rows[row], "seed": seed} for key, (row, seed) in places.items()}
+                batches = sample_batches(
+                    substrate, embedding, seeds, steps=steps, guidance=guidance, scheduler=scheduler,
+                    batch_size=batch_size, uncond=uncond, pairs=[places[key] for key in absent], cost=cost,
+                    **({} if mitigation is None else {"around": mitigation.around}),
+                )  # fmt: skip
+                self._keep(batches, absent, recipes, into, progress)
         self.found += len(keys) * len(seeds) - len(absent)
-        if not absent:
-            return keys
+        return keys
 
-        pairs, names = list(absent.values()), iter(absent)
-        batches = sample_batches(
-            substrate, embedding, seeds, steps=steps, guidance=guidance, scheduler=scheduler,
-            batch_size=batch_size, uncond=uncond, pairs=pairs, cost=cost,
-            **({} if mitigation is None else {"around": mitigation.around}),
-        )  # fmt: skip
-        with tqdm(total=len(pairs), unit="picture", disable=not progress) as bar:
-            for batch_rows, batch_seeds, pictures in batches:
-                for row, seed, picture, key in zip(batch_rows, batch_seeds, pictures, names):
-                    self.write_picture(key, picture, {**recipe, "cond": rows[row], "seed": seed})
+    def _keep(self, batches: Iterable, names: Sequence[str], recipes: Mapping[str, Any], into: dict | None, progress: bool) -> None:
+        """Store the pictures of `batches`, which come in the order of `names`, batch by batch."""
+        coming = iter(names)
+        with tqdm(total=len(names), unit="picture", disable=not progress) as bar:
+            for _, _, pictures in batches:
+                for picture, key in zip(pictures, coming):
+                    self.write_picture(key, picture, recipes[key])
                     if into is not None:
                         into[key] = picture
-                self.made += len(batch_rows)
-                bar.update(len(batch_rows))
-        return keys
+                self.made += len(pictures)
+                bar.update(len(pictures))
 
     def write_picture(self, key: str, picture: np.ndarray, recipe: Mapping[str, Any] | None = None) -> Path:
         """Store one uint8 picture [H, W, 3] under `key`, with `recipe` as text inside the PNG."""
@@ -182,25 +189,54 @@ class Store:
         every score is saved as it comes, so that a run that is stopped keeps what it made. For keys see `score`.
         """
         names = [digest(key) for key in keys]
+        places = {name: position for position, name in reversed(list(enumerate(names)))}
         values: dict[str, Any] = {}
-        absent: dict[str, int] = {}
-        for position, name in enumerate(names):
+        absent = self._absent_scores(dict.fromkeys(names), values)
+        with self._claimed(names if absent else ()) as waited:
+            if waited:
+                absent = self._absent_scores(absent, values)
+            for position, value in compute([places[name] for name in absent]) if absent else ():
+                name, packed = names[position], _pack(value)
+                entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(keys[position])}
+                self._write(self._path("scores", name, ".json"), json.dumps(entry).encode())
+                values[name] = packed
+                self.made += 1
+        self.found += len(names) - len(absent)
+        return [_unpack(values[name]) for name in names]
+
+    def _absent_scores(self, names: Iterable[str], values: dict[str, Any]) -> list[str]:
+        """Put what the store holds of `names` into `values` and return the others."""
+        absent = []
+        for name in names:
             path = self._path("scores", name, ".json")
-            if name in values or name in absent:
-                continue
             if (stored := self._read_score(path, name)) is None:
                 self.repaired += path.exists()
-                absent[name] = position
+                absent.append(name)
             else:
                 values[name] = stored["value"]
-        self.found += len(names) - len(absent)
-        for position, value in compute(list(absent.values())) if absent else ():
-            name, packed = names[position], _pack(value)
-            entry = {"key": name, "check": digest(json.dumps(packed)), "value": packed, "recipe": canonical(keys[position])}
-            self._write(self._path("scores", name, ".json"), json.dumps(entry).encode())
-            values[name] = packed
-            self.made += 1
-        return [_unpack(values[name]) for name in names]
+        return absent
+
+    @contextmanager
+    def _claimed(self, names: Sequence[str]) -> Iterator[bool]:
+        """Keep other processes from making the same list of entries meanwhile; whether one of them had to be waited for.
+
+        The claim ends with its process, however that ends.
+        """
+        if not names:
+            yield False
+            return
+        claim = FileLock(self.root / "claims" / f"{digest(list(names))}.lock")
+        with self._plain_errors():
+            try:
+                claim.acquire(blocking=False)
+                waited = False
+            except Timeout:
+                claim.acquire()
+                waited = True
+        try:
+            yield waited
+        finally:
+            claim.release()
 
     def peek(self, key: Mapping[str, Any]) -> Any | None:
         """Return the score stored under `key`, or None if there is none (or a broken one); nothing is computed."""
@@ -253,8 +289,8 @@ class Store:
         return path
 
     def _sweep(self) -> None:
-        """Remove temporary files that a killed writer left behind long ago."""
-        for path in (self.root / "tmp").iterdir():
+        """Remove temporary files that a killed writer left behind long ago, and claims of that age."""
+        for path in [*(self.root / "tmp").iterdir(), *(self.root / "claims").iterdir()]:
             try:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()

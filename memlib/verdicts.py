@@ -38,7 +38,7 @@ class Outcome:
 class Verdict:
     """A claim judged on one substrate; shows itself as a badge with its quantities in a notebook.
 
-    `n_seeds` is 0 where nothing was sampled.
+    `n_seeds` is 0 where nothing was sampled, `n_prompts` where the claim was not tested.
     """
 
     claim: str
@@ -74,10 +74,10 @@ class Verdict:
     def __str__(self) -> str:
         lines = [f"{self.claim} on {self.substrate}: {self.verdict}", f"  {self.reason}"]
         lines += [f"  {name} = {estimate.text(3)}" for name, estimate in self.quantities.items()]
-        return "\n".join([*lines, f"  {self._sample()}"])
+        return "\n".join([*lines, f"  {self._sample()}"] if self.n_prompts else lines)
 
     def _sample(self) -> str:
-        return f"{self.n_prompts} prompts" + (f", {self.n_seeds} seeds" if self.n_seeds else "")
+        return f"{self.n_prompts} prompts" + (f", {self.n_seeds} seeds each" if self.n_seeds else "")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": str(self), "text/html": self.to_html(), MIME: self.to_json()}
@@ -94,7 +94,7 @@ class Verdict:
             f"<div class='memlib-verdict'><p>{badge(self.verdict)} <strong>{html.escape(self.claim)}</strong> "
             f"{html.escape(self.title)} <em>({html.escape(self.source)})</em></p>"
             f"<p>On {html.escape(self.substrate)}: {html.escape(self.reason)}</p>{table if rows else ''}"
-            f"<p><small>{self._sample()}{' each' if self.n_seeds else ''}</small></p></div>"
+            f"{f'<p><small>{self._sample()}</small></p>' if self.n_prompts else ''}</div>"
         )
 
 

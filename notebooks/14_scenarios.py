@@ -55,6 +55,7 @@ from memlib.mitigations import REGISTRY, get
 from memlib.sampling import Cost, sample
 from memlib.scenarios import (
     SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, largest_cost, least_lowering, measure, place, spread, spread_difference,
+    transition_under,
 )
 from memlib.stats import mean_interval, quantile_interval
 from memlib.transitions import trace, transition_step
@@ -100,7 +101,9 @@ for name in names:
 # Of each scenario so many captions of its training set, and as many prompts that are not memorized. First the traces without guidance, from
 # which the transition step of every picture is read by Algorithm 1 (see the notebook on traces); then pictures under every
 # mitigation of this page. A *static* transition point is not taken from the text, whose models are others, but from the scenario's own traces:
-# the median of the transition steps, without guidance or under the opposite guidance that precedes it.
+# the median of the transition steps, without guidance or under the opposite guidance that precedes it. Where no picture has a transition,
+# the text's own switch-on time stands in for the static point, and the dynamic methods never guide: the column *guided* of the table says in how
+# many pictures guidance ever began. A picture without it ignores its prompt, and a low similarity is then no mitigation.
 
 # %%
 def measured(key):
@@ -121,9 +124,12 @@ def measured(key):
     result = Result(SCENARIOS[key], run.substrate.name, quiet.transition(), quiet.difference, quiet_other.transition(), quiet_other.difference)
     adapted = []
     for m in chosen:
-        if m.name.startswith("static-transition"):
-            before = m.params["before"]
-            m = at_transition(m, result.transitions if before == 0 else trace(group, before).transition())
+        if m.name.startswith(("static-transition", "dynamic-transition")):
+            begins = transition_under(m, group)
+            if m.name.startswith("static"):
+                m = at_transition(m, begins)
+            else:
+                result.guided[m.title] = begins >= 0
         adapted.append(m)
     measure(group, result, adapted)
     return result
@@ -231,10 +237,11 @@ for key, r in found.items():
 # %% [markdown]
 # ## The table
 #
-# Every mitigation of this page in every scenario; all that are registered stand [elsewhere](16_all_mitigations). Means with 95 % intervals by bootstrap over
-# prompts; the 95th percentile over all pictures; *distance* is the kernel distance (KID) of all pictures to real ones, with its standard deviation
+# Every mitigation of this page in every scenario; all that are registered stand [elsewhere](16_all_mitigations). Means with 95 %
+# intervals by bootstrap over prompts; the 95th percentile over all pictures; *distance* is the kernel distance (KID) of all pictures to real ones, with its standard deviation
 # over subsets, which with so few pictures says little. The text reports FID against the training pictures, which a model that
-# memorizes wins; here the real pictures are ones that MiniSD never saw.
+# memorizes wins; here the real pictures are ones that MiniSD never saw. MiniSD's own memorized prompts (scenario 4) are titles that do not say what
+# their picture shows, so that alignment with them is near zero with or without mitigation.
 
 # %%
 def cell(values, of=mean_interval):
@@ -251,6 +258,7 @@ def table(r):
         similarity, distance = r.score("similarity to training", title), r.distance[title]
         rows[title] = {
             "in the text here": "yes" if title in r.own else "",
+            "guided": f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all",
             "similarity to training": cell(similarity),
             "95th percentile": cell(similarity, p95),
             "alignment with prompt": cell(r.score("alignment with prompt", title)),
@@ -274,10 +282,12 @@ rows.pivot_table(index=["place", "setting", "method"], columns="metric", values=
 # %% mystnb={"image": {"alt": "Mean similarity to training by mitigation and scenario, as a table of colours", "width": "100%"}}
 means = {key: {r.names[title]: r.score("similarity to training", title) for title in r.names} for key, r in found.items()}
 grid = pd.DataFrame({label(key): {name: np.mean(values) for name, values in row.items() if values is not None} for key, row in means.items()})
+never = {(label(key), r.names[title]) for key, r in found.items() for title, guided in r.guided.items() if not guided.any()}
 if grid.size:
+    notes = grid.apply(lambda column: [f"{v:.2f}" + "*" * ((column.name, name) in never) for name, v in column.items()])
     figure, axis = plt.subplots(figsize=(8.6, 0.36 * len(grid) + 1.6))
-    sns.heatmap(grid.astype(float), annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": "similarity to training"}, ax=axis)
-    axis.set(xlabel="", ylabel="")
+    sns.heatmap(grid.astype(float), annot=notes, fmt="", cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": "similarity to training"}, ax=axis)
+    axis.set(xlabel="* no picture has a transition, so none is ever guided" if never else "", ylabel="")
     axis.tick_params(axis="x", rotation=20)
     figure.tight_layout()
 
@@ -324,6 +334,15 @@ pd.DataFrame(
 # ## Verdicts
 
 # %%
+def why_absent(quantity):
+    """Which scenario of those that B3 compares in a quantity has no spread, and why."""
+    key = next((key for key in SCENARIOS if key in quantity and spreads.get(key) is None), "pretrained")
+    r = found.get(key)
+    if r is None:
+        return f"{SCENARIOS[key].title} was not measured."
+    return f"In the scenario {SCENARIOS[key].title} {(r.transitions >= 0).sum()} of {r.transitions.size} pictures have a transition, too few for a spread."
+
+
 def apart(first, second):
     if first not in found or second not in found:
         return None
@@ -341,7 +360,11 @@ for key in SCENARIOS:
     quantities[f"alignment_{key}"] = None if r is None else largest_cost(r, "alignment with prompt")
     quantities[f"quality_{key}"] = None if r is None else largest_cost(r, "quality")
 
-verdicts = {name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, substrate=run.substrate.name) for name in names}
+verdicts = {
+    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, substrate=run.substrate.name,
+                absent_because={q: why_absent(q) for q in claim("B3").quantities} if name == "B3" else None)
+    for name in names
+}
 display(*verdicts.values())
 
 # %%

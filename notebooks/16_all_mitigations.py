@@ -177,12 +177,16 @@ for key, outcome in outcomes.items():
 #
 # Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Above the threshold* is the share of pictures that are copies of a
 # training picture, *original* is the picture without mitigation, diversity is taken across the seeds of a prompt. U-Net evaluations count rows,
-# those that a gradient goes back through twice: a guided step of one picture is two.
+# those that a gradient goes back through twice: a guided step of one picture is two. *Guided* is the number of pictures in which guidance
+# ever begins: a dynamic transition without a transition ignores the prompt, and a low similarity is then no mitigation.
 
 # %%
 for key, r in found.items():
     display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"))
-    display(table(r.rows, r.thresholds.get("copy_threshold")))
+    shown = table(r.rows, r.thresholds.get("copy_threshold"))
+    guided = r.result.guided
+    shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
+    display(shown)
 
 # %%
 if pre is not None:

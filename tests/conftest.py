@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+from memlib.book.jobs import cores
 
 
 class IgnoreStderr:
@@ -16,6 +19,10 @@ class IgnoreStderr:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Processes beside each other share the cores, as notebooks do in `make book`; torch reads this when it is imported.
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
+    if beside:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // beside)))
     # As a hook of this file it would not reach the notebooks, which lie in another folder.
     config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
 

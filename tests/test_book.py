@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from memlib.book import execute as running
-from memlib.book import ledger, outputs, parameters
+from memlib.book import jobs, ledger, outputs, parameters
 from memlib.book.__main__ import main
 from memlib.book.layout import ROOT, Layout
 from memlib.claims import load_claims
@@ -110,7 +117,84 @@ def test_a_failing_cell_ends_in_one_sentence(layout):
     assert (layout.build / "failed-00_a.ipynb").exists() and not list(layout.executed.glob("*.ipynb"))
 
 
+def test_notebooks_run_beside_each_other(layout):
+    """Each waits for the file that the other writes, so that one after the other would never end; each has half of the cores."""
+    meet = """
+import os, pathlib, time
+pathlib.Path("{mine}").touch()
+for _ in range(600):
+    if pathlib.Path("{other}").exists():
+        break
+    time.sleep(0.1)
+else:
+    raise TimeoutError
+print(os.environ["OMP_NUM_THREADS"])
+"""
+    write_notebook(layout.sources / "00_a.ipynb", meet.format(mine="a", other="b"))
+    write_notebook(layout.sources / "01_b.ipynb", meet.format(mine="b", other="a"))
+    said: list[str] = []
+    done = running.execute(layout, say=said.append, jobs=2)
+    assert [path.stem for path in done] == ["00_a", "01_b"] and "2 at a time" in said[0] and len(said) == 3
+    expected = os.environ.get("OMP_NUM_THREADS", str(max(1, jobs.cores() // 2)))
+    for path in done:
+        assert [o.text for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs] == [f"{expected}\n"]
+
+
+def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout):
+    write_notebook(layout.sources / "00_a.ipynb", "1")
+    write_notebook(layout.sources / "01_b.ipynb", "import time", "time.sleep(3)")
+    write_notebook(layout.sources / "02_c.ipynb", 'raise ValueError("no such thing")')
+    with pytest.raises(InputError, match="02_c stopped"):
+        running.execute(layout, say=lambda line: None, jobs=2)
+    assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["01_b"]
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
+def test_whoever_stops_the_command_stops_its_notebooks(layout, signal_name):
+    write_notebook(layout.sources / "00_a.ipynb", 'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(300)')
+    code = f"from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout; execute(Layout(Path({str(layout.root)!r})))"
+    command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    written = layout.sources / "pid"
+    assert soon(lambda: written.exists() and written.read_text())
+    command.send_signal(getattr(signal, signal_name))
+    command.wait(60)
+    assert soon(lambda: not psutil.pid_exists(int(written.read_text())))
+
+
+def soon(condition, seconds=60):
+    for _ in range(10 * seconds):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_other_errors_of_a_process_are_reported(layout):
+    ended: list[int] = []
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        jobs.run_beside([(divmod, (1, 1)), (divmod, (1, 0))], 2, ended.append)
+    assert ended == [0]
+    with pytest.raises(RuntimeError, match="without a word"):
+        jobs.run_beside([(os._exit, (3,))], 1, ended.append)
+
+
+def test_how_many_run_at_once(monkeypatch):
+    monkeypatch.setattr(jobs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(jobs, "cores", lambda: 16)
+    memory = {"available": 64 * 2**30}
+    monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda: SimpleNamespace(**memory))
+    assert jobs.jobs_for("minisd-v2") == jobs.MOST and jobs.jobs_for("sd14") == 1
+    memory["available"] = 3 * 2**30
+    assert jobs.jobs_for("minisd-v2") == 1
+    memory["available"] = 64 * 2**30
+    monkeypatch.setattr(jobs.shutil, "which", lambda name: "nvidia-smi")
+    assert jobs.jobs_for("minisd-v2") == 1
+
+
 def test_no_notebooks_is_said(layout):
+    with pytest.raises(InputError, match="at least 1"):
+        running.execute(layout, jobs=0)
+
     with pytest.raises(InputError, match="no notebooks in notebooks"):
         running.execute(layout)
 

@@ -286,3 +286,12 @@ def test_reported_figures_are_looked_up_not_typed():
     mine = reported("clip")
     mine["value"] = 0  # a copy: the next reader still sees the paper's figures
     assert reported("clip", "Table 2", "a", "clip_score")["value"].item() == 0.25
+
+
+def test_a_quantity_that_does_not_exist_says_why():
+    c = claim("B3")
+    quantities = dict.fromkeys(c.quantities) | {"spread_class": Estimate(0.1, 0.05, 0.2, 6, 2)}
+    assert judge(c, quantities, substrate="s").reason == "spread_small was not measured."
+    verdict = judge(c, quantities, substrate="s", absent_because={"spread_small": "No picture has a transition."})
+    assert verdict.verdict == "not testable here" and verdict.reason == "No picture has a transition."
+    assert "0 prompts" not in str(verdict) + verdict.to_html()

@@ -105,10 +105,11 @@ def test_the_ledger_lists_every_claim(committed):
 
 def test_verdicts_of_two_substrates_stand_side_by_side(example):
     landing = BeautifulSoup((example.html / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
-    (card,) = landing.select("div.claim")
-    assert [tag.get_text() for tag in card.select(".verdict")] == ["✗ does not hold", "◐ holds in part"]
-    assert card.select_one("a")["href"].startswith("../notebooks/01_prompt_embeddings.html")
-    figures = [tag.get_text() for tag in card.select(".claim-figures")]
+    (line,) = landing.select("table.overview tbody tr")
+    assert [tag.get_text() for tag in line.select(".verdict")] == ["✗ does not hold", "◐ holds in part"]
+    assert line.select_one("a")["href"].startswith("../notebooks/01_prompt_embeddings.html")
+    ledger = BeautifulSoup((example.html / "book" / "ledger.html").read_text(encoding="utf-8"), "html.parser")
+    figures = [tag.get_text() for tag in ledger.select(".claim-figures")]
     # Measured and reported figures have lines of their own, and the reported ones say so.
     assert any("0.91" in line and "sd14" in line and "reported" not in line for line in figures)
     assert any("0.55" in line and line.startswith("reported") for line in figures)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -361,3 +362,56 @@ def test_with_the_real_sampler_pictures_are_those_of_sampling(tmp_path, sd1_tiny
     alone = encode_prompts(substrate, ["<b>two</b> dogs & a bird"])
     assert np.array_equal(again.pictures(substrate, alone, [1], steps=2, cost=cost)[0, 0], kept[1, 1])
     assert again.found == 1 and cost.pictures == 4
+
+
+def test_two_processes_that_want_the_same_pictures_make_them_once(tmp_path, prompts):
+    """The second asks while the first is at work, with its first batch stored: it waits, makes nothing, and returns the same."""
+    inside, counts, pictures = threading.Event(), {}, {}
+
+    class Slow(FakeSampler):
+        def __call__(self, *arguments, **named):
+            for number, batch in enumerate(super().__call__(*arguments, **named)):
+                yield batch
+                if number == 0:
+                    inside.set()
+                    time.sleep(1.0)
+
+    def ask(name, sampler):
+        store = Store(tmp_path, sampler)
+        pictures[name] = store.pictures(FakeSubstrate(), prompts, [1, 2], uncond=UNCOND)
+        counts[name] = store.made, store.found
+
+    first = threading.Thread(target=ask, args=("first", Slow()))
+    first.start()
+    assert inside.wait(10)
+    late = FakeSampler()
+    ask("second", late)
+    first.join()
+    assert counts == {"first": (8, 0), "second": (0, 8)} and late.drawn == []
+    assert np.array_equal(pictures["first"], pictures["second"])
+
+
+def test_a_claim_ends_with_its_process_and_scores_are_made_once(tmp_path):
+    code = f"""
+import os, time
+from memlib.store import Store
+store = Store({str(tmp_path)!r})
+def compute(absent):
+    yield 0, 1.0
+    open({str(tmp_path / "begun")!r}, "w").close()
+    time.sleep(60)
+store.scores([{{"a": 1}}, {{"a": 2}}], compute)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    asked = []
+
+    def compute(absent):
+        asked.append(list(absent))
+        yield from ((position, 2.0) for position in absent)
+
+    threading.Timer(0.5, process.kill).start()
+    assert Store(tmp_path).scores([{"a": 1}, {"a": 2}], compute) == [1.0, 2.0] and asked == [[1]]
+    process.wait()

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "execute":
             command.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value")
             command.add_argument("--force", action="store_true", help="run all, changed or not")
+            command.add_argument("--jobs", type=int, help="notebooks at a time (default: by cores and memory; 1 on a GPU)")
         if name in {"build", "ledger"}:
             command.add_argument("--committed", action="store_true", help="use the outputs in the repository")
         if name == "check":
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         from memlib.book.execute import execute
         from memlib.book.parameters import parse_assignment
 
-        execute(layout, dict(map(parse_assignment, arguments.parameters)), force=arguments.force)
+        execute(layout, dict(map(parse_assignment, arguments.parameters)), force=arguments.force, jobs=arguments.jobs)
     elif arguments.command == "ledger":
         from memlib.book.ledger import as_text, collect
 

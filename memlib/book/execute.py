@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 
+from memlib.book.jobs import jobs_for, run_beside
 from memlib.book.layout import Layout
 from memlib.book.parameters import share_out
 from memlib.errors import InputError
@@ -21,11 +22,14 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
+    jobs: int | None = None,
 ) -> list[Path]:
-    """Execute the notebooks in order and return the executed copies; an unchanged one is kept.
+    """Execute the notebooks, `jobs` at a time (None: what fits the machine), and return the executed copies; an unchanged one is kept.
 
-    Raises InputError for an unknown parameter, for no notebooks at all, and for a cell that fails.
+    Raises InputError for an unknown parameter, for no notebooks at all, for less than one job, and for a cell that fails.
     """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"{jobs} notebooks at a time were asked for: use at least 1.")
     notebooks = layout.notebooks()
     if not notebooks:
         raise InputError(f"There are no notebooks in {_shown(layout.sources, layout)}.")
@@ -34,21 +38,33 @@ def execute(
         given[path] = own | given[path]
     inputs = _hash_inputs(layout)
     layout.executed.mkdir(parents=True, exist_ok=True)
-    done = []
+    targets, stamps, pending = [], {}, []
     for number, path in enumerate(notebooks, 1):
         target, stamp = layout.executed / path.name, layout.executed / f"{path.stem}.stamp"
+        targets.append(target)
         wanted = fingerprint(path, given[path], inputs)
         head = f"[{number}/{len(notebooks)}] {path.stem}"
         if not force and target.exists() and stamp.exists() and stamp.read_text() == wanted:
             say(f"{head}: unchanged")
         else:
-            say(f"{head}: running on {layout.substrate}")
             stamp.unlink(missing_ok=True)
-            _run(path, target, given[path], layout)
-            stamp.write_text(wanted)
-        done.append(target)
-    _drop_others(layout, done)
-    return done
+            stamps[path] = stamp, wanted, head
+            pending.append((_run, (path, target, given[path], layout)))
+
+    def ended(position: int) -> None:
+        target = pending[position][1][1]
+        stamp, wanted, head = stamps[pending[position][1][0]]
+        stamp.write_text(wanted)
+        say(f"{head}: ran on {layout.substrate} in {_minutes(target):.1f} minutes")
+
+    if pending:
+        jobs = min(jobs or jobs_for(layout.substrate), len(pending))
+        if jobs > 1:
+            pending.reverse()  # the later pages compare more and take longest: begun last, they would run alone
+        say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
+        run_beside(pending, jobs, ended)
+    _drop_others(layout, targets)
+    return targets
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str) -> str:
@@ -88,7 +104,8 @@ def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout)
             parameters=parameters,
             kernel_name="python3",
             cwd=str(layout.sources),
-            progress_bar=True,
+            start_timeout=600,  # a busy machine may need more than papermill's minute to import a kernel
+            progress_bar=False,
             log_output=False,
             extra_arguments=["--log-level=ERROR"],  # the kernel warns of its loopback ports at every start
         )
@@ -109,6 +126,10 @@ def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout)
     nbformat.write(notebook, running)
     os.replace(running, target)
     (layout.build / f"failed-{source.name}").unlink(missing_ok=True)
+
+
+def _minutes(executed: Path) -> float:
+    return (nbformat.read(executed, as_version=4).metadata.get("papermill", {}).get("duration") or 0) / 60
 
 
 def _drop_others(layout: Layout, kept: list[Path]) -> None:

@@ -1,13 +1,14 @@
 """Sphinx extension: the claims ledger as directives, so that prose never lags behind the executed notebooks.
 
-``{claims-summary}`` counts the verdicts, ``{claims-cards}`` shows the claims tested so far, ``{claims-ledger}`` is the
-table of all claims, or with ``:text: clip`` of one text.
+``{claims-summary}`` counts the verdicts, ``{claims-overview}`` has a line for each claim tested so far, ``{claims-ledger}`` is the
+table of all claims with their figures, or with ``:text: clip`` of one text.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +57,34 @@ def _verdicts(entry: Entry) -> list[nodes.Node]:
     return lines
 
 
-def _figures(entry: Entry, most: int | None = None) -> list[nodes.Node]:
-    """Ours first, then the reported ones, each line with its label: the two never share one. At most `most` of either."""
+def _badges(entry: Entry) -> list[nodes.Node]:
+    """The verdicts alone; where there are several, each with its substrate."""
+    parts: list[nodes.Node] = []
+    for substrate, verdict in entry.verdicts.items():
+        parts += [badge(verdict.verdict), nodes.Text(f" {substrate} ")] if len(entry.verdicts) > 1 else [badge(verdict.verdict)]
+    return parts
+
+
+def _table(columns: Sequence[tuple[str, int]], rows: Sequence[Sequence[list[nodes.Node]]], name: str) -> nodes.table:
+    """A table of columns (heading, width in per cent) and rows of cells."""
+    group = nodes.tgroup(cols=len(columns))
+    group += [nodes.colspec(colwidth=width) for _, width in columns]
+    head = nodes.row("", *(nodes.entry("", _paragraph(nodes.Text(heading))) for heading, _ in columns))
+    body = nodes.tbody("", *(nodes.row("", *(nodes.entry("", *cell) for cell in row)) for row in rows))
+    group += [nodes.thead("", head), body]
+    return nodes.table("", group, classes=[name, "colwidths-given"])
+
+
+def _figures(entry: Entry) -> list[nodes.Node]:
+    """Ours first, then the reported ones, each line with its label: the two never share one."""
     lines = []
-    measured, reported = entry.measured(), entry.reported()
-    for quantity, figure, substrate in measured[:most]:
+    for quantity, figure, substrate in entry.measured():
         parts = [*inline(quantity), nodes.Text(": "), nodes.strong("", figure), nodes.Text(f" ({substrate})")]
         lines.append(_paragraph(*parts, classes=("claim-figures",)))
-    for quantity, figure in reported[:most]:
+    for quantity, figure in entry.reported():
         parts = [nodes.emphasis("", "reported"), nodes.Text(" "), *inline(quantity), nodes.Text(f": {figure}")]
         lines.append(_paragraph(*parts, classes=("claim-figures", "reported")))
-    more = sum(max(0, len(figures) - most) for figures in (measured, reported)) if most is not None else 0
-    if more:
-        lines.append(_paragraph(nodes.Text(f"{more} more in the ledger and on the claim's page"), classes=("claim-figures", "reported")))
     return lines
-
-
-CARD_FIGURES = 2  # of ours and of the reported ones on a card: the landing page is read in a minute
 
 
 class _Ledger(SphinxDirective):
@@ -127,41 +139,29 @@ class ClaimsSummary(_Ledger):
         return result + ([rows] if len(rows) else [])
 
 
-class ClaimsCards(_Ledger):
-    """A card for each claim tested so far: what it says, what came out, ours beside the reported figure."""
+class ClaimsOverview(_Ledger):
+    """A line for each claim tested so far, its title and its verdicts: the landing page is read in a minute."""
 
     def run(self) -> list[nodes.Node]:
-        grid = nodes.container(classes=["claims"])
-        for entry in self.entries():
-            if entry.verdicts:
-                card = nodes.container(classes=["claim"])
-                card += [_paragraph(*self.linked(entry)), _paragraph(*inline(entry.claim.statement))]
-                card += _verdicts(entry) + _figures(entry, most=CARD_FIGURES) + [self.where(entry)]
-                grid += card
-        return [grid] if len(grid) else []
+        rows = [
+            [[_paragraph(*self.linked(entry))], [_paragraph(*_badges(entry))]] for entry in self.entries() if entry.verdicts
+        ]
+        return [_table((("Claim", 68), ("Verdict", 32)), rows, "overview")] if rows else []
 
 
 class ClaimsLedger(_Ledger):
     """All claims of one text, or of all, as a table."""
 
     def run(self) -> list[nodes.Node]:
-        columns = (("Claim", 46), ("Verdict", 22), ("Figures", 32))
-        group = nodes.tgroup(cols=len(columns))
-        group += [nodes.colspec(colwidth=width) for _, width in columns]
-        head = nodes.row("", *(nodes.entry("", _paragraph(nodes.Text(name))) for name, _ in columns))
-        body = nodes.tbody()
+        rows = []
         for entry in self.entries():
             said = [_paragraph(*self.linked(entry)), _paragraph(*inline(entry.claim.statement)), self.where(entry)]
-            cells = (said, _verdicts(entry), _figures(entry) or [_paragraph(nodes.Text("–"))])
-            body += nodes.row("", *(nodes.entry("", *cell) for cell in cells))
-        group += [nodes.thead("", head), body]
-        table = nodes.table("", group, classes=["ledger"])
-        table["classes"] += ["colwidths-given"]
-        return [table]
+            rows.append([said, _verdicts(entry), _figures(entry) or [_paragraph(nodes.Text("–"))]])
+        return [_table((("Claim", 46), ("Verdict", 22), ("Figures", 32)), rows, "ledger")]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims-summary", ClaimsSummary)
-    app.add_directive("claims-cards", ClaimsCards)
+    app.add_directive("claims-overview", ClaimsOverview)
     app.add_directive("claims-ledger", ClaimsLedger)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
