@@ -212,10 +212,10 @@ else:
 # ## What is left against what is kept
 #
 # Each method at its strengths, joined from weak to strong (the strongest is filled; a static transition ends with the scenario's own point),
-# where strengths are tried; the star is no mitigation. Better is to the left and above. The dotted lines meet in the worst corner: the
-# similarity without mitigation, and the alignment that pictures have with the prompts of *other* pictures. In the last panel alignment is that
-# of prompts that are not memorized. MiniSD's memorized captions are titles that do not say what their picture shows, so that in scenario 4
-# alignment with them can hardly fall; the last panel is the one that tells. What papers report is not mixed in.
+# where strengths are tried (on fewer seeds); the star is no mitigation. Better is to the left and above. The dotted lines meet in the worst
+# corner: the similarity without mitigation, and the alignment that pictures have with the prompts of *other* pictures. In the last panel
+# alignment is that of prompts that are not memorized. MiniSD's memorized captions are titles that do not say what their picture shows, so that
+# in scenario 4 alignment with them can hardly fall; the last panel is the one that tells. What papers report is not mixed in.
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
