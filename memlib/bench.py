@@ -146,6 +146,14 @@ def _runs(
                     bar.update()
 
 
+def by_turn(runs: Sequence[Run], value: str) -> pd.DataFrame:
+    """A quantity of the runs ("seconds", "evaluations", ...), one row a turn, one column a mitigation, no mitigation first."""
+    frame = pd.DataFrame([asdict(run) for run in runs])
+    return frame.pivot(index="turn", columns="mitigation", values=value)[list(dict.fromkeys(frame["mitigation"]))].pipe(
+        lambda found: found[["none", *found.columns.drop("none")]]
+    )
+
+
 def table(runs: Sequence[Run], left_out: Mapping[str, str]) -> pd.DataFrame:
     """One row a kind of prompts and mitigation: medians over turns, the ratio's with its 95 % interval, the largest peak.
 

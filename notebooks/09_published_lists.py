@@ -65,7 +65,6 @@ PAGE = "published-lists"
 LISTS = {"webster": webster, "membench": membench}
 TITLES = {"webster": "Webster 500", "membench": "MemBench 3000"}
 METRICS = {"similarity to original": "sscd_to_original", "alignment": "clip_score", "quality": "aesthetic"}
-methods = {m.reported or m.name: m for m in REGISTRY.values()}
 measuring = run.substrate.name == "sd14" if measure == "auto" else bool(measure)
 
 # %% [markdown]
@@ -85,6 +84,7 @@ print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c
 # %%
 figures = reported(text="clip")
 figures = figures[figures["place"].isin(["Table 4", "Table 7", "Table 8"]) & figures["metric"].isin(METRICS.values())]
+methods = {key: m for m in REGISTRY.values() for key in m.reported if key in set(figures["method"])}  # those of the tables
 figures.pivot_table(index="method", columns=["metric", "place"], values="value").round(2).astype(object).fillna("not reported")
 
 

@@ -29,21 +29,17 @@
 # in anyone's own pipeline each is one call, `memlib.mitigate(pipe, "dynamic-transition-opposite")`.
 
 # %%
-import time
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
+from memlib import bench, plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, reported
-from memlib.embeddings import encode, tokenize
 from memlib.experiment import Experiment, summary
 from memlib.mitigations import describe, get
-from memlib.sampling import Cost, sample
 from memlib.stats import Estimate, mean_interval, paired_difference, share_interval
 from memlib.transitions import trace
 
@@ -54,7 +50,7 @@ not_memorized = "not memorized"  # the contrast: likewise
 n_prompts = 24  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_pictures = 12  # prompts of each set of which pictures are made under each method
-n_timed = 6  # prompts on which time is taken, one picture at a time
+n_timed = 10  # turns of every method in which time is taken, one picture at a time
 weaker = -2.0  # a second strength of opposite guidance, that of the authors' program for static transition points
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance after the transition
@@ -228,43 +224,26 @@ summary([few_known, few_other], [*shown, as_published], columns)
 
 # %%
 rows_reported = reported(text="basin")
-rows_reported = rows_reported[rows_reported["method"].isin(["none", *(m.reported for m in methods)])]
+rows_reported = rows_reported[rows_reported["method"].isin(["none", *(key for m in methods for key in m.reported)])]
 rows_reported = rows_reported[rows_reported["place"].isin(["Table 1", "Table 3", "Table 4"]) & (rows_reported["metric"] != "fid")]
 rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]].reset_index(drop=True)
 
 # %% [markdown]
 # ## What it costs
 #
-# One picture at a time, not from the store, each method in turn on the same prompts after one picture to warm up; time from the embedding
-# to the picture, the encoding of the prompt included. U-Net evaluations count rows: a guided step of one picture is two.
+# One picture at a time, not from the store, from prompt to picture, the methods in turn on the same prompts after each was run once.
+# U-Net evaluations count rows: a guided step of one picture is two.
 
 # %%
-timed = [get("none"), *methods]
-seconds, evaluations = (np.zeros((len(timed), min(n_timed, len(known)))) for _ in range(2))
-
-
-def timed_picture(mitigation, prompt):
-    """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
-    x, cost = run.substrate, Cost()
-    start = time.perf_counter()
-    embedding = encode(x, tokenize(x.tokenizer, [prompt]))
-    sample(x, embedding, run.seeds[:1], steps, mitigation.guidance(guidance), scheduler, batch_size=1, cost=cost)
-    return time.perf_counter() - start, cost.evaluations
-
-
-timed_picture(timed[0], known.prompts.prompts[0])
-for column in range(seconds.shape[1]):
-    for turn in range(len(timed)):
-        row = (turn + column) % len(timed)  # another one first each time
-        seconds[row, column], evaluations[row, column] = timed_picture(timed[row], known.prompts.prompts[column])
-
+sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
+runs, _ = bench.measure(sampler, methods, {"memorized": known.prompts.prompts}, n_timed)
+seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
 pd.DataFrame(
     {
-        "U-Net evaluations per picture": evaluations.mean(1).round(1),
-        "seconds per picture": [mean_interval(s).text(3) for s in seconds],
-        "time, as a multiple of none": [mean_interval(s / seconds[0]).text(3) for s in seconds],
-    },
-    index=pd.Index([m.name for m in timed], name="mitigation"),
+        "U-Net evaluations per picture": evaluations.mean().round(1),
+        "seconds per picture": {name: mean_interval(seconds[name].to_numpy()).text(3) for name in seconds},
+        "time, as a multiple of none": {name: mean_interval((seconds[name] / seconds["none"]).to_numpy()).text(3) for name in seconds},
+    }
 )
 
 # %%
@@ -283,8 +262,8 @@ quantities = {
     "share_with_transition_opposite": share_interval(opposed >= 0),
 }
 for what, values in (("evaluations", evaluations), ("seconds", seconds)):
-    dearest = values[1:][int(values[1:].mean(1).argmax())]
-    quantities[f"{what}_to_none"] = mean_interval(dearest / values[0])
+    dearest = values.drop(columns="none").mean().idxmax()
+    quantities[f"{what}_to_none"] = mean_interval((values[dearest] / values["none"]).to_numpy())
 
 verdicts = {
     name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names

@@ -36,7 +36,7 @@
 
 # %%
 import gc
-import time
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,14 +45,12 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from myst_nb import glue
 
-from memlib import plots
+from memlib import bench, plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, reported
-from memlib.embeddings import encode, tokenize
 from memlib.errors import InputError
 from memlib.experiment import Experiment
 from memlib.mitigations import REGISTRY, get
-from memlib.sampling import Cost, sample
 from memlib.scenarios import (
     SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, largest_cost, least_lowering, measure, place, spread, spread_difference,
     transition_under,
@@ -71,7 +69,7 @@ not_memorized = "not memorized"  # the contrast: likewise
 methods = ["static-transition", "static-transition-opposite", "dynamic-transition", "dynamic-transition-opposite"]  # by name; None: all registered
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
-n_timed = 2  # prompts on which time is taken, one picture at a time
+n_timed = 2  # turns of every method in which time is taken, one picture at a time
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -288,46 +286,27 @@ if grid.size:
     figure, axis = plt.subplots(figsize=(8.6, 0.36 * len(grid) + 1.6))
     sns.heatmap(grid.astype(float), annot=notes, fmt="", cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": "similarity to training"}, ax=axis)
     axis.set(xlabel="* no picture has a transition, so none is ever guided" if never else "", ylabel="")
-    axis.tick_params(axis="x", rotation=20)
+    axis.set_xticklabels([textwrap.fill(name, 16) for name in grid.columns], rotation=0)
     figure.tight_layout()
 
 # %% [markdown]
 # ## What it costs
 #
-# One picture at a time, not from the store, each method in turn on the pre-trained model's prompts after one picture to warm up; the U-Nets of all
-# scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two.
+# One picture at a time, not from the store, from prompt to picture, the methods in turn on the pre-trained model's prompts after each was run once; the
+# U-Nets of all scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two.
 
 # %%
 run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype)
 known = run.group(memorized, n_timed)
-seconds, evaluations = (np.zeros((len(chosen), len(known))) for _ in range(2))
-
-
-def timed_picture(mitigation, prompt):
-    """Seconds and U-Net evaluations of one picture of one prompt under a mitigation."""
-    x, cost = run.substrate, Cost()
-    start = time.perf_counter()
-    tokens = tokenize(x.tokenizer, [mitigation.rewrite(prompt, x.tokenizer)], mitigation.padding)
-    embedding = encode(x, tokens)
-    embedding = embedding.replace(mitigation.edit(embedding.states, embedding.tokens))
-    options = {"around": mitigation.around} if mitigation.sampled else {}
-    sample(x, embedding, run.seeds, steps, mitigation.guidance(guidance), scheduler, batch_size=1, cost=cost, **options)
-    return time.perf_counter() - start, cost.evaluations
-
-
-timed_picture(chosen[0], known.prompts.prompts[0])
-for column, prompt in enumerate(known.prompts.prompts):
-    for turn in range(len(chosen)):
-        row = (turn + column) % len(chosen)  # another one first each time
-        seconds[row, column], evaluations[row, column] = timed_picture(chosen[row], prompt)
-
+sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
+runs, _ = bench.measure(sampler, chosen, {"memorized": known.prompts.prompts}, n_timed)
+seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
 pd.DataFrame(
     {
-        "U-Net evaluations per picture": evaluations.mean(1).round(1),
-        "seconds per picture": [mean_interval(s).text(3) for s in seconds],
-        "time, as a multiple of none": [mean_interval(s / seconds[0]).text(2) for s in seconds],
-    },
-    index=[m.name for m in chosen],
+        "U-Net evaluations per picture": evaluations.mean().round(1),
+        "seconds per picture": {name: mean_interval(seconds[name].to_numpy()).text(3) for name in seconds},
+        "time, as a multiple of none": {name: mean_interval((seconds[name] / seconds["none"]).to_numpy()).text(3) for name in seconds},
+    }
 )
 
 # %% [markdown]
