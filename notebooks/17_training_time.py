@@ -182,7 +182,7 @@ if family == "minisd" and not acted:
     print("not measured: no training with a filter is recorded yet")
 
 # %% mystnb={"image": {"alt": "Share of samples left out by each filter against the step of training, one curve per number of copies", "width": "100%"}}
-KINDS = ("seen once", "4 copies", "16 copies", "64 copies", "128 copies")
+KINDS = ("seen once", "16 copies", "64 copies", "128 copies")
 if acted:
     plots.bands({name: {kind: shares[kind] for kind in KINDS if kind in shares} for name, shares in acted.items()},
                 "step of training", "share left out", (-0.02, 1.02));

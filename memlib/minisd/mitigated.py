@@ -40,7 +40,7 @@ COLUMNS = {
     "training_quality": (*KEY, "prompt", "alignment", "alignment_of_real", "background_right"),
     "training_marks": (*KEY, "first_step", "last_step", "group", "copies", "seen", "marked"),
 }
-HELD_OUT_PROMPTS = 100
+HELD_OUT_PROMPTS = 200
 SHOWN_LEVELS, SHOWN_EACH, SHOWN_HELD_OUT = (16, 64, 128), 2, 4
 
 
