@@ -101,7 +101,8 @@ def reproduced(seeds, shares, **shared):
 def test_effects_of_hand_made_tables(folder):
     with pytest.raises(InputError, match="There is no replicates.csv"):
         training_effects.compared("entropy-filter")
-    plain = reproduced((11, 12, 13), {("duplicated", 1): 0, ("duplicated", 16): 2, ("duplicated", 64): 4, ("duplicated", 128): 8, ("template", 48): 4})
+    shares = {("duplicated", 1): 0, ("duplicated", 16): 2, ("duplicated", 64): 4, ("duplicated", 128): 8, ("template", 48): 4}
+    plain = reproduced((11, 12, 13), shares)
     pd.DataFrame([*plain, *reproduced((11,), {("duplicated", 16): 8}, padding="v2")]).to_csv(folder / "replicates.csv", index=False)
     with pytest.raises(InputError, match="There is no training_mitigations.csv"):
         training_effects.compared("entropy-filter")
@@ -120,14 +121,15 @@ def test_effects_of_hand_made_tables(folder):
     assert {n: e.value for n, e in before.items()} == {1: 0, 16: 0.25, 64: 0.5, 128: 1} and after[128].value == 0.5
     with pytest.raises(InputError, match="No training seed has both"):
         training_effects.compared("random-caption")
-    pd.DataFrame(other[:-40] + other[:3]).assign(mitigation="entropy-filter").drop_duplicates().iloc[1:].to_csv(folder / "training_mitigations.csv", index=False)
+    pd.DataFrame(other[1:]).to_csv(folder / "training_mitigations.csv", index=False)  # a prompt is missing
     with pytest.raises(InputError, match="do not list the same prompts"):
         training_effects.compared("entropy-filter")
 
 
 def test_quality_marks_and_costs_of_hand_made_tables(folder):
     rows = [
-        {"mitigation": m, "training_seed": seed, "steps": 1400, "prompt": f"p{i}", "alignment": a, "alignment_of_real": 0.5, "background_right": int(i < right)}
+        {"mitigation": m, "training_seed": seed, "steps": 1400, "prompt": f"p{i}", "alignment": a, "alignment_of_real": 0.5,
+         "background_right": int(i < right)}
         for m, a, right in (("none", 0.4, 8), ("entropy-filter", 0.3, 6)) for seed in (11, 12) for i in range(10)
     ]  # fmt: skip
     with pytest.raises(InputError, match="There is no training_quality.csv"):
@@ -135,14 +137,16 @@ def test_quality_marks_and_costs_of_hand_made_tables(folder):
     pd.DataFrame(rows).to_csv(folder / "training_quality.csv", index=False)
     found = training_effects.quality("entropy-filter")
     values = {name: round(e.value, 6) for name, e in found.items()}
-    assert values == {"plain alignment": 0.8, "alignment": 0.6, "change of alignment": -0.2, "plain background": 0.8, "background": 0.6, "change of background": -0.2}
+    for name in ("alignment", "background"):
+        assert (values[f"plain {name}"], values[name], values[f"change of {name}"]) == (0.8, 0.6, -0.2)
     with pytest.raises(InputError, match="random-caption is not measured yet"):
         training_effects.quality("random-caption")
 
     marks = [
         {"mitigation": "entropy-filter", "training_seed": seed, "steps": 20, "first_step": 2 * stage, "last_step": 2 * stage + 1,
          "group": group, "copies": copies, "seen": 10, "marked": (stage >= 5) * count + (seed == 12)}
-        for seed in (11, 12) for stage in range(10) for group, copies, count in (("fresh", 1, 1), ("duplicated", 1, 2), ("duplicated", 128, 8), ("template", 48, 4))
+        for seed in (11, 12) for stage in range(10)
+        for group, copies, count in (("fresh", 1, 1), ("duplicated", 1, 2), ("duplicated", 128, 8), ("template", 48, 4))
     ]  # fmt: skip
     pd.DataFrame(marks).to_csv(folder / "training_marks.csv", index=False)
     shares = training_effects.marked("entropy-filter")

@@ -55,7 +55,8 @@ def time_steps(repeats: int = 12, device: str = "auto") -> list[dict]:
 
 def print_costs(rows: list[dict]) -> None:
     """Print each mitigation's step as a ratio to the plain step of the same turn: median, and the middle half."""
-    seconds = {name: np.array([row["seconds"] for row in rows if row["mitigation"] == name]) for name in dict.fromkeys(row["mitigation"] for row in rows)}
+    names = dict.fromkeys(row["mitigation"] for row in rows)
+    seconds = {name: np.array([row["seconds"] for row in rows if row["mitigation"] == name]) for name in names}
     print(f"plain: {np.median(seconds[PLAIN]):.2f} s a step")
     for name, values in seconds.items():
         if name != PLAIN:

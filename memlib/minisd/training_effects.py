@@ -80,7 +80,7 @@ def compared(mitigation: str) -> Compared:
     a, b = (t.pivot(index=key, columns=columns, values="memorized") for t in (plain, other))
     both = [run for run in b.columns if run in a.columns]
     if not both:
-        raise InputError(f"No training seed has both a plain training and one with {mitigation}: run python -m memlib.minisd replicates, and {COMMAND}.")
+        raise InputError(f"No training seed has both a plain training and one with {mitigation}: run memlib.minisd replicates, then mitigated.")
     if not a.index.equals(b.index) or a[both].isna().any(axis=None) or b[both].isna().any(axis=None):
         raise InputError(f"replicates.csv and training_mitigations.csv do not list the same prompts: run {COMMAND} again.")
     return Compared(a[both].to_numpy(float), b[both].to_numpy(float), a.index.get_level_values("copies").to_numpy(),
@@ -132,7 +132,8 @@ def marked(mitigation: str, last_half: bool = False) -> dict[str, dict[int, Esti
     found: dict[str, dict[int, Estimate]] = {}
     for (_, _, kind, step), runs in counts.groupby(["group", "copies", "kind", "first_step"]):
         shares = (runs["marked"] / runs["seen"]).to_numpy()
-        found.setdefault(kind, {})[int(step)] = Estimate(float(shares.mean()), float(shares.min()), float(shares.max()), int(runs["seen"].sum()), len(shares), LEVEL)
+        ends = [float(end) for end in (shares.mean(), shares.min(), shares.max())]
+        found.setdefault(kind, {})[int(step)] = Estimate(*ends, int(runs["seen"].sum()), len(shares), LEVEL)
     return found
 
 
@@ -144,7 +145,8 @@ def costs() -> dict[str, Estimate]:
     rows = _read(cost_file(), f"{COMMAND} --cost 12")
     wide = rows.pivot(index="repeat", columns="mitigation", values="seconds")
     ratios = wide.drop(columns=PLAIN).div(wide[PLAIN], axis=0)
-    return {name: Estimate(*ratios[name].quantile([0.5, 0.25, 0.75]).to_list(), len(ratios), 1, 0.5) for name in TRAINING_MITIGATIONS if name in ratios}
+    spread = ratios.quantile([0.5, 0.25, 0.75])
+    return {name: Estimate(*spread[name].to_list(), len(ratios), 1, 0.5) for name in TRAINING_MITIGATIONS if name in ratios}
 
 
 def _read(path, command: str) -> pd.DataFrame:

@@ -54,4 +54,7 @@ def get(name: str, **params: Any) -> TrainingMitigation:
 
 def describe() -> list[dict[str, str]]:
     """Return one row of words per registered mitigation, for tables."""
-    return [{"mitigation": m.name, "what it does": m.summary, "source": m.source, "extra cost of a step": m.cost} for m in TRAINING_MITIGATIONS.values()]
+    return [
+        {"mitigation": m.name, "what it does": m.summary, "source": m.source, "extra cost of a step": m.cost}
+        for m in TRAINING_MITIGATIONS.values()
+    ]

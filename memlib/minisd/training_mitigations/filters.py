@@ -42,7 +42,9 @@ class SampleFilter(TrainingMitigation):
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1 or isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise InputError(f"A filter at quantile {self.quantile} of {self.window} scores is not possible: use 0 < quantile < 1 and a window of 1 or more.")
+            raise InputError(
+                f"A filter at quantile {self.quantile} of {self.window} scores is not possible: use 0 < quantile < 1 and a window of 1 or more."
+            )
 
     def flagged(self, scores: Tensor, reference: Tensor) -> Tensor:
         """Return which of `scores` [B] are beyond the threshold that `reference`, scores of samples seen once, gives: bool [B].
