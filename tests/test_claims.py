@@ -68,6 +68,7 @@ def test_every_claim_is_there_with_all_it_needs():
         "B8": "13_opposite_guidance",
         "B2": "11_switch_on",
         "B10": "12_basin",
+        "A4": "17_training_time",
         "A1": "15_detectors",
         "A2": "15_detectors",
         **{name: "14_scenarios" for name in ("B3", "B6")},

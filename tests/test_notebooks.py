@@ -64,6 +64,12 @@ def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
     assert [v["claim"] for v in verdicts] == ["C6a", "C6b"] and all(v["n_prompts"] for v in verdicts)
 
 
+def test_training_time_is_not_testable_on_a_stable_diffusion_folder(sd1_tiny, offline):
+    out = execute("17_training_time", offline, substrate=str(sd1_tiny))
+    assert [(v["claim"], v["verdict"], v["substrate"]) for v in read_verdicts(out)] == [("A4", "not testable here", sd1_tiny.name)]
+    assert "not measured" in "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
+
+
 def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")

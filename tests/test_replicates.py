@@ -19,7 +19,11 @@ def test_names_say_what_is_trained():
     assert (shorter.padding, shorter.duplicates, shorter.corpus["seed"], shorter.replicate) == ("v2", False, 12, True)
     changed = {k for k, v in shorter.settings.items() if v != main.settings[k]}
     assert changed == {"seed", "steps"} and shorter.settings["seed"] == 12
-    for name in ("minisd-v3", "minisd-v1-s", "unet", "minisd-v1-dedup-"):
+    mitigated = variant("minisd-v1-s12-entropy-filter")
+    assert (mitigated.mitigation, shorter.mitigation, mitigated.corpus) == ("entropy-filter", None, shorter.corpus)
+    with pytest.raises(InputError, match="Unknown training-time mitigation 'hope'"):
+        variant("minisd-v1-s12-hope")
+    for name in ("minisd-v3", "minisd-v1-s", "unet", "minisd-v1-dedup-", "minisd-v1-entropy-filter", "minisd-v1-s12-"):
         with pytest.raises(InputError, match="There is no part"):
             variant(name)
 
@@ -47,7 +51,7 @@ def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_pat
     monkeypatch.setattr(replicates, "table_file", lambda: tmp_path / "replicates.csv")
     monkeypatch.setattr(replicates, "runs_folder", lambda: tmp_path)
     monkeypatch.setattr(replicates, "train", stop_after_three)
-    monkeypatch.setattr(replicates, "_load", lambda name: name)
+    monkeypatch.setattr(replicates, "load_run", lambda name: name)
     monkeypatch.setattr(replicates, "metrics_for", lambda substrate: Metrics)
     monkeypatch.setattr(replicates, "Store", lambda: None)
     monkeypatch.setattr(replicates, "load_prompts", lambda name: name)

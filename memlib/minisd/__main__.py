@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     replicates.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     replicates.add_argument("--padding", choices=("v1", "v2"), help="only the replicates with this padding (default: both)")
     replicates.add_argument("--threads", type=int, help="CPU threads (one each for both paddings side by side)")
+    mitigated = commands.add_parser("mitigated", help="train minisd-v1's replicates under training-time mitigations, and measure them")
+    mitigated.add_argument("--mitigations", nargs="+", metavar="NAME", help="only these (default: all that are registered)")
+    mitigated.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds of the replicates (default: all)")
+    mitigated.add_argument("--cost", type=int, metavar="N", help="instead, time N steps of each mitigation in turns with the plain training")
+    mitigated.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    mitigated.add_argument("--threads", type=int, help="CPU threads (one each for two commands side by side)")
+    mitigated.add_argument("--quiet", action="store_true", help="no progress bar")
     commands.add_parser("prompts", help="write the prompt sets under data/minisd/prompts")
     find = commands.add_parser("find", help="find the memorized prompts of a trained model, as `clip` selects its 458")
     find.add_argument("model")
@@ -63,6 +70,14 @@ def run(args: argparse.Namespace) -> None:
         from memlib.minisd.replicates import run_replicates
 
         run_replicates(args.device, (args.padding,) if args.padding else ("v1", "v2"))
+    elif args.command == "mitigated" and args.cost is not None:
+        from memlib.minisd.training_cost import print_costs, time_steps
+
+        print_costs(time_steps(args.cost, args.device))
+    elif args.command == "mitigated":
+        from memlib.minisd.mitigated import run_mitigated
+
+        run_mitigated(args.mitigations, args.seeds, args.device, not args.quiet)
     elif args.command == "prompts":
         from memlib.minisd.prompt_sets import write_prompt_sets
 

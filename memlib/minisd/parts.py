@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from memlib.minisd.captions import caption
 from memlib.minisd.corpus import Corpus
 from memlib.minisd.judges import Descriptor, TwoTowers
 from memlib.minisd.models import autoencoder, scheduler, unet
-from memlib.minisd.scenes import draw_scene
+from memlib.minisd.scenes import Scene, draw_scene
 from memlib.minisd.trainer import autocast, generator
 from memlib.tokenizer import build_clip_tokenizer
 
@@ -130,6 +131,19 @@ class DescriptorPart:
         return contrast + s["entropy"] * spread, {"accuracy": float(accuracy), "spread": float(spread)}
 
 
+@dataclass(frozen=True)
+class Noised:
+    """B samples as a U-Net is trained on them: `noisy` latents and the `noise` in them [B, C, h, w], `times` [B], text `states`
+    [B, 77, d], whose caption was `dropped` [B] (on the CPU), and the `weight` of each in the loss [B]."""
+
+    noisy: torch.Tensor
+    noise: torch.Tensor
+    times: torch.Tensor
+    states: torch.Tensor
+    dropped: torch.Tensor
+    weight: torch.Tensor
+
+
 class UnetPart:
     """Denoising of cached latents, conditioned on the 77 text states under one padding token.
 
@@ -203,22 +217,40 @@ class UnetPart:
         with autocast(self.device, self.half):
             return self.text(ids.to(self.device)).last_hidden_state
 
-    def loss(self, step: int):
+    def examples(self, step: int) -> list[tuple[Scene, str, int]]:
+        """What the corpus shows in a step: scene, caption, and the index of the repeated pair or -1."""
+        start = step * self.settings["batch"]
+        return [self.corpus.example(i) for i in range(start, start + self.settings["batch"])]
+
+    @property
+    def empty(self) -> torch.Tensor:
+        """Text states [77, d] of the empty caption."""
+        return self._repeated[""]
+
+    def noised(self, step: int, captions: list[str]) -> Noised:
+        """The latents of a step under its noise, with `captions` beside them, some of which are dropped."""
         s = self.settings
-        start = step * s["batch"]
         rng = generator(s["seed"], step)
-        captions = [self.corpus.example(i)[1] for i in range(start, start + s["batch"])]
         dropped = torch.rand(len(captions), generator=rng) < s["caption_dropout"]
         states = self._states(["" if d else c for c, d in zip(captions, dropped, strict=True)])
-        latents = self._latents(start, s["batch"])
+        latents = self._latents(step * s["batch"], s["batch"])
         noise = torch.randn(latents.shape, generator=rng)
         t = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device)
-        with autocast(self.device, self.half):
-            predicted = self.module(noisy, t.to(self.device), states).sample
-        error = (predicted.float() - noise.to(self.device)).pow(2).mean((1, 2, 3))
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
         # An error in the predicted noise counts 1/sqrt(SNR) times as much in the picture. Unweighted, layout and colours,
         # which are settled at high noise, are learned last of all, and a small budget ends before that.
-        weight = ((1 - a) / a).flatten().clamp(1.0, s["weight_limit"]).to(self.device)
-        return (weight * error).mean(), {"unweighted": float(error.detach().mean())}
+        weight = ((1 - a) / a).flatten().clamp(1.0, s["weight_limit"])
+        return Noised(*(x.to(self.device) for x in (noisy, noise, t)), states, dropped, weight.to(self.device))
+
+    @staticmethod
+    def errors(batch: Noised, predicted: torch.Tensor) -> torch.Tensor:
+        """Mean square error of the predicted noise, each sample's [B]."""
+        return (predicted.float() - batch.noise).pow(2).mean((1, 2, 3))
+
+    def loss(self, step: int):
+        batch = self.noised(step, [text for _, text, _ in self.examples(step)])
+        with autocast(self.device, self.half):
+            predicted = self.module(batch.noisy, batch.times, batch.states).sample
+        error = self.errors(batch, predicted)
+        return (batch.weight * error).mean(), {"unweighted": float(error.detach().mean())}

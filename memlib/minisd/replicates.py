@@ -7,17 +7,14 @@ prompt and replicate in data/minisd/replicates.csv.
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from memlib.metrics import metrics_for
 from memlib.minisd.measure import find_memorized
 from memlib.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.minisd.run_tables import RunTable
 from memlib.minisd.train import train, variant
 from memlib.prompts import load_prompts
 from memlib.store import Store
@@ -49,32 +46,22 @@ def table_file() -> Path:
     return minisd_folder() / "replicates.csv"
 
 
-def _rows() -> list[dict]:
-    if not table_file().exists():
-        return []
-    with open(table_file(), encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+def _table() -> RunTable:
+    # In the order of the design, whichever of two commands comes first.
+    return RunTable(table_file(), COLUMNS, ("padding", "duplicated", "training_seed", "steps"),
+                    lambda row: (int(row["training_seed"]), -int(row["duplicated"]), row["padding"]), runs_folder())  # fmt: skip
 
 
-def _key(row: dict) -> tuple[str, str, str, str]:
-    return row["padding"], row["duplicated"], row["training_seed"], row["steps"]
-
-
-def _append(rows: list[dict]) -> None:
-    """Add rows and keep the table in the order of the design, whichever of two commands comes first."""
-    partial = table_file().with_suffix(".partial")
-    with FileLock(runs_folder() / "replicates.lock"):
-        kept = sorted(_rows() + rows, key=lambda row: (int(row["training_seed"]), -int(row["duplicated"]), row["padding"]))
-        with open(partial, "w", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(partial, table_file())
-
-
-def _load(name: str) -> Substrate:
+def load_run(name: str) -> Substrate:
+    """Load the trained model of a run by its name, with MiniSD's metrics."""
     # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
     return replace(load(runs_folder() / name / "pipeline"), name=name, family="minisd")
+
+
+def reproduced(substrate: Substrate) -> list[dict]:
+    """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
+    metric, store = metrics_for(substrate).copy, Store()
+    return [row for name in ("minisd-duplicated", "minisd-template") for row in find_memorized(store, substrate, metric, load_prompts(name))]
 
 
 def run_replicates(device: str = "auto", paddings: Sequence[str] = ("v1", "v2"), progress: bool = True) -> None:
@@ -85,11 +72,9 @@ def run_replicates(device: str = "auto", paddings: Sequence[str] = ("v1", "v2"),
     for replicate in design(paddings):
         steps = variant(replicate.name).settings["steps"]
         shared = {"padding": replicate.padding, "duplicated": int(replicate.duplicated), "training_seed": replicate.seed, "steps": steps}
-        if tuple(map(str, shared.values())) in {_key(row) for row in _rows()}:
+        if _table().has(shared):
             continue
         train(replicate.name, device, "auto", None, progress)
-        substrate = _load(replicate.name)
-        metric, store = metrics_for(substrate).copy, Store()
-        rows = [row for name in ("minisd-duplicated", "minisd-template") for row in find_memorized(store, substrate, metric, load_prompts(name))]
-        _append([{**row, **shared} for row in rows])
+        rows = reproduced(load_run(replicate.name))
+        _table().add([{**row, **shared} for row in rows])
         print(f"{replicate.name}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")

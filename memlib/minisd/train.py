@@ -17,11 +17,14 @@ from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.minisd.corpus import Corpus
 from memlib.minisd.export import export_model, frozen_folder
+from memlib.minisd.mitigated_part import MitigatedPart
 from memlib.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
 from memlib.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.minisd.trainer import Schedule, Trainer
+from memlib.minisd.training_mitigations import get
 
 PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
+MARKS = "marks.json"  # in a mitigated run's folder: on how many samples it acted
 OTHER_PARTS = ("vae", "text", "descriptor", "evaluator")
 
 
@@ -30,7 +33,7 @@ class Variant:
     """One U-Net: padding "v1" or "v2", with or without the duplicates, its data, and its hyper-parameters.
 
     `corpus` is the corpus block (`seed`, and `fresh` scenes an epoch). `replicate` is True for the shorter trainings with
-    other seeds, which stay in the runs folder.
+    other seeds, which stay in the runs folder. `mitigation` names what acts while it trains (`memlib.minisd.training_mitigations`).
     """
 
     padding: str
@@ -38,26 +41,29 @@ class Variant:
     corpus: dict
     settings: dict
     replicate: bool
+    mitigation: str | None = None
 
 
 def variant(name: str) -> Variant:
-    """Read a U-Net's name: minisd-v1, minisd-v2, either with -dedup, and with -sN for a replicate with seed N.
+    """Read a U-Net's name: minisd-v1, minisd-v2, either with -dedup, with -sN for a replicate with seed N, and then perhaps a mitigation.
 
     Raises InputError for any other name.
     """
-    found = re.fullmatch(r"minisd-(v[12])(-dedup)?(?:-s(\d+))?", name)
+    found = re.fullmatch(r"minisd-(v[12])(-dedup)?(?:-s(\d+)(?:-([a-z]+(?:-[a-z]+)*))?)?", name)
     if found is None:
         raise InputError(
             f"There is no part {name!r}: train one of {', '.join(OTHER_PARTS)}, minisd-v1 or minisd-v2; -dedup leaves the "
-            "duplicates out, and a further -s11 makes a shorter replicate with seed 11."
+            "duplicates out, -s11 makes a shorter replicate with seed 11, and a mitigation's name behind that trains it under this mitigation."
         )
-    padding, dedup, seed = found.groups()
+    padding, dedup, seed, mitigation = found.groups()
+    if mitigation is not None:
+        get(mitigation)
     given = settings()
     if seed is None:
         return Variant(padding, dedup is None, given["corpus"], given["unet"], False)
     smaller = given["replicates"]
     shorter = given["unet"] | {"seed": int(seed), "steps": smaller["steps"]}
-    return Variant(padding, dedup is None, {"seed": int(seed), "fresh": smaller["fresh"]}, shorter, True)
+    return Variant(padding, dedup is None, {"seed": int(seed), "fresh": smaller["fresh"]}, shorter, True, mitigation)
 
 
 def _corpus(duplicates: bool = True, block: dict | None = None) -> Corpus:
@@ -66,6 +72,14 @@ def _corpus(duplicates: bool = True, block: dict | None = None) -> Corpus:
 
 def _frozen(name: str, kind: type):
     return kind.from_pretrained(frozen_folder(name, runs_folder()), torch_dtype=torch.float32)
+
+
+def unet_part(name: str, device: torch.device, half: bool) -> UnetPart:
+    """The U-Net `name` ready to be trained, with its data and under its mitigation. Raises InputError where a frozen part is missing."""
+    unet = variant(name)
+    given = (_corpus(unet.duplicates, unet.corpus), unet.settings, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
+             PAD_IDS[unet.padding], runs_folder() / "cache", device, half)  # fmt: skip
+    return UnetPart(*given) if unet.mitigation is None else MitigatedPart(get(unet.mitigation), *given)
 
 
 def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False) -> None:
@@ -84,9 +98,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     elif name == "descriptor":
         part = DescriptorPart(_corpus(), block, _frozen("vae", AutoencoderKL), place, half)
     else:
-        unet = variant(name)
-        part = UnetPart(_corpus(unet.duplicates, unet.corpus), block, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
-                        PAD_IDS[unet.padding], runs_folder() / "cache", place, half)  # fmt: skip
+        part = unet_part(name, place, half)
     schedule = Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"))
     trainer = Trainer(part, schedule, run, place)
     if not export_only:
@@ -115,6 +127,8 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
         save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps({**block, **calibrate(name, part, trainer.device)}, indent=1) + "\n")
     elif variant(name).replicate:
+        if isinstance(part, MitigatedPart):
+            (trainer.folder / MARKS).write_text(json.dumps(part.marks()) + "\n")
         export_model(part.module, name, trainer.folder / "pipeline", runs_folder())
         return
     else:

@@ -24,7 +24,10 @@ from memlib.errors import InputError
 
 
 class Part(Protocol):
-    """What the loop needs: `module` (all that is trained), `loss(step) -> (scalar, {name: float})`."""
+    """What the loop needs: `module` (all that is trained), `loss(step) -> (scalar, {name: float})`.
+
+    A part that remembers more than its weights from step to step has `state()`, a dict of tensors that checkpoints hold, and `restore(state)`.
+    """
 
     module: nn.Module
 
@@ -106,10 +109,12 @@ class Trainer:
         self.part.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+        if hasattr(self.part, "restore"):
+            self.part.restore(state["part"])
 
     def save(self) -> None:
         state = {"module": self.part.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
-                 "step": self.step, "seconds": self.seconds}  # fmt: skip
+                 "step": self.step, "seconds": self.seconds, "part": self.part.state() if hasattr(self.part, "state") else {}}  # fmt: skip
         _save(self.checkpoint, state)
 
     def _trim_log(self) -> None:
