@@ -149,9 +149,8 @@ def _runs(
 def by_turn(runs: Sequence[Run], value: str) -> pd.DataFrame:
     """A quantity of the runs ("seconds", "evaluations", ...), one row a turn, one column a mitigation, no mitigation first."""
     frame = pd.DataFrame([asdict(run) for run in runs])
-    return frame.pivot(index="turn", columns="mitigation", values=value)[list(dict.fromkeys(frame["mitigation"]))].pipe(
-        lambda found: found[["none", *found.columns.drop("none")]]
-    )
+    names = dict.fromkeys(["none", *frame["mitigation"]])
+    return frame.pivot(index="turn", columns="mitigation", values=value)[list(names)]
 
 
 def table(runs: Sequence[Run], left_out: Mapping[str, str]) -> pd.DataFrame:

@@ -361,8 +361,7 @@ quick = [by_name[name] for name, rows in rows_needed.items() if name in ("none",
 known = run.group(memorized, n_timed)
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
 runs, _ = bench.measure(sampler, quick, {"memorized": known.prompts.prompts}, n_timed)
-turns = pd.DataFrame([vars(one) for one in runs])
-seconds, evaluations = (turns.pivot(index="turn", columns="mitigation", values=value) for value in ("seconds", "evaluations"))
+seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
 pd.DataFrame(
     {
         "U-Net evaluations per picture": evaluations.mean().round(1),

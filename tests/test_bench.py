@@ -56,6 +56,12 @@ def test_ratios_are_taken_within_a_turn():
     assert one["ratio"].tolist() == [1, 2] and "[one picture]" in as_text(one)
 
 
+def test_a_quantity_by_turn_has_no_mitigation_first():
+    runs = [Run("memorized", name, turn, 10 * turn + n, 100, 0, 0) for turn in (1, 0) for n, name in enumerate(("dear", "none", "cheap"))]
+    found = bench.by_turn(runs, "seconds")
+    assert list(found) == ["none", "dear", "cheap"] and found.to_numpy().tolist() == [[1, 0, 2], [11, 10, 12]]
+
+
 def test_mitigations_take_turns_and_begin_in_turn(monkeypatch):
     monkeypatch.setattr(bench, "uncond_states", lambda substrate: None)
     seen = []
