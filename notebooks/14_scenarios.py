@@ -36,6 +36,7 @@
 
 # %%
 import gc
+import textwrap
 import time
 
 import matplotlib.pyplot as plt
@@ -288,7 +289,7 @@ if grid.size:
     figure, axis = plt.subplots(figsize=(8.6, 0.36 * len(grid) + 1.6))
     sns.heatmap(grid.astype(float), annot=notes, fmt="", cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": "similarity to training"}, ax=axis)
     axis.set(xlabel="* no picture has a transition, so none is ever guided" if never else "", ylabel="")
-    axis.tick_params(axis="x", rotation=20)
+    axis.set_xticklabels([textwrap.fill(name, 16) for name in grid.columns], rotation=0)
     figure.tight_layout()
 
 # %% [markdown]
