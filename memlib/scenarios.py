@@ -95,15 +95,6 @@ def transition_under(method: Mitigation, group: Any) -> np.ndarray:
     return trace(group, before).transition()
 
 
-def transition_under(method: Mitigation, group: Any) -> np.ndarray:
-    """Return a group's transition steps [P, S] (-1 for none) under the guidance that a method has before the transition.
-
-    For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
-    """
-    before = method.guidance(group.experiment.guidance).params["before"]
-    return trace(group, before).transition()
-
-
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:
     """Return a static transition whose point is the median of the dynamic ones, `steps` [P, S] (-1 for none); others unchanged.
 
