@@ -19,8 +19,8 @@ from memlib.substrates import load
 
 SWEPT = [name for name, mitigation in REGISTRY.items() if mitigation.strengths is not None]
 THRESHOLDS = {"wen-3": "threshold", "bright-ending": "threshold", "sail": "threshold_on", "han-sample": "target_on"}
-# The strength of amg multiplies its push (tests/test_mitigations_noise.py has the closed form), and prss needs a real U-Net.
-ELSEWHERE = {"amg", "prss"}
+# The strength of amg multiplies its push (tests/test_mitigations_noise.py has the closed form), and prss and wanda need a real U-Net.
+ELSEWHERE = {"amg", "prss", "wanda"}
 
 
 @pytest.fixture(scope="module")
