@@ -1,15 +1,21 @@
 """Pruning as a mitigation: the weights found for a prompt are zero while its pictures are made, or those found for all memorized prompts at once.
 
 The weights are found from the prompt's text, whatever was done to its embedding, and kept in the store by model and prompt. A pruned model
-acts on both halves of the batch. With `scope` "all" one model, pruned for all the prompts that the substrate has memorized, makes every picture.
+acts on both halves of the batch.
+
+Both have the parameters `scope`: "all" prunes one model for all the prompts that the substrate has memorized, or for `count` of them, and makes every
+picture with it; `random`: the seed of as many weights drawn from the same layers in place of those found, a control; `first_seed`: the seed
+that the search's own noise begins with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+import numpy as np
 
 from memlib.calibration import checked_quantile
 from memlib.denoising import Cost
@@ -18,7 +24,7 @@ from memlib.errors import InputError
 from memlib.keys import digest
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
-from memlib.pruning.weight_sets import union
+from memlib.pruning.weight_sets import shuffled, union
 from memlib.sampling import Batch
 from memlib.store import Store
 
@@ -27,16 +33,24 @@ _found: dict[str, WeightSet] = {}  # Attacks ask for the same sets hundreds of t
 
 
 class _Pruning(Mitigation):
-    """A mitigation by sets of weights: `find` gives them, one for each prompt, and `what_found` names what they depend on."""
+    """A mitigation by sets of weights: `find` gives them, one for each row of an embedding."""
 
     family: ClassVar[str] = "weights"
     sampled: ClassVar[bool] = True
     through: ClassVar[str] = "conditional"
+    neurons: ClassVar[bool] = False  # whether whole rows of weights are found
     scope: str
+    count: int | None
+    random: int | None
+    first_seed: int
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise InputError(f"Unknown scope {self.scope!r} of {self.name}: use prompt (each prompt its own weights) or all (one model for all).")
+        for name, low, unset in (("count", 1, True), ("random", 0, True), ("first_seed", 0, False)):
+            value = getattr(self, name)
+            if not (value is None and unset) and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise InputError(f"The {name} of {self.name} is {value!r}: use a whole number from {low} on{' or None' if unset else ''}.")
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         raise NotImplementedError
@@ -53,29 +67,38 @@ class _Pruning(Mitigation):
     def _memorized(self, substrate: Any) -> tuple[str, ...]:
         from memlib.experiment import choose_prompts  # which imports the mitigations
 
-        return choose_prompts("memorized", substrate.family).prompts
+        return choose_prompts("memorized", substrate.family, self.count).prompts
 
     def weights(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:
         """Return the set of weights for each row of `embedding`, from its states, whatever the scope."""
         return self._kept(substrate, [{"cond": digest(states.float())} for states in embedding.states], lambda row: embedding.select([row]), cost)
 
     def for_prompts(self, substrate: Any, tokens: Tokens, cost: Cost | None = None) -> list[WeightSet]:
-        """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts."""
+        """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts; as many at
+        random in its place where that is asked for."""
+        if self.random is not None:
+            return [self._random(substrate, found) for found in replace(self, random=None).for_prompts(substrate, tokens, cost)]
         if self.scope == "prompt":
             # One at a time, so that the last digits of its states, and what follows, do not depend on the other prompts.
             return self._kept(substrate, [{"ids": row.tolist()} for row in tokens.ids], lambda row: encode(substrate, tokens.select([row])), cost)
         name = digest({"pruning": self.key, "weights": substrate.weights_hash, "dtype": str(substrate.dtype)})
         if name not in _found:
-            own = self.with_params(scope="prompt")
+            own = replace(self, scope="prompt", count=None)
             _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate)), cost))
         return [_found[name]] * len(tokens)
 
+    def _random(self, substrate: Any, found: WeightSet) -> WeightSet:
+        name = digest(["random", self.random, found.fingerprint])
+        if name not in _found:
+            _found[name] = shuffled(substrate, found, np.random.default_rng([self.random, int(found.fingerprint[:12], 16)]), self.neurons)
+        return _found[name]
+
     def _kept(self, substrate: Any, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
         """Sets from memory, from the store, or found now; `cost` is added to for each that was not in memory, found now or earlier."""
-        settings = {name: value for name, value in self.key.items() if name != "scope"}
+        settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random")}
         keys = [{"pruning": settings, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), **one} for one in of]
         names = [digest(key) for key in keys]
-        absent = [row for row, name in enumerate(names) if name not in _found]
+        absent = [names.index(name) for name in dict.fromkeys(names) if name not in _found]
 
         def compute(places: list[int]) -> Iterator[tuple[int, dict]]:
             for place in places:
@@ -110,7 +133,11 @@ class Nemo(_Pruning):
     quantile: float = 0.84
     seeds: int = 10
     step: int = 0
+    count: int | None = None
+    random: int | None = None
+    first_seed: int = 0
 
+    neurons: ClassVar[bool] = True
     name: ClassVar[str] = "nemo"
     label: ClassVar[str] = "neurons blocked"
     summary: ClassVar[str] = "Neurons of the cross-attention value projections that make a prompt's noise alike across seeds are blocked."
@@ -128,7 +155,8 @@ class Nemo(_Pruning):
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         bound = nemo.limit_of(substrate, self)
-        return [found.weights for found in nemo.neurons(substrate, embedding, bound, range(self.seeds), self.step, cost)]
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost)]
 
 
 @register
@@ -148,6 +176,9 @@ class Wanda(_Pruning):
     seeds: int = 1
     steps: int = 50
     scale: float = 7.5
+    count: int | None = None
+    random: int | None = None
+    first_seed: int = 0
 
     name: ClassVar[str] = "wanda"
     label: ClassVar[str] = "weights pruned"
@@ -168,12 +199,11 @@ class Wanda(_Pruning):
 
     def norms(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
         """The norms of the feed-forward layers' inputs for each row of `embedding`."""
-        return wanda.input_norms(substrate, embedding, cost=cost, **self._sampling)
+        return wanda.input_norms(substrate, embedding, cost=cost, **self._sampling(self.first_seed))
 
-    @property
-    def _sampling(self) -> dict[str, Any]:
-        return {"seeds": tuple(range(self.seeds)), "steps": self.steps, "share": self.share, "guidance": self.scale}
+    def _sampling(self, first: int) -> dict[str, Any]:
+        return {"seeds": tuple(range(first, first + self.seeds)), "steps": self.steps, "share": self.share, "guidance": self.scale}
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
-        base = wanda.base_norms(substrate, self.base, **self._sampling)
+        base = wanda.base_norms(substrate, self.base, **self._sampling(self.first_seed))
         return [wanda.weights(substrate, own, base, self.ratio) for own in self.norms(substrate, embedding, cost)]
