@@ -62,7 +62,8 @@ substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a 
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 n_prompts = 8  # at most so many memorized pictures, and of each control
 n_table = 4  # of them, attacked under every mitigation
-methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]  # mitigations attacked beside none and pruning, by name; None: all that are registered
+# Mitigations attacked beside none and pruning, by name; None: all that are registered.
+methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]
 restarts = 2  # runs begun at other prompts for each picture
 attack_steps = 40  # steps of Adam
 attack_samples = 4  # noised copies of the picture in each
@@ -89,7 +90,10 @@ if (own := targets(known)) is not None and run.metrics.copy.available:
     aims = {"memorized": own, **controls(run, n_prompts)}
 names_of_others = [name for name in REGISTRY if name not in ("none", "nemo", "wanda")] if methods is None else methods
 print({label: len(found) for label, found in aims.items()} or "No training pictures, or no copy descriptor: nothing can be attacked here.")
-print(f"A run that never succeeds: {budget.steps} steps of {budget.samples} rows, forward and backward, {len(budget.tests)} tests, {budget.rows} U-Net rows")
+print(
+    f"A run that never succeeds: {budget.steps} steps of {budget.samples} rows, forward and backward, and {len(budget.tests)} tests of "
+    f"{check_seeds} picture(s) in {check_steps} steps; {budget.rows} U-Net rows"
+)
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
@@ -145,7 +149,7 @@ for name in attacks:
     for label in [label for label in aims if label != "memorized"]:
         value = apart(found[name, "memorized"].steps[:, 0], found[name, label].steps[:, 0], budget.steps)
         tests[name, f"memorized against {label}"] = "not to be told" if value != value else f"{value:.3f}"
-pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"])
+pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"]) if tests else "not measured"
 
 # %% mystnb={"image": {"alt": "Memorized pictures: the training picture, what the prompt gives after pruning, and what the embedding found by attack gives", "width": "100%"}}
 strips = {}
@@ -185,9 +189,7 @@ for name in ["none", "nemo", "wanda", *names_of_others] if aims else ():
         left_out[name] = str(error)
 for name, why in left_out.items():
     print(f"{name}: {why}")
-lines = {
-    name: [share(one.at_once[:, 0]), share(one.brought_back)] for name, one in under.items()
-}
+lines = {name: [share(one.at_once[:, 0]), share(one.brought_back)] for name, one in under.items()}
 pd.DataFrame(
     {
         name: {
@@ -201,7 +203,8 @@ pd.DataFrame(
 
 # %% mystnb={"image": {"alt": "Share of memorized pictures brought up by their prompt and after an attack, one line per mitigation, with intervals", "width": "90%"}}
 if under:
-    plots.hidden_or_removed({REGISTRY[name].label: pair for name, pair in lines.items()}, ["by the prompt", "after attack"], "share of memorized pictures")
+    labelled = {REGISTRY[name].label: pair for name, pair in lines.items()}
+    plots.hidden_or_removed(labelled, ["by the prompt", "after attack"], "share of memorized pictures")
 
 # %% [markdown]
 # Towards the left end both marks together: the picture could not be reached within this budget. A mark at the left with the other far to the
@@ -264,7 +267,8 @@ if line is not None:
         pd.DataFrame(
             {
                 f"{part:.0%} of the second": {
-                    "similarity": mean_interval(line[:, i]).text(2), "share that trigger": share((line[:, i] >= attacks["none"].threshold).all(1)).text(2)
+                    "similarity": mean_interval(line[:, i]).text(2),
+                    "share that trigger": share((line[:, i] >= attacks["none"].threshold).all(1)).text(2),
                 }
                 for i, part in enumerate((0.0, 0.25, 0.5, 0.75, 1.0))
             }

@@ -135,7 +135,8 @@ back = {name: np.hstack([found[name, start].succeeded for start in ("prompt", "o
 pd.DataFrame(
     {
         name: {
-            "by the prompt alone": share(found[name, "prompt"].at_once[:, 0]).text(2), "from the prompt": share(found[name, "prompt"].brought_back).text(2),
+            "by the prompt alone": share(found[name, "prompt"].at_once[:, 0]).text(2),
+            "from the prompt": share(found[name, "prompt"].brought_back).text(2),
             "from another prompt": share(found[name, "other"].brought_back).text(2), "from either": share(back[name]).text(2),
             "highest similarity": f"{found[name, 'prompt'].best.mean():.2f}",
         }

@@ -117,7 +117,13 @@ def test_the_attack_finds_the_known_optimum_also_through_an_edit(mitigation, fac
 
 def quadratic(goal):
     """Losses with their optimum at `goal`, and a check by distance."""
-    return lambda states, runs, draws: (states - goal).square().sum((1, 2)), lambda states, runs: (1 - (states - goal).abs().amax((1, 2))).numpy()[:, None]
+    def losses(states, runs, draws):
+        return (states - goal).square().sum((1, 2))
+
+    def check(states, runs):
+        return (1 - (states - goal).abs().amax((1, 2))).numpy()[:, None]
+
+    return losses, check
 
 
 def test_runs_end_when_they_succeed_and_do_not_touch_each_other():
@@ -143,8 +149,11 @@ def test_all_pictures_of_a_test_must_be_copies():
 
 
 def test_a_gradient_that_is_no_number_ends_in_one_sentence():
+    def broken(states, runs, draws):
+        return states.sum((1, 2)) * float("nan")
+
     with pytest.raises(InputError, match="not finite in this precision"):
-        dict(search(lambda s, r, d: s.sum((1, 2)) * float("nan"), torch.zeros(1, 1, 1), lambda s, r: np.zeros((1, 1)), 1, Budget(1), lambda run: None))
+        dict(search(broken, torch.zeros(1, 1, 1), lambda states, runs: np.zeros((1, 1)), 1, Budget(1), lambda run: None))
 
 
 def test_budgets():

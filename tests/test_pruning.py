@@ -76,6 +76,18 @@ def test_taken_out_inside_and_given_back_to_the_last_bit():
     assert same(net, before)
 
 
+def test_a_gradient_can_be_followed_back_after_the_weights_were_given_back():
+    net, x = Two(), torch.randn(4, 3, requires_grad=True)
+    for context in (pruned(net, WeightSet({"a": [0, 4], "b": [1]})), pruned_rows(net, [WeightSet({"a": [0, 4], "b": [1]}), WeightSet({"a": [2]})])):
+        with context:
+            output = net(x)
+        (back,) = torch.autograd.grad(output[:1].sum(), x)
+        a, b = net.a.weight.detach().clone(), net.b.weight.detach().clone()
+        a.view(-1)[[0, 4]] = 0
+        b.view(-1)[1] = 0
+        torch.testing.assert_close(back[0], (b @ a).sum(0))
+
+
 def test_each_row_has_its_own_set():
     net, x = Two(), torch.randn(6, 5, 3)
     sets = [WeightSet({"a": [0]}), WeightSet({}), WeightSet({"a": [1], "b": [2, 3]})]
@@ -275,7 +287,8 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
     embedding, before = encode_prompts(sd1, PROMPTS), bits(sd1.unet)
     cost = Cost()
     pictures = sample(sd1, embedding, [7], steps=2, around=method.around, cost=cost)
-    assert same(sd1.unet, before) and cost.evaluations > 2 * 2 * 2
+    # Two pictures of two steps, and the search for each prompt where it is the prompt's own.
+    assert same(sd1.unet, before) and (cost.evaluations > 2 * 2 * 2) == (scope == "prompt")
     sets = [method.with_params(scope="prompt").weights(sd1, encode_prompts(sd1, prompt))[0] for prompt in PROMPTS]
     sets = [union(sets)] * 2 if scope == "all" else sets
     for row in range(2):
@@ -288,7 +301,11 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
     spent = Cost()
     registered._found.clear()
     method.for_prompts(sd1, embedding.tokens, spent)  # from the store, at the same price
-    assert spent.evaluations > 0 and store.root.is_dir()
+    assert spent.evaluations == cost.evaluations - 2 * 2 * 2 and store.root.is_dir()
+    # As many at random, of the same layers.
+    drawn = method.with_params(random=3).for_prompts(sd1, embedding.tokens)
+    for one, own in zip(drawn, sets, strict=True):
+        assert {name: len(places) for name, places in one.chosen.items()} == {name: len(places) for name, places in own.chosen.items()}
 
 
 def test_bad_parameters_end_in_one_sentence():

@@ -43,8 +43,10 @@ def reach(mitigation: Mitigation, guidance: float = 7.5) -> Reach:
         unseen.append("its choice of guidance")
     elif not isinstance(rule, Constant):
         seen.append("its times of guidance")
-    if mitigation.sampled:
-        (seen if mitigation.through else unseen).append("what it does to the model" if mitigation.through else "what it does before or while sampling")
+    if mitigation.sampled and mitigation.through:
+        seen.append("what it does to the model")
+    elif mitigation.sampled:
+        unseen.append("what it does before or while sampling")
     words = "; ".join([*(f"gradient sees {what}" for what in seen), *(f"gradient does not see {what}" for what in unseen)])
     return Reach(False, mitigation.through, words or "nothing in the way")
 

@@ -51,5 +51,6 @@ def start_states(substrate: Any, embedding: Embedding, start: str, restarts: int
         if len(others) < restarts:
             raise InputError(f"There are {len(others)} other prompts to start from, and {restarts} were asked for: ask for fewer restarts.")
         order = torch.randperm(len(others), generator=seeded("other start", prompt)).tolist()
-        found.append(encode_prompts(substrate, [others[place] for place in order[:restarts]]).states.float())
+        # One at a time: a state's last digits depend on what is encoded with it.
+        found.append(torch.cat([encode_prompts(substrate, others[place]).states.float() for place in order[:restarts]]))
     return torch.stack(found)

@@ -29,7 +29,9 @@ from memlib.sampling import Batch
 from memlib.store import Store
 
 SCOPES = ("prompt", "all")
-_found: dict[str, WeightSet] = {}  # Attacks ask for the same sets hundreds of times.
+# Attacks ask for the same sets hundreds of times.
+_found: dict[str, WeightSet] = {}
+_spent: dict[str, int] = {}  # U-Net rows
 
 
 class _Pruning(Mitigation):
@@ -74,8 +76,8 @@ class _Pruning(Mitigation):
         return self._kept(substrate, [{"cond": digest(states.float())} for states in embedding.states], lambda row: embedding.select([row]), cost)
 
     def for_prompts(self, substrate: Any, tokens: Tokens, cost: Cost | None = None) -> list[WeightSet]:
-        """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts; as many at
-        random in its place where that is asked for."""
+        """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts, whose
+        search belongs to the model and is not counted; as many at random in its place where that is asked for."""
         if self.random is not None:
             return [self._random(substrate, found) for found in replace(self, random=None).for_prompts(substrate, tokens, cost)]
         if self.scope == "prompt":
@@ -84,7 +86,7 @@ class _Pruning(Mitigation):
         name = digest({"pruning": self.key, "weights": substrate.weights_hash, "dtype": str(substrate.dtype)})
         if name not in _found:
             own = replace(self, scope="prompt", count=None)
-            _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate)), cost))
+            _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate))))
         return [_found[name]] * len(tokens)
 
     def _random(self, substrate: Any, found: WeightSet) -> WeightSet:
@@ -94,7 +96,7 @@ class _Pruning(Mitigation):
         return _found[name]
 
     def _kept(self, substrate: Any, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
-        """Sets from memory, from the store, or found now; `cost` is added to for each that was not in memory, found now or earlier."""
+        """Sets from memory, from the store, or found now; `cost` is what finding them costs, now or earlier."""
         settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random")}
         keys = [{"pruning": settings, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), **one} for one in of]
         names = [digest(key) for key in keys]
@@ -107,9 +109,9 @@ class _Pruning(Mitigation):
                 yield place, {"chosen": dict(found.chosen), "rows": spent.evaluations}
 
         for row, value in zip(absent, Store().scores([keys[row] for row in absent], compute) if absent else (), strict=True):
-            _found[names[row]] = WeightSet(value["chosen"])
-            if cost is not None:
-                cost.evaluations += value["rows"]
+            _found[names[row]], _spent[names[row]] = WeightSet(value["chosen"]), value["rows"]
+        if cost is not None:
+            cost.evaluations += sum(_spent[name] for name in dict.fromkeys(names))
         return [_found[name] for name in names]
 
     @contextmanager

@@ -89,8 +89,9 @@ def base_norms(substrate: Any, base: str = "captions", store: Store | None = Non
     if base not in BASES:
         raise InputError(f"Unknown base {base!r} to compare with: use one of {', '.join(BASES)}.")
     prompts = list(reference_prompts(substrate)[:BASE_PROMPTS]) if base == "captions" else [""]
+    settings = {name: list(value) if isinstance(value, (tuple, range)) else value for name, value in sampling.items()}
     key = {"wanda": VERSION, "what": "base", "weights": substrate.weights_hash, "dtype": str(substrate.dtype), "prompts": digest(prompts),
-           "sampler": SAMPLER_VERSION, **{name: list(value) if isinstance(value, (tuple, range)) else value for name, value in sampling.items()}}  # fmt: skip
+           "sampler": SAMPLER_VERSION, **settings}  # fmt: skip
     return (store or Store()).score(key, lambda: together(input_norms(substrate, encode_prompts(substrate, prompts), **sampling)))
 
 

@@ -68,7 +68,8 @@ class WeightSet:
         try:
             return cls(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} holds no set of weights ({' '.join(str(error).split())[:100]}): find the weights again and save them.") from error
+            why = " ".join(str(error).split())[:100]
+            raise InputError(f"{path} holds no set of weights ({why}): find the weights again and save them.") from error
 
 
 def overlap(first: WeightSet, second: WeightSet) -> float:
@@ -120,24 +121,20 @@ def _checked(model: Any, weights: WeightSet) -> dict[str, nn.Linear]:
 
 @contextmanager
 def pruned(model: Any, weights: WeightSet) -> Iterator[None]:
-    """Set these weights of a substrate, pipeline or U-Net to zero inside; afterwards they are as before, also after an exception.
+    """Make these weights of a substrate, pipeline or U-Net zero inside; afterwards they are as before, also after an exception.
 
-    Gradients by anything but the weights themselves can be taken inside. Raises InputError for a set of another model.
+    The layers have other weights meanwhile and get their own back, which are never written to: gradients by anything but the weights can be
+    taken inside, and followed back outside. Raises InputError for a set of another model.
     """
-    layers = _checked(model, weights)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    kept: list[tuple[nn.Linear, nn.Parameter]] = []
     try:
-        with torch.no_grad():
-            for name, layer in layers.items():
-                flat = layer.weight.detach().view(-1)
-                places = torch.from_numpy(weights.chosen[name]).to(flat.device)
-                kept.append((flat, places, flat[places].clone()))
-                flat[places] = 0
+        for name, layer in _checked(model, weights).items():
+            kept.append((layer, layer.weight))
+            layer.weight = nn.Parameter(_without(layer.weight, weights.chosen[name]), requires_grad=False)
         yield
     finally:
-        with torch.no_grad():
-            for flat, places, values in kept:
-                flat[places] = values
+        for layer, own in reversed(kept):
+            layer.weight = own
 
 
 @contextmanager
@@ -159,16 +156,16 @@ def pruned_rows(model: Any, sets: Sequence[WeightSet]) -> Iterator[None]:
     layers = {name: layer for one, _ in groups.values() for name, layer in _checked(model, one).items()}
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            own = [(one, torch.tensor(rows)) for one, rows in groups.values() if name in one.chosen]
-            masked = [(layer.weight.detach().clone().view(-1), one.chosen[name], rows) for one, rows in own]
-            parts = [(_zeroed(flat, places).view_as(layer.weight), rows) for flat, places, rows in masked]
+            own = [(one.chosen[name], torch.tensor(rows)) for one, rows in groups.values() if name in one.chosen]
+            parts = [(_without(layer.weight, places), rows) for places, rows in own]
             hooks.callback(layer.register_forward_hook(_by_row(parts, len(sets))).remove)
         yield
 
 
-def _zeroed(flat: Tensor, places: np.ndarray) -> Tensor:
-    flat[torch.from_numpy(places).to(flat.device)] = 0
-    return flat
+def _without(weight: Tensor, places: np.ndarray) -> Tensor:
+    left = weight.detach().clone(memory_format=torch.contiguous_format)
+    left.view(-1)[torch.from_numpy(places).to(left.device)] = 0
+    return left
 
 
 def _by_row(parts: list[tuple[Tensor, Tensor]], count: int) -> Any:
