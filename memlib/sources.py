@@ -39,6 +39,8 @@ SUBSTRATES: dict[str, Source] = {
         Source("minisd-v1-large", "minisd", "minisd-v1 fine-tuned on a set ten times larger", base="minisd-v1"),
         Source("minisd-v1-class", "minisd", "minisd-v1 fine-tuned on class captions (scenario 2)", base="minisd-v1"),
         Source("minisd-v1-duplicated", "minisd", "minisd-v1 fine-tuned on duplicates among single ones (scenario 3)", base="minisd-v1"),
+        Source("minisd-v1-adversarial", "minisd", "minisd-v1 fine-tuned against adversarial embeddings", base="minisd-v1"),
+        Source("minisd-v1-surrogates", "minisd", "minisd-v1 fine-tuned on surrogates of its memorized pictures", base="minisd-v1"),
         Source(
             "sd14", "sd", "Stable Diffusion 1.4, 512 px",
             hub=(("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"),),

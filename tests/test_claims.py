@@ -73,6 +73,9 @@ def test_every_claim_is_there_with_all_it_needs():
         "A2": "15_detectors",
         **{name: "14_scenarios" for name in ("B3", "B6")},
         **{name: "16_all_mitigations" for name in ("B7", "C5d", "A3")},
+        **{name: "18_pruning" for name in ("D1", "D4")},
+        **{name: "19_attack" for name in ("D2", "D3")},
+        "D5": "20_adversarial_finetuning",
     }
 
 

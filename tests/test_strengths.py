@@ -19,7 +19,7 @@ from memlib.substrates import load
 
 SWEPT = [name for name, mitigation in REGISTRY.items() if mitigation.strengths is not None]
 THRESHOLDS = {"wen-3": "threshold", "sail": "threshold_on", "han-sample": "target_on"}
-ELSEWHERE = {"prss"}  # It needs a real U-Net.
+ELSEWHERE = {"prss", "wanda"}  # They need a real U-Net.
 
 
 @pytest.fixture(scope="module")

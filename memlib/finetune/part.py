@@ -153,11 +153,15 @@ class FinetunePart:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a step and, where it is weighted, the mean square beside it."""
         draw = self.draw(step)
-        clean, a = self.latents(step, draw), self.alphas[draw.times].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * draw.noise
-        target = draw.noise if self.kind == "epsilon" else a.sqrt() * draw.noise - (1 - a).sqrt() * clean
+        return self.denoising(self.latents(step, draw), self.states(draw), draw.noise, draw.times)
+
+    def denoising(self, clean: Tensor, states: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the same for clean latents [B, C, h, w] under states [B, 77, d], noise and times [B], all on the CPU."""
+        a = self.alphas[times].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        target = noise if self.kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
         with autocast(self.device, self.half):
-            predicted = self.module(noisy.to(self.device), draw.times.to(self.device), self.states(draw).to(self.device)).sample
+            predicted = self.module(noisy.to(self.device), times.to(self.device), states.to(self.device)).sample
         error = (predicted.float() - target.to(self.device)).pow(2).mean((1, 2, 3))
         if self.recipe.weight_limit is None:
             return error.mean(), {}

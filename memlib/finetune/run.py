@@ -42,7 +42,7 @@ def finetune(
     place = device_of(device)
     half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
     substrate = load(base or recipe.base, place, "float32")
-    _same_run(folder, digest([substrate.weights_hash, examples.fingerprint, recipe.settings]))
+    same_run(folder, digest([substrate.weights_hash, examples.fingerprint, recipe.settings]))
     part = FinetunePart(substrate, examples, recipe, half, recompute)
     schedule = Schedule(recipe.steps, recipe.lr, recipe.warmup, recipe.ema, recipe.weight_decay, decay=False, betas=recipe.betas)
     trainer = Trainer(part, schedule, folder, place, checkpoint_every)
@@ -51,7 +51,8 @@ def finetune(
     return trainer
 
 
-def _same_run(folder: Path, made_from: str) -> None:
+def same_run(folder: Path, made_from: str) -> None:
+    """Mark `folder` with what its run is made from; raises InputError if it holds one made from something else."""
     mark = folder / "run.json"
     if mark.exists():
         if json.loads(mark.read_text())["made_from"] != made_from:

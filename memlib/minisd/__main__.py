@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("part", help="vae, text, descriptor, evaluator, minisd-v1, minisd-v2, minisd-v1-dedup, minisd-v2-dedup")
     train.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     tune = commands.add_parser("finetune", help="fine-tune minisd-v1 for one of the scenarios and export the difference; resumes after a kill")
-    tune.add_argument("scenario", help="small, large, class, duplicated")
+    tune.add_argument("scenario", help="small, large, class, duplicated; against memorization: adversarial, surrogates (its baseline)")
     tune.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     for trained in (train, tune):
         trained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -64,8 +64,10 @@ def run(args: argparse.Namespace) -> None:
         train(args.part, args.device, args.precision, args.until, not args.quiet, args.export_only)
     elif args.command == "finetune":
         from memlib.minisd.finetune import finetune_scenario
+        from memlib.minisd.remedies import REMEDIES, finetune_remedy
 
-        finetune_scenario(args.scenario, args.device, args.precision, args.until, not args.quiet, args.export_only)
+        tune = finetune_remedy if args.scenario in REMEDIES else finetune_scenario
+        tune(args.scenario, args.device, args.precision, args.until, not args.quiet, args.export_only)
     elif args.command == "replicates":
         from memlib.minisd.replicates import run_replicates
 

@@ -43,11 +43,12 @@ def finetune_scenario(
     run = runs_folder() / recipe.name
     trainer = finetune(training_set(scenario), recipe, run, device=device, precision=precision, until=0 if export_only else until, progress=progress)
     if trainer.step:
-        print(f"{recipe.name}: {_keep(trainer, recipe)}")
+        print(f"{recipe.name}: {keep(trainer, recipe)}")
     return trainer
 
 
-def _keep(trainer: Trainer, recipe: Recipe) -> str:
+def keep(trainer: Trainer, recipe: Recipe) -> str:
+    """Write the fine-tuned pipeline, its difference to the base, and the training record; return a line that says what was written."""
     base: Any = load(recipe.base, "cpu", "float32")
     export(trainer, recipe.base, trainer.folder / "pipeline")
     path = minisd_folder() / "models" / recipe.name / DELTA_FILE

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, Mitigation] = {}
 # What a mitigation acts on, for grouping them in figures.
-FAMILIES = ("text", "attention", "guidance", "noise")
+FAMILIES = ("text", "attention", "guidance", "noise", "weights")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Mitigation(Registered):
     # Whether the edit depends on the padding, which a prompt of 75 tokens lacks.
     needs_padding: ClassVar[bool] = False
     sampled: ClassVar[bool] = False
+    # For attacks: whether `around` does nothing but patch the model, so that a gradient may be taken inside it: "" no, "conditional" of
+    # B conditional rows, "guided" of the 2B rows of a guided batch.
+    through: ClassVar[str] = ""
     version: ClassVar[int] = 1
 
     @property

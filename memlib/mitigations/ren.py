@@ -85,6 +85,7 @@ class MaskedAttention(Mitigation):
         Difference("every second row of the batch is rescaled, ten pictures at once", {"as_published": True}, "10"),
     )
     sampled: ClassVar[bool] = True
+    through: ClassVar[str] = "guided"
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):

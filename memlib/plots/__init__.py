@@ -1,5 +1,6 @@
 """Every figure's look: pictures in rows, curves, distributions, effects, the basin, detection, and trade-offs."""
 
+from memlib.plots.attack import hidden_or_removed, survival_curves, trigger_map
 from memlib.plots.basin import funnels
 from memlib.plots.curves import bands, by_position, dose_response, ecdf, marked_traces
 from memlib.plots.detection import accuracy_by_cost, roc_curves, score_groups
@@ -11,6 +12,6 @@ from memlib.plots.trade_off import dominance, trade_off
 
 __all__ = [
     "COLOURS", "DPI", "accuracy_by_cost", "attention_maps", "bands", "by_position", "contact_sheet", "distributions", "dominance",
-    "dose_response", "ecdf", "forest", "funnels", "grouped_bars", "heat_maps", "marked_traces", "montage", "planes", "roc_curves",
-    "score_groups", "separation", "style", "trade_off",
+    "dose_response", "ecdf", "forest", "funnels", "grouped_bars", "heat_maps", "hidden_or_removed", "marked_traces", "montage", "planes",
+    "roc_curves", "score_groups", "separation", "style", "survival_curves", "trade_off", "trigger_map",
 ]  # fmt: skip

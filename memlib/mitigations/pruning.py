@@ -1,0 +1,211 @@
+"""Pruning as a mitigation: the weights found for a prompt are zero while its pictures are made, or those found for all memorized prompts at once.
+
+The weights are found from the prompt's text, whatever was done to its embedding, and kept in the store by model and prompt. A pruned model
+acts on both halves of the batch.
+
+Both have the parameters `scope`: "all" prunes one model for all the prompts that the substrate has memorized, or for `count` of them, and makes every
+picture with it; `random`: the seed of as many weights drawn from the same layers in place of those found, a control; `first_seed`: the seed
+that the search's own noise begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from memlib.calibration import checked_quantile
+from memlib.denoising import Cost
+from memlib.embeddings import Embedding, Tokens, encode, tokenize
+from memlib.errors import InputError
+from memlib.keys import digest
+from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
+from memlib.pruning.weight_sets import shuffled, union
+from memlib.sampling import Batch
+from memlib.store import Store
+
+SCOPES = ("prompt", "all")
+# Attacks ask for the same sets hundreds of times.
+_found: dict[str, WeightSet] = {}
+_spent: dict[str, int] = {}  # U-Net rows
+
+
+class _Pruning(Mitigation):
+    """A mitigation by sets of weights: `find` gives them, one for each row of an embedding."""
+
+    family: ClassVar[str] = "weights"
+    sampled: ClassVar[bool] = True
+    through: ClassVar[str] = "conditional"
+    neurons: ClassVar[bool] = False  # whether whole rows of weights are found
+    scope: str
+    count: int | None
+    random: int | None
+    first_seed: int
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise InputError(f"Unknown scope {self.scope!r} of {self.name}: use prompt (each prompt its own weights) or all (one model for all).")
+        for name, low, unset in (("count", 1, True), ("random", 0, True), ("first_seed", 0, False)):
+            value = getattr(self, name)
+            if not (value is None and unset) and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise InputError(f"The {name} of {self.name} is {value!r}: use a whole number from {low} on{' or None' if unset else ''}.")
+
+    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+        raise NotImplementedError
+
+    def missing(self, substrate: Any) -> str:
+        if self.scope == "prompt":
+            return ""
+        try:
+            self._memorized(substrate)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _memorized(self, substrate: Any) -> tuple[str, ...]:
+        from memlib.experiment import choose_prompts  # which imports the mitigations
+
+        return choose_prompts("memorized", substrate.family, self.count).prompts
+
+    def weights(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:
+        """Return the set of weights for each row of `embedding`, from its states, whatever the scope."""
+        return self._kept(substrate, [{"cond": digest(states.float())} for states in embedding.states], lambda row: embedding.select([row]), cost)
+
+    def for_prompts(self, substrate: Any, tokens: Tokens, cost: Cost | None = None) -> list[WeightSet]:
+        """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts, whose
+        search belongs to the model and is not counted; as many at random in its place where that is asked for."""
+        if self.random is not None:
+            return [self._random(substrate, found) for found in replace(self, random=None).for_prompts(substrate, tokens, cost)]
+        if self.scope == "prompt":
+            # One at a time, so that the last digits of its states, and what follows, do not depend on the other prompts.
+            return self._kept(substrate, [{"ids": row.tolist()} for row in tokens.ids], lambda row: encode(substrate, tokens.select([row])), cost)
+        name = digest({"pruning": self.key, "weights": substrate.weights_hash, "dtype": str(substrate.dtype)})
+        if name not in _found:
+            own = replace(self, scope="prompt", count=None)
+            _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate))))
+        return [_found[name]] * len(tokens)
+
+    def _random(self, substrate: Any, found: WeightSet) -> WeightSet:
+        name = digest(["random", self.random, found.fingerprint])
+        if name not in _found:
+            _found[name] = shuffled(substrate, found, np.random.default_rng([self.random, int(found.fingerprint[:12], 16)]), self.neurons)
+        return _found[name]
+
+    def _kept(self, substrate: Any, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
+        """Sets from memory, from the store, or found now; `cost` is what finding them costs, now or earlier."""
+        settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random")}
+        keys = [{"pruning": settings, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), **one} for one in of]
+        names = [digest(key) for key in keys]
+        absent = [names.index(name) for name in dict.fromkeys(names) if name not in _found]
+
+        def compute(places: list[int]) -> Iterator[tuple[int, dict]]:
+            for place in places:
+                spent = Cost()
+                [found] = self.find(substrate, embed(absent[place]), spent)
+                yield place, {"chosen": dict(found.chosen), "rows": spent.evaluations}
+
+        for row, value in zip(absent, Store().scores([keys[row] for row in absent], compute) if absent else (), strict=True):
+            _found[names[row]], _spent[names[row]] = WeightSet(value["chosen"]), value["rows"]
+        if cost is not None:
+            cost.evaluations += sum(_spent[name] for name in dict.fromkeys(names))
+        return [_found[name] for name in names]
+
+    @contextmanager
+    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost)):
+            yield batch
+
+
+@register
+@dataclass(frozen=True)
+class Nemo(_Pruning):
+    """Neurons of cross-attention's value projections, found by search and blocked. See `memlib.pruning.nemo`.
+
+    The limit of similarity is the published 0.428 on latents of 4 x 64 x 64, and elsewhere, or where another quantile is asked for,
+    the `quantile` over prompts that are not memorized. `seeds` maps take part in the search; `step` is that of the schedule whose time they
+    are made at. A prompt whose maps resemble each other no more than those of others keeps all its neurons.
+    Source: Hintersdorf et al. 2024; program.
+    """
+
+    scope: str = "prompt"
+    quantile: float = 0.84
+    seeds: int = 10
+    step: int = 0
+    count: int | None = None
+    random: int | None = None
+    first_seed: int = 0
+
+    neurons: ClassVar[bool] = True
+    name: ClassVar[str] = "nemo"
+    label: ClassVar[str] = "neurons blocked"
+    summary: ClassVar[str] = "Neurons of the cross-attention value projections that make a prompt's noise alike across seeds are blocked."
+    source: ClassVar[str] = "Hintersdorf et al., 2024; dori"
+    cost: ClassVar[str] = "a search for each prompt beforehand: one U-Net row a seed for each selection and each neuron tried"
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("noise differences take the second step's time with the first step's latents", {"step": 1}, "14"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_quantile(self.quantile)
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 2 or self.step not in (0, 1):
+            raise InputError(f"nemo takes at least 2 seeds and step 0 or 1, not {self.seeds!r} and {self.step!r}.")
+
+    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+        bound = nemo.limit_of(substrate, self)
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost)]
+
+
+@register
+@dataclass(frozen=True)
+class Wanda(_Pruning):
+    """Weights of the feed-forward layers that count more with the prompt than with others. See `memlib.pruning.wanda`.
+
+    `ratio` of each row's weights are looked at, in the first `share` of `steps` steps (10 of 51 in the published runs), against the `base`:
+    prompts that are not memorized ("captions"), or the empty one. Pictures of the seeds 0 to `seeds` - 1 take part.
+    Source: Chavhan et al. 2024; program.
+    """
+
+    scope: str = "prompt"
+    ratio: float = 0.01
+    share: float = 0.2
+    base: str = "captions"
+    seeds: int = 1
+    steps: int = 50
+    scale: float = 7.5
+    count: int | None = None
+    random: int | None = None
+    first_seed: int = 0
+
+    name: ClassVar[str] = "wanda"
+    label: ClassVar[str] = "weights pruned"
+    summary: ClassVar[str] = "Feed-forward weights that count more with the prompt than with other prompts in the first steps are set to zero."
+    source: ClassVar[str] = "Chavhan et al., 2024; dori"
+    cost: ClassVar[str] = "a fifth of a sampling run for each prompt beforehand"
+    strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("ratio", (0.003, 0.01, 0.03))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("ratio", self.ratio), ("share", self.share)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise InputError(f"The {name} of wanda is {value!r}: give a number above 0, up to 1.")
+        if self.base not in wanda.BASES:
+            raise InputError(f"Unknown base {self.base!r} of wanda: use one of {', '.join(wanda.BASES)}.")
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (self.seeds, self.steps)):
+            raise InputError(f"wanda takes at least one seed and one step, not {self.seeds!r} and {self.steps!r}.")
+
+    def norms(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
+        """The norms of the feed-forward layers' inputs for each row of `embedding`."""
+        return wanda.input_norms(substrate, embedding, cost=cost, **self._sampling(self.first_seed))
+
+    def _sampling(self, first: int) -> dict[str, Any]:
+        return {"seeds": tuple(range(first, first + self.seeds)), "steps": self.steps, "share": self.share, "guidance": self.scale}
+
+    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+        base = wanda.base_norms(substrate, self.base, **self._sampling(self.first_seed))
+        return [wanda.weights(substrate, own, base, self.ratio) for own in self.norms(substrate, embedding, cost)]

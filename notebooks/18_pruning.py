@@ -1,0 +1,284 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pruning, and what it finds
+#
+# **Claims D1 and D4** · `dori`, a summary of *Finding Dori* {cite:p}`dori`
+#
+# If the memory of a picture sat in a few weights, one could cut these out. Two published methods look for them:
+#
+# - **NeMo** {cite:p}`hintersdorf2024nemo` looks for *neurons*, output channels of the value projections of cross-attention. A memorized
+#   prompt gives predictions of the noise that resemble each other whatever the noise; neurons whose activation by the prompt stands out are
+#   blocked until they no longer do, and released again where they are not needed.
+# - **Wanda**-type pruning {cite:p}`chavhan2024subspace` looks for *single weights* of the feed-forward layers: those whose size times the
+#   norm of their input is among the highest of a row with the memorized prompt, and more than with other prompts, during the first fifth of
+#   sampling.
+#
+# Published thresholds belong to Stable Diffusion 1. Elsewhere they are quantiles of prompts that are not memorized.
+#
+# - **D1** Removing the weights found stops the prompt from bringing up its training picture.
+# - **D4** Weights found from different triggers of one picture disagree, and these triggers activate the model differently.
+#
+# A sceptic asks for two things more: whether as many weights *drawn at random* from the same layers do the same, and what
+# removing the weights of all memorized prompts at once does to other prompts. The next page [attacks the pruned models](19_attack).
+# The criteria were fixed in `data/claims.yml` before anything ran.
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
+from memlib import plots
+from memlib.attack import Attack, Budget, targets
+from memlib.book.parameters import refuse_unknown
+from memlib.claims import claim, judge
+from memlib.embeddings import encode_prompts
+from memlib.equivalence import relative_change
+from memlib.errors import InputError, NotMeasured
+from memlib.experiment import Experiment, long_table, summary
+from memlib.mitigations import get
+from memlib.stats import mean_interval, paired_difference
+from memlib.triggers import most_active, overlaps, trigger_embedding
+
+# %% tags=["parameters"]
+substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
+not_memorized = "not memorized"  # the contrast: likewise
+n_prompts = 12  # at most so many memorized prompts
+n_others = 10  # at most so many prompts that are not memorized
+n_seeds = 2  # seeds 0, 1, ... for every prompt
+n_triggered = 4  # pictures whose triggers are compared
+n_triggers = 2  # triggers from other prompts for each of these, beside its own prompt
+attack_steps = 40  # steps of the attack that finds triggers
+attack_samples = 4  # noised copies in each of its steps
+steps = 50  # denoising steps
+guidance = 7.5  # classifier-free guidance
+scheduler = "ddim"  # ddim, dpm, euler
+device = "auto"  # auto, cpu, cuda
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
+batch_size = None  # pictures at once; None: from free memory
+
+# %%
+refuse_unknown()
+plots.style()
+run = Experiment(
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
+)
+known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
+methods = {name: get(name) for name in ("nemo", "wanda")}
+at_random = {name: get(name, random=0) for name in methods}
+# All at once: the memorized prompts of this page, so that what is removed for them is what was found for each.
+all_at_once = {name: get(name, scope="all", count=len(known)) for name in methods} if memorized == "memorized" else {}
+
+# %% [markdown]
+# ## What is claimed, and what would refute it
+
+# %% tags=["hide-input"]
+names = ("D1", "D4")
+for name in names:
+    c = claim(name)
+    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
+    for quantity, words in c.quantities.items():
+        print(f"     {quantity}: {words}")
+print({k: round(v, 3) for k, v in run.thresholds.items()})
+
+# %% [markdown]
+# ## What is removed
+#
+# Neurons or weights found for each memorized prompt, and for prompts that are not memorized. NeMo leaves a prompt alone whose predictions
+# resemble each other no more than those of ordinary prompts do; Wanda-type pruning always finds something.
+
+
+# %%
+def found_for(group, method):
+    """The sets of weights for each prompt of a group."""
+    return method.for_prompts(run.substrate, group.embedding.tokens)
+
+
+def width(name):
+    """Weights of one neuron in a layer."""
+    return run.substrate.unet.get_submodule(name).in_features
+
+
+def size_table():
+    """Median and range of the number of neurons or weights found, and of prompts for which nothing was."""
+    rows = {}
+    for group in (known, other):
+        for name, method in methods.items():
+            sets = found_for(group, method)
+            counts = np.array([sum(len(p) // (width(n) if name == "nemo" else 1) for n, p in one.chosen.items()) for one in sets])
+            rows[group.label, name] = {
+                "unit": "neurons" if name == "nemo" else "weights", "median": f"{np.median(counts):.0f}", "fewest": counts.min(),
+                "most": counts.max(), "nothing found for": f"{(counts == 0).sum()} of {len(counts)}",
+            }  # fmt: skip
+    return pd.DataFrame(rows).T.rename_axis(["prompts", "method"])
+
+
+size_table()
+
+# %% [markdown]
+# ## The pictures
+#
+# Each column is one prompt with its first seed: without pruning, with what was found for it removed, with as much removed at random, with what was
+# found for all memorized prompts removed at once; the last row is the training picture where it is at hand.
+
+# %%
+rows = ["none", *methods.values(), *at_random.values(), *all_at_once.values()]
+
+# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures with neurons or weights removed, the same number at random, and all at once, one column per prompt", "width": "100%"}}
+plots.montage(known.rows(rows), known.prompts.prompts[:8], "Memorized prompts");
+
+# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures with neurons or weights removed for each prompt, and all those of memorized prompts at once", "width": "100%"}}
+plots.montage(other.rows(["none", *methods.values(), *all_at_once.values()]), other.prompts.prompts[:8], "Prompts that are not memorized");
+
+# %% [markdown]
+# ## The figures
+#
+# Means over prompts and seeds with 95 % intervals by bootstrap over prompts.
+
+# %%
+table = summary([known], rows, ("similarity to training", "similarity to original", "alignment", "quality"))
+display(table)
+summary([other], ["none", *methods.values(), *all_at_once.values()], ("similarity to original", "alignment", "quality"))
+
+# %% mystnb={"image": {"alt": "Similarity to the training picture by kind of pruning, one dot per memorized prompt, with the copy threshold", "width": "100%"}}
+similarity = long_table([known], ["none", *methods.values(), *at_random.values(), *all_at_once.values()], "similarity to training")
+if len(similarity):
+    plots.distributions(similarity, "similarity to training", run.thresholds.get("copy_threshold"))
+
+# %%
+training = "similarity to training"
+quantities = dict.fromkeys([*claim("D1").quantities, *claim("D4").quantities])
+for name, method in methods.items():
+    quantities[f"similarity_{name}"] = known.mean(training, method)
+    quantities[f"{name}_minus_random"] = known.change(training, method, at_random[name])
+    if name in all_at_once:
+        quantities[f"similarity_{name}_all"] = known.mean(training, all_at_once[name])
+        after, before = other.score("alignment with prompt", all_at_once[name]), other.score("alignment with prompt")
+        if after is not None and before.mean() > 0:
+            quantities[f"alignment_others_{name}"] = relative_change(after, before, float(before.mean()))
+
+# %% [markdown]
+# ## Triggers of one picture
+#
+# For the first pictures, embeddings that bring them up in the *unpruned* model are looked for from other prompts (the attack is described on
+# [the next page](19_attack)); the picture's own prompt is one trigger more. From each trigger the weights are found anew, twice: the second
+# time with other noise, which says how far the search agrees with itself. Activations are the tenth of the inputs of each feed-forward layer
+# that are most active in the first fifth of sampling.
+
+# %%
+budget = Budget(attack_steps, attack_samples, every=10, sampling_steps=steps)
+triggers, reason = [], ""
+try:
+    attack, aims = Attack(run, budget), targets(known)
+    if aims is None:
+        raise NotMeasured("The training pictures of these prompts are not at hand, so that no trigger can be looked for.")
+    attacked = attack.run(aims.first(n_triggered), "other", n_triggers)
+    for row in range(len(attacked.targets)):
+        own = encode_prompts(run.substrate, attacked.targets.prompts[row])
+        found = trigger_embedding(run.substrate, attacked, row) if attacked.succeeded[row].any() else None
+        if found is not None:
+            triggers.append([own, *(found.select([i]) for i in range(len(found)))])
+except (NotMeasured, InputError) as error:
+    reason = str(error)
+print(reason or f"{sum(map(len, triggers))} triggers of {len(triggers)} pictures (own prompts among them)")
+
+# %% mystnb={"image": {"alt": "Pictures that the triggers found from other prompts give in the unpruned model, beside the training picture", "width": "70%"}}
+if triggers:
+    shown = {}
+    for own in triggers:
+        label = own[0].tokens.prompts[0]
+        made = [attack.pictures(one.states, one)[0, 0] for one in own]
+        shown[label[:28]] = np.stack([aims.pictures[aims.prompts.index(label)], *made])
+    plots.montage(shown, ["training", "own prompt", *(f"trigger {i + 1}" for i in range(n_triggers))], "Triggers of one picture")
+
+
+# %%
+def sets_of(kind, first_seed):
+    """What is found from every trigger of every picture: "activations", or a method's weights."""
+    if kind == "activations":
+        looking = get("wanda", first_seed=first_seed)
+        return [[most_active(looking.norms(run.substrate, one)[0]) for one in own] for own in triggers]
+    return [[get(kind, first_seed=first_seed).weights(run.substrate, one)[0] for one in own] for own in triggers]
+
+
+lines = {}
+for kind in ("activations", "nemo", "wanda") if len(triggers) > 1 else ():
+    measured = overlaps(sets_of(kind, 0), sets_of(kind, 100))
+    usable = ~np.isnan(measured.same) & ~np.isnan(measured.repeat)
+    if usable.any():
+        quantities[f"short_{kind}"] = mean_interval((measured.same - measured.repeat / 2)[usable])
+        quantities[f"overlap_{kind}"] = mean_interval(measured.same[usable])
+    both = usable & ~np.isnan(measured.others)
+    if both.any():
+        quantities[f"excess_{kind}"] = paired_difference(measured.same[both], measured.others[both])
+    estimates = (mean_interval(v, missing="drop") if (~np.isnan(v)).any() else None for v in (measured.repeat, measured.same, measured.others))
+    lines[kind] = dict(zip(("same trigger, other noise", "two triggers of one picture", "triggers of two pictures"), estimates, strict=True))
+pd.DataFrame({kind: {what: "nothing found" if e is None else e.text(2) for what, e in line.items()} for kind, line in lines.items()}).T
+
+# %% mystnb={"image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, and from triggers of two pictures", "width": "80%"}}
+drawn = {kind: line for kind, line in lines.items() if all(e is not None for e in line.values())}
+if drawn:
+    plots.grouped_bars(drawn, "overlap (intersection over union)", (0, 1))
+
+# %% [markdown]
+# ## Verdicts
+
+# %%
+verdicts = {
+    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names
+}
+display(*verdicts.values())
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for verdict in verdicts.values():
+    print(verdict.claim, verdict.verdict)
+
+
+# %% tags=["remove-cell"]
+def told(estimate, digits=2):
+    return "not measured" if estimate is None else estimate.text(digits)
+
+
+for name, value in quantities.items():
+    glue(f"d14_{name}", told(value), display=False)
+glue("d14_before", told(known.mean(training)), display=False)
+for name, method in at_random.items():
+    glue(f"d14_random_{name}", told(known.mean(training, method)), display=False)
+glue("d14_pictures", str(len(triggers)), display=False)
+for name, verdict in verdicts.items():
+    glue(f"verdict_{name}", verdict.verdict, display=False)
+
+# %% [markdown]
+# On this substrate D1 {glue:text}`verdict_D1` and D4 {glue:text}`verdict_D4`. Similarity to training is {glue:text}`d14_before` without
+# pruning, {glue:text}`d14_similarity_nemo` with the neurons of each prompt blocked ({glue:text}`d14_random_nemo` with as many at random) and
+# {glue:text}`d14_similarity_wanda` with its weights removed ({glue:text}`d14_random_wanda` at random). With all removed at once it is
+# {glue:text}`d14_similarity_nemo_all` and {glue:text}`d14_similarity_wanda_all`, and the alignment of prompts that are not memorized changes
+# by these shares: {glue:text}`d14_alignment_others_nemo` and {glue:text}`d14_alignment_others_wanda`.
+#
+# From {glue:text}`d14_pictures` pictures with at least two triggers, two triggers of one picture share {glue:text}`d14_overlap_activations`
+# of their most active inputs, {glue:text}`d14_overlap_nemo` of the neurons and {glue:text}`d14_overlap_wanda` of the weights found. That
+# exceeds triggers of different pictures by {glue:text}`d14_excess_activations`, {glue:text}`d14_excess_nemo` and
+# {glue:text}`d14_excess_wanda`. The two methods look into different layers, so that their own choices cannot be compared. A low overlap alone
+# is no proof that memory is spread: a search that does not agree with itself gives one too, which is why the bound is half of that.
+#
+# MiniSD has three value projections and a few feed-forward layers where Stable Diffusion has seven and sixteen, so that "local" means less here.
+
+# %% tags=["hide-input"]
+run.provenance()
