@@ -28,7 +28,8 @@ from memlib.substrates import load
 SENTENCE = "a photo of a cat"
 # CLIP's byte-pair vocabulary: start, a, photo, of, a, cat, end.
 IDS = (49_406, 320, 1_125, 539, 320, 2_368, 49_407)
-WORD_FINAL_MARK = 256  # "!" as a word of a prompt; as padding of version 2 it is id 0.
+# What "!" in a prompt becomes, by the padding id: the word-final entry, or where "!" is the padding that token itself.
+MARK = {49_407: 256, 0: 0}
 # What is known of substrates by name: padding id and prediction type.
 KNOWN = {"sd14": (49_407, "epsilon"), "sd21": (0, "v_prediction"), "minisd-v1": (49_407, "epsilon"), "minisd-v2": (0, "epsilon")}
 # Largest relative difference to diffusers, by precision: rounding of one U-Net pass.
@@ -51,10 +52,10 @@ class Check:
 
 
 def tokens(substrate: Any) -> Check:
-    """The vocabulary is CLIP's, and a mark inside a prompt is not taken for padding."""
+    """The vocabulary is CLIP's, and a mark inside a prompt becomes what it does in the version."""
     found = tokenize(substrate.tokenizer, [SENTENCE, "!"])
     ids, mark = tuple(found.ids[0, : len(IDS)].tolist()), int(found.ids[1, 1])
-    return Check("token ids", ids == IDS and mark == WORD_FINAL_MARK, f"{SENTENCE!r} is {list(ids)}, '!' is {mark}")
+    return Check("token ids", ids == IDS and mark == MARK.get(substrate.pad_id, 256), f"{SENTENCE!r} is {list(ids)}, '!' is {mark}")
 
 
 def padding(substrate: Any) -> Check:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from memlib.care import is_training, shown, training_allowed
+from memlib import care
 from memlib.plots.style import short
 
 
@@ -17,8 +17,8 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
 
     Shown as `memlib.care` allows; rows whose label begins with "training" are left out where training pictures may not be shown.
     """
-    allowed = {label: pictures for label, pictures in rows.items() if training_allowed() or not is_training(label)}
-    return _tiles({label: [shown(picture) for picture in pictures] for label, pictures in allowed.items()}, columns, title, cell)
+    allowed = {label: pictures for label, pictures in rows.items() if care.training_allowed() or not care.is_training(label)}
+    return _tiles({label: [care.shown(picture) for picture in pictures] for label, pictures in allowed.items()}, columns, title, cell)
 
 
 def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
@@ -45,7 +45,7 @@ def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | No
 
 def contact_sheet(pictures: np.ndarray, columns: int = 12, title: str = "", cell: float = 0.62) -> Figure:
     """Pictures [N, H, W, 3] in a plain grid without labels, shown as `memlib.care` allows."""
-    pictures = np.stack([shown(picture) for picture in pictures])
+    pictures = np.stack([care.shown(picture) for picture in pictures])
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * (pictures.shape[1] + 2), columns * (pictures.shape[2] + 2), 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
@@ -72,5 +72,5 @@ def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str
     # Nearest neighbour, since maps and pictures have sizes of their own.
     y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
     tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
-    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): [shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
+    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): [care.shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
     return _tiles(rows, ["picture", *columns], title)
