@@ -20,6 +20,7 @@ from memlib.metrics.distribution import kernel_distance
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.sources import SUBSTRATES, locate
 from memlib.stats import LEVEL, Estimate, paired_difference
+from memlib.transitions import trace
 
 # The mitigations that the text compares with, by whose they are.
 EARLIER = ("Somepalli", "Wen et al", "Ren et al")
@@ -83,6 +84,15 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
 def earlier_methods() -> list[Mitigation]:
     """The registered mitigations that the text compares its own with."""
     return [m for m in REGISTRY.values() if m.source.startswith(EARLIER)]
+
+
+def transition_under(method: Mitigation, group: Any) -> np.ndarray:
+    """Return a group's transition steps [P, S] (-1 for none) under the guidance that a method has before the transition.
+
+    For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
+    """
+    before = method.guidance(group.experiment.guidance).params["before"]
+    return trace(group, before).transition()
 
 
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:

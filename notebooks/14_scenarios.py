@@ -54,7 +54,7 @@ from memlib.mitigations import REGISTRY, get
 from memlib.sampling import Cost, sample
 from memlib.scenarios import (
     SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, earlier_methods, largest_cost, least_lowering, measure, place,
-    shares_of_effect, spread, spread_difference, weakest_scenario,
+    shares_of_effect, spread, spread_difference, transition_under, weakest_scenario,
 )
 from memlib.stats import mean_interval, quantile_interval
 from memlib.transitions import trace, transition_step
@@ -124,8 +124,7 @@ def measured(key):
     adapted = []
     for m in chosen:
         if m.name.startswith(("static-transition", "dynamic-transition")):
-            before = m.params["before"]
-            begins = result.transitions if before == 0 else trace(group, before).transition()
+            begins = transition_under(m, group)
             if m.name.startswith("static"):
                 m = at_transition(m, begins)
             else:

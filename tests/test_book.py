@@ -141,10 +141,10 @@ print(os.environ["OMP_NUM_THREADS"])
 
 
 def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout):
-    write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")')
+    write_notebook(layout.sources / "00_a.ipynb", "1")
     write_notebook(layout.sources / "01_b.ipynb", "import time", "time.sleep(3)")
-    write_notebook(layout.sources / "02_c.ipynb", "1")
-    with pytest.raises(InputError, match="00_a stopped"):
+    write_notebook(layout.sources / "02_c.ipynb", 'raise ValueError("no such thing")')
+    with pytest.raises(InputError, match="02_c stopped"):
         running.execute(layout, say=lambda line: None, jobs=2)
     assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["01_b"]
 

@@ -65,6 +65,8 @@ def execute(
 
     if pending:
         jobs = min(jobs or jobs_for(layout.substrate), len(pending))
+        if jobs > 1:
+            pending.reverse()  # the later pages compare more and take longest: begun last, they would run alone
         say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
         with _planned(layout, dict(parameters or {}), profile, [call[1][0] for call in pending], say) if plan else nullcontext():
             run_beside(pending, jobs, ended)
@@ -128,6 +130,7 @@ def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout)
             parameters=parameters,
             kernel_name="python3",
             cwd=str(layout.sources),
+            start_timeout=600,  # a busy machine may need more than papermill's minute to import a kernel
             progress_bar=False,
             log_output=False,
             extra_arguments=["--log-level=ERROR"],  # the kernel warns of its loopback ports at every start
