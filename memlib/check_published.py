@@ -88,7 +88,8 @@ def as_text(table: pd.DataFrame) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m memlib.check_published", description="Compares detectors with published figures, in twenty minutes.")
+    text = "Compares detectors with published figures, in twenty minutes."
+    parser = argparse.ArgumentParser(prog="python -m memlib.check_published", description=text)
     parser.add_argument("substrate", help="sd14, or a folder with such a model")
     parser.add_argument("--memorized", default=MEMORIZED, help="a prompt set or file")
     parser.add_argument("--others", default=OTHERS, help="likewise, not memorized")

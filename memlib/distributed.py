@@ -134,13 +134,10 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
     if count < 1:
         raise InputError(f"{count} workers are not possible: use at least 1.")
     threads = max(1, (os.cpu_count() or 1) // count)
-    specification = {
-        place: {
-            "cls": library.Nanny,
-            "options": {"nthreads": 1, "env": {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})},
-        }
-        for place in range(count)
-    }
+    specification = {}
+    for place in range(count):
+        variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
+        specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables}}
     scheduler = {"cls": library.Scheduler, "options": {"dashboard_address": None, "host": "127.0.0.1", "port": 0}}
     with library.SpecCluster(workers=specification, scheduler=scheduler) as local, library.Client(local) as client:
         yield client

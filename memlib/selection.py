@@ -65,7 +65,7 @@ def url_column(prompts: PromptSet) -> list[list[str]]:
     """The addresses of each prompt's training pictures; raises InputError for a list without a column of them."""
     column = next((name for name in prompts.table.columns if name.lower() in ("urls", "url")), None)
     if column is None:
-        raise InputError(f"The prompt list {prompts.name!r} has no column 'url' or 'urls', so its training pictures are not known: give one that has.")
+        raise InputError(f"The prompt list {prompts.name!r} has no column 'url' or 'urls' with its training pictures: give one that has.")
     return [addresses(cell) for cell in prompts.table[column]]
 
 

@@ -206,3 +206,47 @@ def test_calibration_measures_a_real_batch(sd1_tiny, monkeypatch):
     rates = calibrate(load(str(sd1_tiny), "cpu", "float32"), 2, steps=1)
     assert rates.row_seconds > 0 and rates.batch_size == 2 and 1000 < rates.picture_bytes < 64 * 64 * 3 * 1.1
     assert rates.hours(3600 / rates.row_seconds, 0) == pytest.approx(1.0)
+
+
+# the book's command
+
+
+def test_the_command_plans_where_it_pays(monkeypatch):
+    from memlib.book.__main__ import parser, run
+
+    calls = []
+    monkeypatch.setattr("memlib.book.execute.execute", lambda layout, given, **options: calls.append(options))
+    monkeypatch.delenv("MEMLIB_PICTURES", raising=False)
+    for arguments, planned in (
+        ([], False), (["--substrate", "minisd-v2"], False), (["--plan"], True), (["--profile", "paper"], True),
+        (["--substrate", "sd14"], True), (["--substrate", "sd14", "--no-plan"], False),
+    ):  # fmt: skip
+        run(parser().parse_args(["execute", *arguments]))
+        assert calls[-1]["plan"] is planned, arguments
+    assert calls[3]["profile"] == "paper" and calls[0]["profile"] is None
+
+
+def test_the_plan_of_a_run_is_made_by_a_process_of_its_own(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from memlib.book import execute as running
+
+    layout, commands = Layout(root=tmp_path, substrate="sd14"), []
+
+    def carry_out(command, check):
+        commands.append(command)
+        target = Path(command[command.index("--json") + 1])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(Plan("sd14", [Demand("01_a", 2, 0, 0, ["0" * 64, "1" * 64], evaluations=4.0)], RATES).as_json()))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(running.subprocess, "run", carry_out)
+    watch = running._planned(layout, {"n_seeds": 3, "batch_size": None}, "paper", [tmp_path / "01_a.ipynb"], print)
+    assert watch.plan.to_make == 2
+    (command,) = commands
+    given = [command[i + 1] for i, part in enumerate(command) if part == "-p"]
+    assert dict(map(parameters.parse_assignment, given)) == {"n_seeds": 3, "batch_size": None}
+    assert command[command.index("--only") + 1] == "01_a" and command[command.index("--profile") + 1] == "paper"
+    monkeypatch.setattr(running.subprocess, "run", lambda command, check: SimpleNamespace(returncode=1))
+    with pytest.raises(InputError, match="--no-plan"):
+        running._planned(layout, {}, None, [tmp_path / "01_a.ipynb"], print)

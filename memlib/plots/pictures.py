@@ -24,7 +24,8 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
 def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
     """Labelled rows of tiles as they are."""
     count = max(len(pictures) for pictures in rows.values())
-    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, cell * len(rows) + (0.75 if columns is not None else 0.35)), squeeze=False)
+    height = cell * len(rows) + (0.75 if columns is not None else 0.35)
+    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, height), squeeze=False)
     for r, (label, pictures) in enumerate(rows.items()):
         for c, axis in enumerate(axes[r]):
             axis.set_xticks([])
