@@ -129,7 +129,7 @@ def copies(substrate: Any) -> Check:
         return Check("copy metric", None, metric.reason)
     names = load_prompts("minisd-duplicated").table["training_picture"][:2]
     side = substrate.resolution
-    first, second = (np.asarray(Image.fromarray(training_pictures(name)[0]).resize((side, side), Image.Resampling.BICUBIC)) for name in names)
+    first, second = (np.array(Image.fromarray(training_pictures(name)[0]).resize((side, side), Image.Resampling.BICUBIC)) for name in names)
     same, other = float(metric.similarity(first, changed(first))), float(metric.similarity(first, second))
     detail = f"{metric.name}: a changed copy {same:.2f}, another picture {other:.2f}, threshold {metric.threshold:.2f}"
     return Check("copy metric", same >= metric.threshold > other, detail)
@@ -142,7 +142,7 @@ def changed(picture: np.ndarray) -> np.ndarray:
     small = Image.fromarray(picture[cut : side - cut, cut : side - cut]).resize((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=75)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.array(Image.open(buffer).convert("RGB"))
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

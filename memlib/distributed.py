@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from memlib.errors import InputError, exit_status
+
+CLOSING_SECONDS = 60
 
 # Models that this worker process has loaded: a task brings a name and no weights.
 _loaded: dict[tuple[str, str, str], Any] = {}
@@ -138,9 +140,17 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
     for place in range(count):
         variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
         specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables}}
-    scheduler = {"cls": library.Scheduler, "options": {"dashboard_address": None, "host": "127.0.0.1", "port": 0}}
-    with library.SpecCluster(workers=specification, scheduler=scheduler) as local, library.Client(local) as client:
+    scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    local = library.SpecCluster(workers=specification, scheduler=scheduler)
+    client = library.Client(local)
+    try:
         yield client
+    finally:
+        # On a busy machine workers take long to end; what they made is in the store, and their nannies kill them in the end.
+        with suppress(TimeoutError):
+            client.close(timeout=CLOSING_SECONDS)
+        with suppress(TimeoutError):
+            local.close(timeout=CLOSING_SECONDS)
 
 
 def _gpus() -> list[str]:
