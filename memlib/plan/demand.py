@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from memlib.plan.rates import Rates
-from memlib.store.__main__ import size
+from memlib.store.care import size
 
 
 @dataclass

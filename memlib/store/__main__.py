@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memlib.errors import InputError, exit_status
-from memlib.store.care import Chosen, merge, open_store, prune, stats, verify
+from memlib.store.care import Chosen, Merged, merge, open_store, prune, size, stats, verify
 from memlib.store.files import SUFFIXES, default_root
 
 SHOWN = 10  # Paths printed of each kind of finding.
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     return int(bool(found.broken))
 
 
-def _merged(done) -> str:
+def _merged(done: Merged) -> str:
     parts = [f"{done.taken:,} taken over", f"{done.already_there:,} were there"]
     rest = ((done.repaired, "of our own were broken and replaced"), (done.broken, "broken there, left"), (done.foreign, "no entries, left"))
     parts += [f"{count:,} {what}" for count, what in rest if count]
@@ -89,15 +89,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not sign or not name or not value:
         raise InputError(f"What entries were made with is written NAME=VALUE, not {text!r}.")
     return name.strip(), value.strip()
-
-
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -234,3 +234,12 @@ def _title(entry: tuple[str, Path]) -> tuple[str, str]:
     if "displaced" in recipe:
         parts.append("displaced")
     return weights, ", ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
