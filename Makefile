@@ -1,8 +1,11 @@
 # make book   notebooks run on SUBSTRATE, then the site (default minisd-v1: any CPU)
+#             with PROFILE=paper at the papers' scale, planned before it begins
 # make test   tests, notebooks, twins, and the site looked at in Chromium
 SHELL      := bash
 SUBSTRATE  ?= minisd-v1
 PARAMETERS ?=
+PROFILE    ?=
+PICTURES   ?=
 PYTHON     ?= $(firstword $(foreach name,python3.11 python3,$(if $(shell command -v $(name)),$(name))) python3)
 VENV       := .venv
 RUN        := $(VENV)/bin/python
@@ -30,7 +33,7 @@ env:
 	fi
 
 book: env
-	$(RUN) -m memlib.book execute --substrate "$(SUBSTRATE)" $(PARAMETERS)
+	$(RUN) -m memlib.book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
 	$(RUN) -m memlib.book build --substrate "$(SUBSTRATE)"
 
 outputs: env

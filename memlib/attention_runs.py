@@ -36,7 +36,8 @@ def attention_of(experiment: Any, embedding: Embedding, steps: str = "all") -> n
         return (kept if steps == "all" else kept[-1:]).astype(np.float16)
 
     key = _key(x, embedding, x.seeds, f"attention, {steps} steps")
-    return x.store.score(key, compute).astype(np.float32).reshape(shape)
+    kept = (x.steps if steps == "all" else 1, *shape[1:])
+    return x.store.score(key, compute, kept, 2 * x.steps * len(embedding) * len(x.seeds)).astype(np.float32).reshape(shape)
 
 
 def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> np.ndarray:

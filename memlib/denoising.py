@@ -7,6 +7,7 @@ float32 whatever the model's precision.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from memlib.errors import InputError
 from memlib.guidance import Rule, StepInfo, as_rule
+from memlib.speed import TextCache, speed_of, watched
 
 SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
 SINGLE_STEP = ("ddim", "euler")  # Schedulers whose steps depend on the latents before them and on nothing else.
@@ -40,7 +42,8 @@ class Step(StepInfo):
 
     Beside those of `StepInfo` (`latents` are the ones before the step, in the scheduler's own scaling):
     `noise_uncond` and `noise_cond` are the model's raw outputs (noise or velocity), `guidance` [B] is the
-    scale used and `next_latents` are the latents after the step.
+    scale used and `next_latents` are the latents after the step. Of a `lean` trajectory the predictions that were left out
+    stand as None.
     """
 
     noise_uncond: Tensor
@@ -92,6 +95,7 @@ def trajectory(
     generators: Sequence[torch.Generator] | None = None,
     cost: Cost | None = None,
     start: int = 0,
+    lean: bool = False,
 ) -> Iterator[Step]:
     """Denoise B latents and yield each step's quantities; the last step's `next_latents` are the result.
 
@@ -102,6 +106,9 @@ def trajectory(
     With `start` above 0 only the steps from that index on are done, and `latents` are those before that step, as `Step.latents`
     gives them: in the scheduler's own scaling, not scaled again. Steps keep their index in the whole schedule. For schedulers that
     remember nothing of earlier steps (ddim, euler).
+
+    `lean` says that nobody looks at the predictions or changes the text or the model meanwhile, so that the substrate's `Speed` may
+    reuse what stays the same and leave out what the guidance does not use.
 
     Raises InputError for shapes that do not fit, steps or `start` out of range, or an unknown scheduler.
     """
@@ -130,7 +137,7 @@ def trajectory(
             solver.set_begin_index(start)
     else:
         latents = latents * float(solver.init_noise_sigma)
-    return _denoise(substrate, text, latents, solver, rule, eta, generators, cost, start)
+    return _denoise(substrate, text, latents, solver, rule, eta, generators, cost, start, lean)
 
 
 def _check_start(start: int, steps: int, scheduler: str) -> None:
@@ -152,26 +159,39 @@ def _denoise(
     generators: Sequence[torch.Generator] | None,
     cost: Cost | None,
     start: int,
+    lean: bool,
 ) -> Iterator[Step]:
-    batch = len(latents)
-    scales = rule.start(batch)
+    batch, total = len(latents), len(solver.timesteps)
+    scales, speed = rule.start(batch), speed_of(substrate)
+    with torch.no_grad():
+        cache = TextCache(substrate.unet, text) if lean and speed.cached_text else None
+    ahead = getattr(rule, "ahead", None) if lean and speed.skip_unused else None
+    options = {"eta": eta, "generator": list(generators)} if eta else {}
     for index, t in enumerate(solver.timesteps[start:], start):
-        with torch.no_grad():
+        # A scale of 0 uses the unconditional half alone, 1 the conditional one.
+        known = None if ahead is None or watched(substrate.unet) else ahead(index, total, float(t))
+        rows = {0.0: slice(0, batch), 1.0: slice(batch, 2 * batch)}.get(known, slice(0, 2 * batch))
+        with torch.no_grad(), nullcontext() if cache is None else cache.over(rows):
             model_input = solver.scale_model_input(latents, t).to(substrate.dtype)
-            output = substrate.unet(
-                torch.cat([model_input, model_input]), t, encoder_hidden_states=text, return_dict=False
-            )[0].float()
-            noise_uncond, noise_cond = output.chunk(2)
-            epsilon_uncond = to_epsilon(noise_uncond, latents, t, solver)
-            epsilon_cond = to_epsilon(noise_cond, latents, t, solver)
-            seen = (index, len(solver.timesteps), float(t), latents, epsilon_uncond, epsilon_cond)
-            scale = scales(StepInfo(*seen)).to(latents)
-            guided = noise_uncond + scale.view(-1, 1, 1, 1) * (noise_cond - noise_uncond)
-            if hasattr(scales, "shift"):
-                guided = guided + scales.shift(StepInfo(*seen)) / _noise_per_output(t, solver)
-            options = {"eta": eta, "generator": list(generators)} if eta else {}
-            next_latents = solver.step(guided, t, latents, return_dict=False, **options)[0]
+            doubled = torch.cat([model_input, model_input])[rows]
+            output = substrate.unet(doubled, t, encoder_hidden_states=text[rows], return_dict=False)[0].float()
+            if len(output) == batch:
+                next_latents = solver.step(output, t, latents, return_dict=False, **options)[0]
+                used = torch.full((batch,), float(known), device=latents.device)
+                outputs = (output, None) if known == 0 else (None, output)
+                step = Step(index, total, float(t), latents, None, None, *outputs, used, next_latents)
+            else:
+                noise_uncond, noise_cond = output.chunk(2)
+                epsilon_uncond = to_epsilon(noise_uncond, latents, t, solver)
+                epsilon_cond = to_epsilon(noise_cond, latents, t, solver)
+                seen = (index, total, float(t), latents, epsilon_uncond, epsilon_cond)
+                scale = scales(StepInfo(*seen)).to(latents)
+                guided = noise_uncond + scale.view(-1, 1, 1, 1) * (noise_cond - noise_uncond)
+                if hasattr(scales, "shift"):
+                    guided = guided + scales.shift(StepInfo(*seen)) / _noise_per_output(t, solver)
+                next_latents = solver.step(guided, t, latents, return_dict=False, **options)[0]
+                step = Step(*seen, noise_uncond, noise_cond, scale, next_latents)
         if cost is not None:
-            cost.evaluations += 2 * batch
-        yield Step(*seen, noise_uncond, noise_cond, scale, next_latents)
-        latents = next_latents
+            cost.evaluations += len(output)
+        yield step
+        latents = step.next_latents

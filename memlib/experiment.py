@@ -11,7 +11,7 @@ import html
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from memlib import care
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import Rule
@@ -41,6 +42,12 @@ ROLES = {
 SCORES = ("similarity to original", "similarity to training", "alignment", "quality")
 # Scores that are known by name and shown where a notebook asks for them.
 FURTHER_SCORES = ("diversity", "alignment with prompt")
+# The metric's role behind a score, where it is not the copy descriptor; those that judge against a text.
+ROLE_OF = {"alignment": "alignment", "alignment with prompt": "alignment", "quality": "quality", "diversity": "diversity"}
+TEXTS = ("alignment", "alignment with prompt")
+# Bytes of pictures that a group keeps in memory; others are read from the store when they are needed again.
+HELD_BYTES = 8 * 2**30
+SCORED_AT_ONCE = 64  # Prompts whose pictures are held together while they are scored.
 # What is done to a prompt: the key of an intervention, or a mitigation (`memlib.mitigations.get`).
 Edit = str | Mitigation
 
@@ -48,7 +55,8 @@ Edit = str | Mitigation
 class Experiment:
     """A substrate with its metrics, the store, and how pictures are sampled (`clip` Section 3: 50 steps, guidance 7.5).
 
-    `n_seeds` seeds 0..n-1 are used for every prompt. Raises InputError for an unknown substrate, zero steps or seeds.
+    `n_seeds` seeds 0..n-1 are used for every prompt. `loaded` is the substrate where it was loaded before;
+    `pictures` says how pages show pictures (`memlib.care`). Raises InputError for an unknown substrate, zero steps or seeds.
     """
 
     def __init__(
@@ -64,11 +72,14 @@ class Experiment:
         batch_size: int | None = None,
         store: str | Path | None = None,
         progress: bool = False,
+        loaded: Substrate | None = None,
+        pictures: str = "auto",
     ):
         self.started = time.monotonic()
         if not isinstance(n_seeds, int) or n_seeds < 1:
             raise InputError(f"n_seeds is {n_seeds!r}: use a whole number of at least 1.")
-        self.substrate: Substrate = load(substrate, device, dtype)
+        self.substrate: Substrate = load(substrate, device, dtype) if loaded is None else loaded
+        care.choose(pictures, self.substrate.family)
         self.substrate.scheduler(scheduler, steps)  # refuses impossible steps before anything is sampled
         self.seeds = tuple(range(n_seeds))
         self.steps, self.guidance, self.scheduler = steps, guidance, scheduler
@@ -180,6 +191,7 @@ class Group:
     prompts: PromptSet
     label: str
     _pictures: dict[Edit, np.ndarray] = field(default_factory=dict, repr=False)
+    _embeddings: dict[Edit, Embedding] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -217,14 +229,42 @@ class Group:
     def pictures(self, edit: Edit = "none") -> np.ndarray:
         """Pictures under an intervention of `memlib.interventions` or a mitigation, uint8 [N, S, H, W, 3]."""
         if edit not in self._pictures:
-            self._pictures[edit] = self.sample(self.edited(edit), edit if isinstance(edit, Mitigation) else None)
+            self._pictures[edit] = self.sample(self._edited(edit), edit if isinstance(edit, Mitigation) else None)
+            while len(self._pictures) > 1 and sum(pictures.nbytes for pictures in self._pictures.values()) > HELD_BYTES:
+                del self._pictures[next(iter(self._pictures))]
         return self._pictures[edit]
+
+    def some_pictures(self, edit: Edit, rows: Sequence[int], n_seeds: int | None = None) -> np.ndarray:
+        """The pictures of these prompts alone, with the first `n_seeds` seeds, uint8 [R, S, H, W, 3]; as `pictures`, and no others are made."""
+        if edit in self._pictures:
+            return self._pictures[edit][list(rows), :n_seeds]
+        fewer = copy.copy(self.experiment)
+        fewer.seeds = self.experiment.seeds[:n_seeds]
+        part = Group(fewer, self.prompts.select(rows), self.label)
+        return part.sample(self._edited(edit).select(list(rows)), edit if isinstance(edit, Mitigation) else None)
+
+    def _edited(self, edit: Edit) -> Embedding:
+        """`edited`, once for each edit: a padding that is encoded again takes time."""
+        if edit not in self._embeddings:
+            self._embeddings[edit] = self.edited(edit)
+        return self._embeddings[edit]
+
+    def hold(self, edit: Edit, embedding: Embedding) -> None:
+        """Take `embedding` for what an edit makes of these prompts, as it was made elsewhere."""
+        self._embeddings[edit] = embedding
+
+    def keys(self, edit: Edit = "none") -> list[list[str]]:
+        """The store's keys [N][S] of the pictures under an edit; none of them is made or read."""
+        x = self.experiment
+        guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
+        return x.store.asked(x.substrate, self._edited(edit), x.seeds, x.steps, guidance, x.scheduler, mitigation=mitigation).keys
 
     def rows(self, edits: Sequence[Edit], count: int = 8) -> dict[str, np.ndarray]:
         """Rows for `memlib.plots.montage`: the first seed's pictures of `count` prompts, one row per edit, and the
         training pictures last where they are at hand."""
-        shown = {_row_label(edit): self.pictures(edit)[:count, 0] for edit in edits}
-        if self.training is not None:
+        rows = range(min(count, len(self)))
+        shown = {_row_label(edit): self.some_pictures(edit, rows, 1)[:, 0] for edit in edits}
+        if self.training is not None and care.training_allowed():
             shown["training picture"] = np.stack([pictures[0] for pictures in self.training[:count]])
         return shown
 
@@ -235,11 +275,16 @@ class Group:
         for the experiment's own, as a number or a rule per step (`memlib.guidance`).
         """
         x = self.experiment
-        guidance = x.guidance if guidance is None else guidance
-        guidance = guidance if mitigation is None else mitigation.guidance(guidance)
+        guidance, mitigation = self._guided(mitigation, guidance)
         return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
-                                progress=x.progress, cost=x.cost,
-                                mitigation=mitigation if mitigation is not None and mitigation.sampled else None)  # fmt: skip
+                                progress=x.progress, cost=x.cost, mitigation=mitigation)  # fmt: skip
+
+    def _guided(self, mitigation: Mitigation | None, guidance: float | Rule | None) -> tuple[float | Rule, Mitigation | None]:
+        """Guidance under a mitigation, and the mitigation itself where it acts while sampling."""
+        guidance = self.experiment.guidance if guidance is None else guidance
+        if mitigation is None:
+            return guidance, None
+        return mitigation.guidance(guidance), mitigation if mitigation.sampled else None
 
     @cached_property
     def training(self) -> list[np.ndarray] | None:
@@ -261,34 +306,66 @@ class Group:
         "alignment with prompt" judges against the prompt itself, "alignment" against `descriptions`.
         """
         _refuse_unknown_score(name)
-        return self.score_of(name, self.pictures(edit))
+        x, metric = self.experiment, self._metric(name)
+        if metric is None or (name == "similarity to training" and self.training is None):
+            return None
+        pictures, made_with = self.keys(edit), self._compared_with(name)
+        keys = [{"score": _stored_as(name), "metric": metric.fingerprint, "pictures": made, "with": other}
+                for made, other in zip(pictures, made_with, strict=True)]  # fmt: skip
+
+        def compute(absent: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+            for start in range(0, len(absent), SCORED_AT_ONCE):
+                rows = absent[start : start + SCORED_AT_ONCE]
+                yield from zip(rows, self._judge(metric, name, self.some_pictures(edit, rows), rows), strict=True)
+
+        return np.stack(x.store.scores(keys, compute))
+
+    def _metric(self, name: str) -> Any | None:
+        """The metric behind a score, or None where it cannot be measured."""
+        x = self.experiment
+        metric = x.metrics[ROLE_OF.get(name, "copy")]
+        return None if not metric.available or (name == "diversity" and len(x.seeds) < 2) else metric
+
+    def _compared_with(self, name: str) -> list[Any]:
+        """What each prompt's pictures are compared with under a score, as a part of the store's key."""
+        if name == "similarity to original":
+            return self.keys()
+        if name == "similarity to training":
+            return [digest(pictures) for pictures in self.training]
+        if name in TEXTS:
+            return self._texts(name)
+        return [None] * len(self)
+
+    def _texts(self, name: str) -> list[str]:
+        return self.descriptions if name == "alignment" else list(self.prompts.prompts)
+
+    def _judge(self, metric: Any, name: str, pictures: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
+        """A score of the pictures of prompts `rows` (None: all), [R, S] or [R]."""
+        rows = list(range(len(self)) if rows is None else rows)
+        if name == "similarity to original":
+            return metric.similarity(pictures, self.some_pictures("none", rows, pictures.shape[1]))
+        if name == "similarity to training":
+            return nearest_training(metric, pictures, [self.training[row] for row in rows])
+        if name in TEXTS:
+            texts = self._texts(name)
+            return metric(pictures, [texts[row] for row in rows])
+        return metric(pictures)
 
     def score_of(self, name: str, pictures: np.ndarray) -> np.ndarray | None:
         """A score, as in `score`, of any pictures of these prompts and seeds, uint8 [N, S, H, W, 3]."""
         _refuse_unknown_score(name)
-        x = self.experiment
-        roles = {"alignment": "alignment", "alignment with prompt": "alignment", "quality": "quality", "diversity": "diversity"}
-        metric = x.metrics[roles.get(name, "copy")]
-        if not metric.available or (name == "diversity" and len(x.seeds) < 2):
+        x, metric = self.experiment, self._metric(name)
+        if metric is None or (name == "similarity to training" and self.training is None):
             return None
         made_from: list[Any] = [digest(pictures)]
         if name == "similarity to original":
-            original = self.pictures()
-            made_from.append(digest(original))
-            compute = lambda: metric.similarity(pictures, original)  # noqa: E731
+            made_from.append(digest(self.pictures()))
         elif name == "similarity to training":
-            if (training := self.training) is None:
-                return None
-            made_from.append([digest(t) for t in training])
-            compute = lambda: nearest_training(metric, pictures, training)  # noqa: E731
-        elif metric is x.metrics["alignment"]:
-            texts = self.descriptions if name == "alignment" else list(self.prompts.prompts)
-            made_from.append(texts)
-            compute = lambda: metric(pictures, texts)  # noqa: E731
-            name = "alignment"  # the same texts give the same score under either name
-        else:
-            compute = lambda: metric(pictures)  # noqa: E731
-        return x.store.score({"score": name, "metric": metric.fingerprint, "of": made_from}, compute)
+            made_from.append([digest(t) for t in self.training])
+        elif name in TEXTS:
+            made_from.append(self._texts(name))
+        key = {"score": _stored_as(name), "metric": metric.fingerprint, "of": made_from}
+        return x.store.score(key, lambda: self._judge(metric, name, pictures), pictures.shape[: 1 if name == "diversity" else 2])
 
     def mean(self, name: str, edit: Edit = "none") -> Estimate | None:
         """Mean of a score with its interval by bootstrap over prompts."""
@@ -305,6 +382,11 @@ def nearest_training(metric: Any, pictures: np.ndarray, training: Sequence[np.nd
     """Copy similarity [N, S] of pictures [N, S, H, W, 3] to the nearest of each prompt's training pictures [K, H, W, 3]."""
     vectors = metric(pictures)
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
+
+
+def _stored_as(name: str) -> str:
+    """How the store calls a score: the same texts give the same alignment under either name."""
+    return "alignment" if name in TEXTS else name
 
 
 def _refuse_unknown_score(name: str) -> None:

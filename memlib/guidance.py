@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ class Rule(Protocol):
     Whatever a rule remembers between steps lives in that function and is kept per sample, so that a
     sample's scale does not depend on the batch it is in. The function may have a method `shift(info)`, called after it at each
     step, that gives noise [B, C, h, w] to be added to the guided noise (guidance by something else than the prompt).
+
+    A rule whose scales do not depend on the predictions may also have `ahead(index, steps, t)`, the scale of a step for all samples,
+    known before the step is computed: sampling can then leave out predictions that a scale of 0 or 1 makes no use of.
     """
 
     name: str
@@ -60,6 +63,15 @@ class Rule(Protocol):
     def params(self) -> dict[str, float | str]: ...
 
     def start(self, batch: int) -> Scales: ...
+
+
+def known_ahead(rule: Any, batch: int) -> Scales:
+    """What `start` returns for a rule with `ahead`: its scale at each step for all of `batch` samples."""
+
+    def scales(info: StepInfo) -> Tensor:
+        return torch.full((batch,), float(rule.ahead(info.index, info.steps, info.t)), device=info.latents.device)
+
+    return scales
 
 
 @dataclass(frozen=True)
@@ -73,11 +85,12 @@ class Constant:
     def params(self) -> dict[str, float]:
         return {"scale": self.scale}
 
-    def start(self, batch: int) -> Scales:
-        def scales(info: StepInfo) -> Tensor:
-            return torch.full((batch,), self.scale, device=info.latents.device)
+    def ahead(self, index: int, steps: int, t: float) -> float:
+        """The scale of a step, known before it."""
+        return self.scale
 
-        return scales
+    def start(self, batch: int) -> Scales:
+        return known_ahead(self, batch)
 
 
 def constant(scale: float) -> Constant:

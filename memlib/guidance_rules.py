@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memlib.errors import InputError
-from memlib.guidance import Scales, StepInfo
+from memlib.guidance import Scales, StepInfo, known_ahead
 
 VARIANTS = ("text", "as_published")
 SHAPES = ("linear", "cosine")
@@ -66,12 +66,13 @@ class StaticTransition:
         where = {"step": self.step} if self.time is None else {"time": float(self.time)}
         return {"scale": float(self.scale), "before": float(self.before), **where}
 
-    def start(self, batch: int) -> Scales:
-        def scales(info: StepInfo) -> Tensor:
-            on = info.index >= self.step if self.time is None else info.t <= self.time
-            return torch.full((batch,), float(self.scale if on else self.before), device=info.latents.device)
+    def ahead(self, index: int, steps: int, t: float) -> float:
+        """The scale of a step, known before it."""
+        on = index >= self.step if self.time is None else t <= self.time
+        return float(self.scale if on else self.before)
 
-        return scales
+    def start(self, batch: int) -> Scales:
+        return known_ahead(self, batch)
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,15 @@ class Annealed:
     def params(self) -> dict[str, Any]:
         return {"scale": float(self.scale), "before": float(self.before), "shape": self.shape}
 
-    def start(self, batch: int) -> Scales:
-        def scales(info: StepInfo) -> Tensor:
-            done = info.index / max(1, info.steps - 1)
-            if self.shape == "cosine":
-                done = (1 - math.cos(math.pi * done)) / 2
-            return torch.full((batch,), self.before + done * (self.scale - self.before), device=info.latents.device)
+    def ahead(self, index: int, steps: int, t: float) -> float:
+        """The scale of a step, known before it."""
+        done = index / max(1, steps - 1)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.before + done * (self.scale - self.before)
 
-        return scales
+    def start(self, batch: int) -> Scales:
+        return known_ahead(self, batch)
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,9 @@ class LimitedInterval:
     def params(self) -> dict[str, Any]:
         return {name: float(getattr(self, name)) for name in ("scale", "high", "low", "outside")}
 
-    def start(self, batch: int) -> Scales:
-        def scales(info: StepInfo) -> Tensor:
-            inside = self.low < info.t <= self.high
-            return torch.full((batch,), float(self.scale if inside else self.outside), device=info.latents.device)
+    def ahead(self, index: int, steps: int, t: float) -> float:
+        """The scale of a step, known before it."""
+        return float(self.scale if self.low < t <= self.high else self.outside)
 
-        return scales
+    def start(self, batch: int) -> Scales:
+        return known_ahead(self, batch)

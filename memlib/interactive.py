@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from memlib import care
 from memlib.errors import InputError
 from memlib.interactive_page import PAGE
 
@@ -86,7 +87,7 @@ def _page(prompts: dict[tuple[str, str], list[Story]], threshold: float | None, 
                     "trace": [float(f"{v:.4g}") for v in s.trace],
                     "times": [round(float(t)) for t in s.times],
                     "predicted": int(s.predicted),
-                    "training": None if s.training is None else _data(s.training, side, quality),
+                    "training": None if s.training is None or not care.training_allowed() else _data(s.training, side, quality),
                 }
                 for s in found
             ],
@@ -110,7 +111,7 @@ def _page(prompts: dict[tuple[str, str], list[Story]], threshold: float | None, 
 
 
 def _shrunk(picture: np.ndarray, side: int) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    image = Image.fromarray(np.ascontiguousarray(care.shown(picture)))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image
 

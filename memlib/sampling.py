@@ -19,6 +19,7 @@ from memlib.denoising import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import Rule, as_rule
+from memlib.speed import kernels, speed_of
 
 __all__ = [
     "SAMPLER_VERSION", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
@@ -62,7 +63,7 @@ def decode(substrate: Any, latents: Tensor) -> np.ndarray:
     vae = substrate.vae
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     pictures = []
-    for part in latents.split(max(1, DECODE_PIXELS // substrate.resolution**2)):
+    for part in latents.split(speed_of(substrate).decode_batch or max(1, DECODE_PIXELS // substrate.resolution**2)):
         scaled = part.to(substrate.device, torch.float32) / vae.config.scaling_factor + shift
         decoded = vae.decode(scaled.to(substrate.dtype), return_dict=False)[0].float()
         if not torch.isfinite(decoded).all():
@@ -70,8 +71,8 @@ def decode(substrate: Any, latents: Tensor) -> np.ndarray:
                 f"{substrate.name} gave pictures with values that are not finite in {substrate.dtype}: "
                 "load it with dtype='float32'."
             )
-        values = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        pictures.append((values * 255).round().astype(np.uint8))
+        values = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        pictures.append((values * 255).round().to(torch.uint8).cpu().numpy())
     return np.concatenate(pictures)
 
 
@@ -161,20 +162,26 @@ def _batches(
     around: Around | None,
     latents_only: bool,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    speed, lean = speed_of(substrate), keep is None and around is None
     for start in range(0, len(pairs), batch_size):
         rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
-        latents = initial_latents(seeds, substrate.latent_shape)
-        batch = Batch(rows, seeds, embedding.select(rows), uncond, latents, steps, rule, scheduler)
-        with nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
+        # A compiled U-Net knows one size of batch: the last one is filled up, and what fills it is dropped.
+        filling = batch_size - len(rows) if lean and speed.compile else 0
+        filled = rows + rows[-1:] * filling
+        latents = initial_latents(seeds + seeds[-1:] * filling, substrate.latent_shape)
+        batch = Batch(rows, seeds, embedding.select(filled), uncond, latents, steps, rule, scheduler)
+        with kernels(speed, substrate.device), nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
             for step in trajectory(
-                substrate, batch.embedding.states, batch.uncond, batch.latents, steps, batch.rule, scheduler, cost=cost
+                substrate, batch.embedding.states, batch.uncond, batch.latents, steps, batch.rule, scheduler, cost=cost, lean=lean
             ):
                 if keep is not None:
                     keep(rows, seeds, step)
+        last = step.next_latents[: len(rows)]
         if latents_only:
-            yield rows, seeds, step.next_latents.cpu().numpy()
+            yield rows, seeds, last.cpu().numpy()
             continue
-        pictures = decode(substrate, step.next_latents)
+        with kernels(speed, substrate.device):
+            pictures = decode(substrate, last)
         cost.pictures += len(rows)
         yield rows, seeds, pictures
 

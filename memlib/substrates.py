@@ -18,6 +18,7 @@ from memlib.deltas import DELTA_FILE, apply_delta
 from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
 from memlib.sources import SUBSTRATES, data_folder, family_of, locate
+from memlib.speed import Speed, prepare
 
 __all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
 
@@ -30,7 +31,7 @@ class Substrate:
     """A loaded model: a diffusers pipeline on a device, and the facts that others ask for.
 
     `weights_hash` is a SHA-256 over weights and configurations; `family` is "minisd" or "sd" (which
-    metrics apply); `revision` is the hub's commit where known.
+    metrics apply); `revision` is the hub's commit where known; `speed` is how it computes.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Substrate:
     weights_hash: str
     family: str
     revision: str | None = None
+    speed: Speed = field(default_factory=Speed)
 
     @property
     def tokenizer(self) -> Any:
@@ -119,12 +121,13 @@ class Substrate:
 
 
 def load(
-    name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", speed: Speed | None = None
 ) -> Substrate:
     """Load a substrate by name (see `SUBSTRATES`) or from a local diffusers folder.
 
     "auto" takes the first GPU if there is one, with float16, and else the CPU, with bfloat16 where it
-    multiplies that natively and float32 elsewhere; latents and scheduler stay in float32. Raises
+    multiplies that natively and float32 elsewhere; latents and scheduler stay in float32. `speed` says
+    how it computes, by default what suits the device (`memlib.speed.Speed.on`). Raises
     InputError for an unknown name, device or precision, for missing weights, and for a folder that is
     incomplete, corrupt or not Stable Diffusion 1.x/2.x.
     """
@@ -151,10 +154,9 @@ def load(
     pipe.to(target)
     for model in (pipe.text_encoder, pipe.unet, pipe.vae):
         model.requires_grad_(False).eval()
-    if target.type == "cuda":
-        # Attention runs through scaled_dot_product_attention, diffusers' default.
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
+    # Attention runs through scaled_dot_product_attention, diffusers' default.
+    speed = Speed.on(target) if speed is None else speed
+    prepare(pipe.unet, pipe.vae, speed)
     return Substrate(
         name=source.name if source else folder.name,
         pipe=pipe,
@@ -163,6 +165,7 @@ def load(
         weights_hash=weights,
         family=source.family if source else family_of(folder),
         revision=revision,
+        speed=speed,
     )
 
 

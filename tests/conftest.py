@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from memlib import care
 from memlib.book.jobs import cores
 
 
@@ -25,6 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // beside)))
     # As a hook of this file it would not reach the notebooks, which lie in another folder.
     config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
+
+
+@pytest.fixture(autouse=True)
+def pictures_in_full() -> Iterator[None]:
+    """How pictures are shown is a choice of the process; each test begins without one."""
+    care.reset()
+    yield
+    care.reset()
 
 
 @pytest.fixture(scope="session")

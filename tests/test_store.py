@@ -283,7 +283,7 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
 WRITER = '''
 import sys, time
 import numpy as np
-import memlib.store
+import memlib.store.files
 from memlib.store import Store
 
 class SlowFile:
@@ -303,7 +303,7 @@ class SlowFile:
     def fileno(self):
         return self.file.fileno()
 
-memlib.store.open = SlowFile
+memlib.store.files.open = SlowFile
 store = Store(sys.argv[1])
 pictures = np.random.default_rng(int(sys.argv[2])).integers(0, 256, (3, 200, 200, 3), dtype=np.uint8)
 for number in range(100_000):

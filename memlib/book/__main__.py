@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from memlib.book.layout import DEFAULT_SUBSTRATE, Layout
+from memlib.care import CHOICES
 from memlib.errors import InputError, exit_status
 
 
@@ -27,6 +29,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "execute":
             command.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value")
             command.add_argument("--force", action="store_true", help="run all, changed or not")
+            command.add_argument("--profile", help="parameters by notebook: a name in data/profiles, such as paper, or a YAML file")
+            command.add_argument("--plan", action=argparse.BooleanOptionalAction, help="plan the run first (default: on other models than MiniSD)")
+            command.add_argument("--pictures", choices=CHOICES, help="how pages show pictures (default: blurred on other models than MiniSD)")
             command.add_argument("--jobs", type=int, help="notebooks at a time (default: by cores and memory; 1 on a GPU)")
         if name in {"build", "ledger"}:
             command.add_argument("--committed", action="store_true", help="use the outputs in the repository")
@@ -43,7 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         from memlib.book.execute import execute
         from memlib.book.parameters import parse_assignment
 
-        execute(layout, dict(map(parse_assignment, arguments.parameters)), force=arguments.force, jobs=arguments.jobs)
+        large = bool(arguments.profile) or not arguments.substrate.startswith("minisd-")
+        plan = large if arguments.plan is None else arguments.plan
+        parameters = dict(map(parse_assignment, arguments.parameters))
+        if arguments.pictures:
+            os.environ["MEMLIB_PICTURES"] = arguments.pictures  # read where the notebooks run
+        execute(layout, parameters, force=arguments.force, jobs=arguments.jobs, profile=arguments.profile, plan=plan)
     elif arguments.command == "ledger":
         from memlib.book.ledger import as_text, collect
 

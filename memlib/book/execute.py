@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import nbformat
 
 from memlib.book.jobs import jobs_for, run_beside
 from memlib.book.layout import Layout
-from memlib.book.parameters import share_out
+from memlib.book.parameters import given_parameters
 from memlib.errors import InputError
 
 
@@ -23,8 +26,13 @@ def execute(
     force: bool = False,
     say: Callable[[str], None] = print,
     jobs: int | None = None,
+    profile: str | None = None,
+    plan: bool = False,
 ) -> list[Path]:
     """Execute the notebooks, `jobs` at a time (None: what fits the machine), and return the executed copies; an unchanged one is kept.
+
+    `profile` names parameters by notebook (`memlib.book.parameters.profile`). With `plan` the run is planned first (`memlib.plan`), and
+    progress with the time left is said every minute.
 
     Raises InputError for an unknown parameter, for no notebooks at all, for less than one job, and for a cell that fails.
     """
@@ -33,9 +41,7 @@ def execute(
     notebooks = layout.notebooks()
     if not notebooks:
         raise InputError(f"There are no notebooks in {_shown(layout.sources, layout)}.")
-    given = share_out(dict(parameters or {}), notebooks)
-    for path, own in share_out({"substrate": layout.parameter}, notebooks).items():
-        given[path] = own | given[path]
+    given = given_parameters(layout, dict(parameters or {}), profile)
     inputs = _hash_inputs(layout)
     layout.executed.mkdir(parents=True, exist_ok=True)
     targets, stamps, pending = [], {}, []
@@ -62,9 +68,28 @@ def execute(
         if jobs > 1:
             pending.reverse()  # the later pages compare more and take longest: begun last, they would run alone
         say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
-        run_beside(pending, jobs, ended)
+        with _planned(layout, dict(parameters or {}), profile, [call[1][0] for call in pending], say) if plan else nullcontext():
+            run_beside(pending, jobs, ended)
     _drop_others(layout, targets)
     return targets
+
+
+def _planned(layout: Layout, parameters: Mapping[str, Any], profile: str | None, pending: list[Path], say: Callable[[str], None]) -> Any:
+    """Plan the notebooks that are to run, in a process that ends before they begin (it holds the model), and return a watch over them."""
+    from memlib.plan.demand import Plan
+    from memlib.plan.watch import Watch
+    from memlib.store.files import default_root
+
+    target = layout.build / "plan.json"
+    command = [sys.executable, "-m", "memlib.plan", "--substrate", layout.parameter, "--json", str(target)]
+    command += ["--only", *(path.stem for path in pending)]
+    command += ["--profile", profile] if profile else []
+    command += [part for name, value in parameters.items() for part in ("-p", f"{name}={json.dumps(value)}")]
+    target.unlink(missing_ok=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode or not target.is_file():
+        raise InputError("The run could not be planned, for the reason above: mend that, or leave the plan out with --no-plan.")
+    return Watch(Plan.from_json(json.loads(target.read_text())), default_root(), say=say)
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str) -> str:
@@ -85,6 +110,7 @@ def _hash_inputs(layout: Layout) -> str:
             digest.update(str(path.relative_to(layout.root)).encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     # Downloaded checkpoints are gigabytes: sizes and times stand for their content.
+    digest.update(os.environ.get("MEMLIB_PICTURES", "").encode())
     for folder in (Path(layout.parameter), Path(os.environ.get("MEMLIB_MODELS", "")) / layout.substrate):
         if folder.is_absolute() and folder.is_dir():
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):

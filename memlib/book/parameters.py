@@ -50,6 +50,39 @@ def share_out(given: Mapping[str, Any], notebooks: Iterable[Path]) -> dict[Path,
     return {path: {k: v for k, v in given.items() if k in has} for path, has in names.items()}
 
 
+def profile(name: str, notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The parameters that a profile gives to each notebook: one of ``data/profiles`` by name, or a YAML file.
+
+    Raises InputError for a profile that is not there or not understood, and for a notebook or parameter that does not exist.
+    """
+    from memlib.sources import data_folder
+
+    known = sorted(path.stem for path in (data_folder() / "profiles").glob("*.yml"))
+    path = data_folder() / "profiles" / f"{name}.yml" if name in known else Path(name).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        everywhere, single = dict(content.get("all") or {}), dict(content.get("notebooks") or {})
+    except OSError:
+        raise InputError(f"Unknown profile {name!r}: use {', '.join(known) or 'none'}, or the path of a YAML file.") from None
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise InputError(f"The profile {path} is not understood: it has 'all' and 'notebooks', each with parameters by name.") from None
+    by_stem = {notebook.stem: notebook for notebook in notebooks}
+    given = share_out(everywhere, by_stem.values())
+    for stem, own in single.items():
+        if stem not in by_stem:
+            raise InputError(f"The profile {name!r} names a notebook {stem!r}; there are {', '.join(by_stem)}.")
+        given[by_stem[stem]] |= share_out(own or {}, [by_stem[stem]])[by_stem[stem]]
+    return given
+
+
+def given_parameters(layout: Any, given: Mapping[str, Any], profile_name: str | None = None) -> dict[Path, dict[str, Any]]:
+    """What each notebook of a layout is run with: the substrate, before it the profile's parameters, and before all those given."""
+    notebooks = layout.notebooks()
+    chosen = {path: {} for path in notebooks} if not profile_name else profile(profile_name, notebooks)
+    substrate, own = share_out({"substrate": layout.parameter}, notebooks), share_out(given, notebooks)
+    return {path: substrate[path] | chosen[path] | own[path] for path in notebooks}
+
+
 def _assigned(source: str) -> set[str]:
     try:
         body = ast.parse(source).body

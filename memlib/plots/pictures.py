@@ -8,13 +8,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from memlib import care
 from memlib.plots.style import short
 
 
 def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None, title: str = "", cell: float = 0.85) -> Figure:
-    """Pictures in labelled rows: label -> uint8 [K, H, W, 3]; `columns` names the K columns above them."""
+    """Pictures in labelled rows: label -> uint8 [K, H, W, 3]; `columns` names the K columns above them.
+
+    Shown as `memlib.care` allows; rows whose label begins with "training" are left out where training pictures may not be shown.
+    """
+    allowed = {label: pictures for label, pictures in rows.items() if care.training_allowed() or not care.is_training(label)}
+    return _tiles({label: [care.shown(picture) for picture in pictures] for label, pictures in allowed.items()}, columns, title, cell)
+
+
+def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
+    """Labelled rows of tiles as they are."""
     count = max(len(pictures) for pictures in rows.values())
-    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, cell * len(rows) + (0.75 if columns is not None else 0.35)), squeeze=False)
+    height = cell * len(rows) + (0.75 if columns is not None else 0.35)
+    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, height), squeeze=False)
     for r, (label, pictures) in enumerate(rows.items()):
         for c, axis in enumerate(axes[r]):
             axis.set_xticks([])
@@ -34,7 +45,8 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
 
 
 def contact_sheet(pictures: np.ndarray, columns: int = 12, title: str = "", cell: float = 0.62) -> Figure:
-    """Pictures [N, H, W, 3] in a plain grid without labels."""
+    """Pictures [N, H, W, 3] in a plain grid without labels, shown as `memlib.care` allows."""
+    pictures = np.stack([care.shown(picture) for picture in pictures])
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * (pictures.shape[1] + 2), columns * (pictures.shape[2] + 2), 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
@@ -61,5 +73,5 @@ def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str
     # Nearest neighbour, since maps and pictures have sizes of their own.
     y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
     tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
-    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): np.concatenate([pictures[i : i + 1], tiles[i]]) for i, p in enumerate(prompts)}
-    return montage(rows, ["picture", *columns], title)
+    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): [care.shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
+    return _tiles(rows, ["picture", *columns], title)

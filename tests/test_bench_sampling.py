@@ -1,0 +1,53 @@
+"""The benchmark's ways make the same pictures, count their work, and say so."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from memlib.bench_sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, main, measure, ours, peak_rate, row_operations
+
+
+@pytest.fixture(scope="module")
+def tiny(sd1_tiny):
+    from memlib.substrates import load
+
+    return lambda speed: load(str(sd1_tiny), "cpu", "float32", speed)
+
+
+def test_the_three_ways_make_the_same_pictures(tiny):
+    substrate, job = tiny(PLAIN), Job(6, 2, 3)
+    published, batched, own = diffusers_pipeline(substrate, job), diffusers_pipeline(substrate, job, 3), ours(substrate, job)
+    assert published.shape == batched.shape == own.shape == (6, 64, 64, 3)
+    assert np.abs(published.astype(int) - own).max() <= 1 and np.abs(batched.astype(int) - own).max() <= 1
+    assert len({picture.tobytes() for picture in own}) == 6  # other seeds, other pictures
+
+
+def test_the_table_has_a_row_for_each_way_and_lever(tiny):
+    said = []
+    job = Job(2, 2, 2)
+    table = measure(tiny, job, ["plain", "default"], repeats=1, say=said.append)
+    assert list(table["way"]) == ["diffusers, prompt by prompt", "diffusers, in batches", "memlib, plain", "memlib, default",
+                                  "memlib, guidance from the middle on"] and len(said) == 5  # fmt: skip
+    assert (table["pictures_per_second"] > 0).all() and (table["difference"].dropna() < 1e-3).all()
+    assert "to published" in as_text(table, job)
+
+
+def test_operations_are_those_of_the_layers(tiny):
+    """A convolution of k x k from c to d channels on h x w pixels takes 2 c d k k h w; one pass must take more than its first one alone."""
+    substrate = tiny(PLAIN)
+    conv = substrate.unet.conv_in
+    first = 2 * conv.in_channels * conv.out_channels * 9 * 64
+    assert row_operations(substrate) > 10 * first
+    doubled = dataclasses.replace(substrate)
+    assert row_operations(doubled) == row_operations(substrate)
+    assert peak_rate(torch.device("cpu"), torch.float32, side=64, repeats=2) > 0
+
+
+def test_bad_numbers_end_in_one_sentence(capsys):
+    assert main(["--pictures", "0"]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert LEVERS["plain"] == PLAIN

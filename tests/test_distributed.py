@@ -1,0 +1,123 @@
+"""Tasks on worker processes: the same pictures as one process, also where a worker is killed in mid-run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from memlib.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
+from memlib.errors import InputError
+from memlib.store import Store
+
+try:
+    import dask.distributed  # noqa: F401
+
+    installed = True
+except ImportError:
+    installed = False
+
+needs_dask = pytest.mark.skipif(not installed, reason="dask.distributed is not installed")
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt\na cat\ntwo dogs & a bird\n<b>three</b> fish\n")
+    return str(path)
+
+
+@pytest.fixture
+def group(tmp_path, prompts, sd1_tiny, monkeypatch):
+    from memlib.experiment import Experiment
+
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    run = Experiment(str(sd1_tiny), n_seeds=2, steps=2, device="cpu", dtype="float32", store=tmp_path / "one")
+    return run.group(prompts)
+
+
+@pytest.fixture
+def work_for(sd1_tiny):
+    return lambda root, edit="none": Work(str(sd1_tiny), str(root), 2, 7.5, "ddim", edit, "cpu", "float32")
+
+
+def test_tasks_cover_every_prompt_and_seed_once(group):
+    for size in (1, 2, 3, 4, 100):
+        for whole in (False, True):
+            tasks = parts(group, "none", size, whole)
+            covered = [(prompt, seed) for task in tasks for prompt in task.prompts.prompts for seed in task.seeds]
+            assert sorted(covered) == sorted((prompt, seed) for prompt in group.prompts.prompts for seed in (0, 1))
+            assert all(len(task.prompts) * len(task.seeds) <= max(size, 2 if whole else 1) for task in tasks)
+            assert not whole or all(task.seeds == (0, 1) for task in tasks)
+    with pytest.raises(InputError):
+        parts(group, "none", 0)
+
+
+@pytest.mark.parametrize("edit", ["none", "h", "pad-swap"])
+def test_a_task_puts_into_the_store_what_a_notebook_asks_for(group, work_for, tmp_path, edit):
+    work = work_for(tmp_path / "many", edit)
+    tasks = [pickle.loads(pickle.dumps(task)) for task in parts(group, work.how, 2)]
+    assert sum(sample_part(work, task)[0] for task in tasks) == 6
+    expected = group.pictures(work.how)
+    # The same group under the other store finds every picture there.
+    group.experiment.store = store = Store(tmp_path / "many")
+    group._pictures.clear()
+    found = group.pictures(work.how)
+    assert store.made == 0 and store.found == 6 and np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_scores_that_cannot_be_measured_are_left_out(group, work_for, tmp_path):
+    (task,) = parts(group, "none", 100, whole_prompts=True)
+    assert score_part(work_for(tmp_path / "many"), task, ["similarity to training"]) == {}
+
+
+def test_without_dask_a_sentence_says_what_to_install(capsys, tmp_path):
+    if installed:
+        pytest.skip("dask.distributed is installed")
+    with pytest.raises(InputError, match="pip install"):
+        dask()
+    assert main(["sample", "--prompts", "figures", "--store", str(tmp_path)]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@needs_dask
+def test_two_processes_make_the_pictures_of_one(group, work_for, tmp_path):
+    expected = group.pictures()
+    work = work_for(tmp_path / "many")
+    with cluster("local", 2) as client:
+        assert sample_on(client, work, group, 2, progress=False) == (6, 0)
+        assert sample_on(client, work, group, 2, progress=False) == (0, 6)
+    group.experiment.store = Store(tmp_path / "many")
+    group._pictures.clear()
+    assert np.abs(group.pictures().astype(int) - expected).max() <= 1 and group.experiment.store.made == 0
+
+
+@needs_dask
+def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
+    work = work_for(tmp_path / "many")
+    with cluster("local", 2) as client:
+        workers = client.run(os.getpid)
+
+        def kill_one():
+            while not list((tmp_path / "many").glob("pictures/*/*.png")):
+                time.sleep(0.05)
+            os.kill(next(iter(workers.values())), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        made, there = sample_on(client, work, group, 1, progress=False)
+        killer.join()
+    assert made + there >= 6
+    store = Store(tmp_path / "many")
+    assert len(list(store.entries("pictures"))) == 6 and store.broken() == []
+
+
+@needs_dask
+def test_a_scheduler_that_does_not_answer_ends_in_one_sentence(monkeypatch):
+    with pytest.raises(InputError, match="No dask scheduler"), cluster("tcp://127.0.0.1:9"):
+        pass

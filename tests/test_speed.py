@@ -1,0 +1,170 @@
+"""Faster ways to sample give the pictures of the plain way, and touch nothing where somebody looks or edits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from memlib.embeddings import encode_prompts
+from memlib.errors import InputError
+from memlib.guidance import constant
+from memlib.guidance_rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
+from memlib.sampling import Cost, decode, initial_latents, sample, sample_batches, trajectory, uncond_states
+from memlib.speed import Speed, TextCache, prepare, speed_of
+
+PLAIN = Speed(cached_text=False)
+
+
+@pytest.fixture(scope="module", params=["sd1_tiny", "sd2_tiny"])
+def tiny(request):
+    from memlib.substrates import load
+
+    return load(str(request.getfixturevalue(request.param)), device="cpu", dtype="float32", speed=PLAIN)
+
+
+def drawn(substrate, speed, guidance=7.5, scheduler="ddim", **options):
+    """Last latents of two prompts with two seeds, 3 steps, in batches of three, and the U-Net rows they took."""
+    faster, cost = dataclasses.replace(substrate, speed=speed), Cost()
+    embedding = encode_prompts(substrate, ["a cat", "two dogs & a bird"])
+    batches = sample_batches(faster, embedding, [0, 1], 3, guidance, scheduler, batch_size=3, cost=cost, latents_only=True, **options)
+    return np.concatenate([latents for _, _, latents in batches]), cost.evaluations
+
+
+def test_projecting_the_text_once_changes_no_bit(tiny):
+    plain, spent = drawn(tiny, PLAIN)
+    cached, same = drawn(tiny, Speed(cached_text=True))
+    assert np.array_equal(plain, cached) and spent == same == 4 * 3 * 2
+    assert len(TextCache(tiny.unet, uncond_states(tiny))) == len([m for n, m in tiny.unet.named_modules() if n.endswith("attn2")])
+
+
+def test_the_projections_save_the_products_that_they_stand_for(tiny):
+    calls = []
+    hooks = [m.to_k.register_forward_hook(lambda *_: calls.append(1)) for n, m in tiny.unet.named_modules() if n.endswith("attn2")]
+    try:
+        drawn(tiny, PLAIN)
+        plain = len(calls)
+        calls.clear()
+        drawn(tiny, Speed(cached_text=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert plain == 2 * 3 * len(hooks) and len(calls) == 2 * len(hooks)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm", "euler"])
+def test_unused_halves_are_left_out_where_the_scale_is_known(tiny, scheduler):
+    lean = Speed(skip_unused=True)
+    late = StaticTransition(7.5, step=2)  # two steps without the prompt, one with it
+    times = [float(t) for t in tiny.scheduler(scheduler, 3).timesteps]
+    middle = 4 * sum(2 if 100 < t <= 700 else 1 for t in times)
+    assert 12 < middle < 24
+    for rule, rows in ((late, 4 * (1 + 1 + 2)), (0.0, 4 * 3), (1.0, 4 * 3), (LimitedInterval(7.5, 700.0, 100.0), middle),
+                       (Annealed(7.5), 4 * (1 + 2 + 2)), (7.5, 24), (DynamicTransition(7.5), 24)):  # fmt: skip
+        plain, everything = drawn(tiny, PLAIN, rule, scheduler)
+        fast, spent = drawn(tiny, lean, rule, scheduler)
+        assert everything == 24 and spent == rows, rule
+        np.testing.assert_allclose(fast, plain, atol=2e-4, rtol=1e-4)
+    # The condition is not empty: with the prompt throughout the latents are others.
+    assert np.abs(drawn(tiny, PLAIN, 7.5, scheduler)[0] - drawn(tiny, lean, 0.0, scheduler)[0]).max() > 1e-2
+
+
+def test_nothing_is_left_out_where_somebody_looks(tiny):
+    lean = Speed(skip_unused=True)
+    seen = []
+    _, spent = drawn(tiny, lean, 0.0, keep=lambda rows, seeds, step: seen.append(step.epsilon_cond.shape))
+    assert spent == 24 and len(seen) == 2 * 3
+    hook = tiny.unet.register_forward_pre_hook(lambda *_: None)
+    try:
+        assert drawn(tiny, lean, 0.0)[1] == 24
+    finally:
+        hook.remove()
+    faster = dataclasses.replace(tiny, speed=lean)
+    states, uncond = encode_prompts(tiny, ["a cat"]).states, uncond_states(tiny)
+    steps = list(trajectory(faster, states, uncond, initial_latents([0], tiny.latent_shape), 2, 0.0))
+    assert all(step.epsilon_cond is not None for step in steps)
+    steps = list(trajectory(faster, states, uncond, initial_latents([0], tiny.latent_shape), 2, 0.0, lean=True))
+    assert all(step.epsilon_cond is None and step.noise_cond is None and step.guidance.tolist() == [0.0] for step in steps)
+    assert torch.is_grad_enabled()
+
+
+def test_recorded_layers_keep_their_processor(tiny):
+    from memlib.attention import record
+
+    plain, cached = [], []
+    for speed, kept in ((PLAIN, plain), (Speed(cached_text=True), cached)):
+        with record(tiny, steps=3) as recording:
+            drawn(tiny, speed)
+        kept.append(recording.attention.cond)
+    assert np.array_equal(plain[0], cached[0])
+
+
+def test_processors_are_back_after_an_exception(tiny):
+    before = dict(tiny.unet.attn_processors)
+    cache = TextCache(tiny.unet, uncond_states(tiny))
+    with pytest.raises(RuntimeError), cache.over(slice(0, 1)):
+        assert tiny.unet.attn_processors != before
+        raise RuntimeError
+    assert tiny.unet.attn_processors == before
+
+
+def test_layouts_and_fused_products_give_the_same_latents(sd1_tiny):
+    from memlib.substrates import load
+
+    plain = load(str(sd1_tiny), device="cpu", dtype="float32", speed=PLAIN)
+    faster = load(str(sd1_tiny), device="cpu", dtype="float32", speed=Speed(channels_last=True, fused_qkv=True, decode_batch=1))
+    assert faster.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert any("Fused" in type(p).__name__ for p in faster.unet.attn_processors.values())
+    a, b = drawn(plain, PLAIN)[0], drawn(faster, faster.speed)[0]
+    np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
+    latents = torch.from_numpy(a)
+    assert np.abs(decode(plain, latents).astype(int) - decode(faster, latents)).max() <= 1
+
+
+def test_batches_of_a_compiled_model_have_one_size(tiny):
+    sizes = []
+
+    class Compiled:
+        """Refuses another size than the first, as static shapes would compile again for it."""
+
+        def __init__(self, unet):
+            self._unet = unet
+
+        def __getattr__(self, name):
+            return getattr(self._unet, name)
+
+        def __call__(self, sample, *arguments, **named):
+            sizes.append(len(sample))
+            return self._unet(sample, *arguments, **named)
+
+    plain, _ = drawn(tiny, PLAIN)
+    pipe = type("Pipe", (), {**{name: getattr(tiny.pipe, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")},
+                             "unet": Compiled(tiny.unet)})()  # fmt: skip
+    filled, rows = drawn(dataclasses.replace(tiny, pipe=pipe), Speed(cached_text=False, compile="default"))
+    assert set(sizes) == {6} and rows == 2 * 3 * 6
+    np.testing.assert_allclose(filled, plain, atol=2e-4, rtol=1e-4)
+
+
+def test_compiling_is_asked_of_the_unet_alone(tiny):
+    asked = []
+    unet = type("UNet", (), {"compile": lambda self, **options: asked.append(options)})()
+    prepare(unet, None, Speed(compile="max-autotune-no-cudagraphs"))
+    assert asked == [{"mode": "max-autotune-no-cudagraphs", "dynamic": False}]
+
+
+def test_defaults_leave_the_cpu_as_it_is_and_bad_values_are_refused():
+    assert Speed.on(torch.device("cpu")) == Speed() and not Speed().skip_unused and not Speed().channels_last
+    assert Speed.on(torch.device("cuda")).skip_unused and Speed.on(torch.device("cuda")).channels_last
+    assert speed_of(object()) == PLAIN
+    for wrong in ({"compile": "fast"}, {"decode_batch": 0}, {"decode_batch": True}):
+        with pytest.raises(InputError):
+            Speed(**wrong)
+    assert constant(2.0).ahead(0, 50, 981.0) == 2.0
+
+
+def test_sampling_through_the_public_function_is_unchanged_by_default(tiny):
+    embedding = encode_prompts(tiny, ["a cat"])
+    plain = sample(tiny, embedding, [0], steps=2)
+    assert np.array_equal(sample(dataclasses.replace(tiny, speed=Speed()), embedding, [0], steps=2), plain)

@@ -1,0 +1,156 @@
+"""Checking, merging, counting and pruning stores: with broken, foreign and conflicting entries made by hand."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from memlib.errors import InputError
+from memlib.keys import digest
+from memlib.store import Store
+from memlib.store.__main__ import main
+from memlib.store.care import Chosen, merge, open_store, prune, size, stats, verify
+
+RECIPE = {"weights": "ab" * 32, "steps": 50, "dtype": "torch.float16", "guidance": {"rule": "constant", "scale": 7.5},
+          "scheduler": {"class": "DDIMScheduler"}}  # fmt: skip
+
+
+def recipe(seed, **changes):
+    return {**RECIPE, "seed": seed, **changes}
+
+
+def picture(value):
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def put(store, seed, value=None, **changes):
+    """Store a picture under the key of its recipe and return its path."""
+    made = recipe(seed, **changes)
+    return store.write_picture(digest(made), picture(seed if value is None else value), made)
+
+
+@pytest.fixture
+def stores(tmp_path):
+    return Store(tmp_path / "ours"), Store(tmp_path / "theirs")
+
+
+def test_verify_tells_sound_broken_and_foreign_apart(stores):
+    store, _ = stores
+    put(store, 1)
+    cut = put(store, 2)
+    cut.write_bytes(cut.read_bytes()[:60])
+    store.score({"metric": "m"}, lambda: 1.0)
+    (score,) = store.root.glob("scores/*/*.json")
+    stray = score.with_name("notes.json")
+    stray.write_text("{}")
+    moved = store.root / "pictures" / "zz" / cut.name
+    moved.parent.mkdir()
+    moved.write_bytes(put(store, 3).read_bytes())
+    # Sound in itself, and yet not made of what its name is the hash of.
+    renamed = store.write_picture(digest({"other": 1}), picture(9), recipe(4))
+    found = verify(store)
+    assert found.sound == {"pictures": 2, "scores": 1}
+    assert found.broken == [cut] and sorted(found.foreign) == sorted([stray, moved, renamed])
+
+
+def test_merging_takes_what_is_absent_and_overwrites_nothing_sound(stores):
+    ours, theirs = stores
+    same, broken = put(ours, 1), put(ours, 2)
+    put(theirs, 1), put(theirs, 2)
+    broken.write_bytes(b"")
+    conflict = put(ours, 3, value=10)
+    put(theirs, 3, value=20)
+    new, damaged = put(theirs, 4), put(theirs, 5)
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    (theirs.root / "pictures" / "readme.txt").write_text("hello")
+    ours.score({"metric": "m"}, lambda: 1.0), theirs.score({"metric": "m"}, lambda: 2.0)
+    theirs.score({"metric": "n"}, lambda: np.arange(3))
+    before = {path: path.read_bytes() for path in (same, conflict)}
+
+    done = merge(ours, theirs)
+    assert (done.taken, done.repaired, done.already_there, done.broken, done.foreign) == (2, 1, 1, 1, 1)
+    assert len(done.conflicts) == 2 and conflict in done.conflicts
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert ours.score({"metric": "m"}, lambda: pytest.fail("computed again")) == 1.0
+    assert list(ours.score({"metric": "n"}, lambda: pytest.fail("not taken over"))) == [0, 1, 2]
+    assert np.array_equal(ours.read_picture(new.stem), picture(4)) and np.array_equal(ours.read_picture(broken.stem), picture(2))
+    assert ours.read_picture(damaged.stem) is None and damaged.exists() and verify(ours).broken == []
+    again = merge(ours, theirs)
+    assert again.taken == again.repaired == 0 and again.already_there == 4
+
+
+def test_a_store_is_not_merged_with_itself_or_with_any_folder(stores, tmp_path):
+    ours, _ = stores
+    with pytest.raises(InputError, match="with itself"):
+        merge(ours, open_store(ours.root))
+    with pytest.raises(InputError, match="There is no store"):
+        open_store(tmp_path / "nowhere")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="is no store"):
+        open_store(tmp_path / "photos")
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["cat.jpg"]
+
+
+def test_pruning_is_dry_at_first_and_goes_by_age_and_recipe(stores):
+    store, _ = stores
+    old, young = put(store, 1, steps=10), put(store, 2, steps=10)
+    other = put(store, 3)
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    store.score({"metric": "m", "steps": 10}, lambda: 1.0)
+    ten = Chosen(where={"steps": "10"})
+    assert prune(store, ten)[0] == 3 and old.exists() and young.exists()
+    assert prune(store, Chosen(where={"steps": "10"}, kinds=("pictures",)))[0] == 2
+    assert prune(store, Chosen(days=30))[0] == 2
+    count, freed = prune(store, Chosen(days=30, where={"steps": "10"}), remove=True)
+    assert count == 1 and freed > 0 and not old.exists() and young.exists() and other.exists()
+    assert prune(store, Chosen(where={"weights": "abababab"}))[0] == 2
+    assert prune(store, Chosen(where={"weights": "abab"}))[0] == 0  # too short for a hash to be meant
+    assert prune(store, Chosen(where={"guidance.scale": "7.5", "seed": "3"}))[0] == 1
+    assert prune(store, Chosen(where={"guidance.scale.more": "7.5"}))[0] == 0
+    for unclear in ({}, {"days": -1}, {"days": float("nan")}):
+        with pytest.raises(InputError):
+            Chosen(**unclear)
+
+
+def test_stats_group_by_what_entries_were_made_with(stores):
+    store, _ = stores
+    for seed in range(3):
+        put(store, seed)
+    put(store, 0, mitigation={"mitigation": "wen", "version": 1})
+    store.write_picture("0" * 64, picture(0))
+    store.score({"score": "similarity"}, lambda: 1.0)
+    rows = stats(store)
+    counted = {row["made with"]: row["entries"] for row in rows}
+    assert counted["DDIMScheduler, 50 steps, float16, guidance 7.5"] == 3
+    assert counted["DDIMScheduler, 50 steps, float16, guidance 7.5, wen"] == 1
+    assert counted["not stated"] == 1 and counted["similarity"] == 1
+    assert sum(row["bytes"] for row in rows) == sum(p.stat().st_size for kind in ("pictures", "scores") for p in store.entries(kind))
+
+
+def test_the_commands_say_what_they_did(stores, capsys):
+    ours, theirs = stores
+    put(theirs, 1)
+    broken = put(ours, 2)
+    broken.write_bytes(b"half")
+    assert main(["verify", "--store", str(ours.root)]) == 1
+    assert "broken: pictures/" in capsys.readouterr().out
+    assert main(["verify", "--remove", "--store", str(ours.root)]) == 0 and not broken.exists()
+    assert main(["merge", str(theirs.root), "--store", str(ours.root)]) == 0
+    assert "1 taken over" in capsys.readouterr().out
+    assert main(["stats", "--store", str(ours.root)]) == 0 and "50 steps" in capsys.readouterr().out
+    assert main(["prune", "--where", "steps=50", "--store", str(ours.root)]) == 0
+    assert "1 entries" in (said := capsys.readouterr().out) and "add --yes" in said
+    assert main(["prune", "--where", "steps=50", "--yes", "--store", str(ours.root)]) == 0
+    assert not list(ours.entries("pictures"))
+    capsys.readouterr()
+    for wrong in (["prune"], ["prune", "--where", "steps"], ["stats", "--store", str(ours.root / "nowhere")]):
+        assert main([*wrong, *([] if "--store" in wrong else ["--store", str(ours.root)])]) == 1
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_sizes_are_readable():
+    assert [size(n) for n in (0, 999, 1000, 39_400_000_000, 2e15)] == ["0 B", "999 B", "1.0 kB", "39.4 GB", "2000.0 TB"]
