@@ -44,7 +44,7 @@ def execute(
     given = given_parameters(layout, dict(parameters or {}), profile)
     inputs = _hash_inputs(layout)
     layout.executed.mkdir(parents=True, exist_ok=True)
-    targets, stamps, pending = [], {}, []
+    targets, pending = [], []
     for number, path in enumerate(notebooks, 1):
         target, stamp = layout.executed / path.name, layout.executed / f"{path.stem}.stamp"
         targets.append(target)
@@ -54,12 +54,10 @@ def execute(
             say(f"{head}: unchanged")
         else:
             stamp.unlink(missing_ok=True)
-            stamps[path] = stamp, wanted, head
-            pending.append((_run, (path, target, given[path], layout)))
+            pending.append((path, target, stamp, wanted, head))
 
     def ended(position: int) -> None:
-        target = pending[position][1][1]
-        stamp, wanted, head = stamps[pending[position][1][0]]
+        _, target, stamp, wanted, head = pending[position]
         stamp.write_text(wanted)
         say(f"{head}: ran on {layout.substrate} in {_minutes(target):.1f} minutes")
 
@@ -68,8 +66,8 @@ def execute(
         if jobs > 1:
             pending.reverse()  # the later pages compare more and take longest: begun last, they would run alone
         say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
-        with _planned(layout, dict(parameters or {}), profile, [call[1][0] for call in pending], say) if plan else nullcontext():
-            run_beside(pending, jobs, ended)
+        with _planned(layout, dict(parameters or {}), profile, [path for path, *_ in pending], say) if plan else nullcontext():
+            run_beside([(_run, (path, target, given[path], layout)) for path, target, *_ in pending], jobs, ended)
     _drop_others(layout, targets)
     return targets
 
