@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.bench_sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, main, measure, ours, peak_rate, row_operations
+from memlib.bench.__main__ import main
+from memlib.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,6 @@ def test_operations_are_those_of_the_layers(tiny):
 
 
 def test_bad_numbers_end_in_one_sentence(capsys):
-    assert main(["--pictures", "0"]) == 1
+    assert main(["sampling", "--pictures", "0"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert LEVERS["plain"] == PLAIN

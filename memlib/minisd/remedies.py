@@ -16,6 +16,7 @@ from memlib.keys import digest
 from memlib.minisd.finetune import keep
 from memlib.minisd.paths import runs_folder, settings
 from memlib.minisd.prompt_sets import corpus
+from memlib.minisd.remedy_rounds import measure_rounds, train_rounds
 from memlib.minisd.trainer import Schedule, Trainer
 from memlib.substrates import load
 
@@ -46,7 +47,8 @@ def finetune_remedy(
 ) -> Trainer:
     """Fine-tune to the end (or `until`) and export; a second call goes on from the last checkpoint.
 
-    What is written is the same as for the scenarios: a pipeline in the runs folder, the difference and the training record in data/minisd.
+    What is written is the same as for the scenarios: a pipeline in the runs folder, the difference and the training record in data/minisd; and what
+    was measured of the rounds (`memlib.minisd.remedy_rounds`).
     Raises InputError for an unknown remedy, and for a run with other settings in the same folder.
     """
     recipe, block = remedy_recipe(name), settings()["remedies"]
@@ -64,9 +66,10 @@ def finetune_remedy(
     schedule = Schedule(recipe.steps, recipe.lr, recipe.warmup, recipe.ema, recipe.weight_decay, decay=False, betas=recipe.betas)
     trainer = Trainer(part, schedule, folder, place)
     if not export_only:
-        trainer.run(until, progress)
+        train_rounds(trainer, recipe, block["steps"], until, progress)
     if trainer.step:
         print(f"{recipe.name}: {keep(trainer, recipe)}")
+    measure_rounds(name, recipe, device)
     return trainer
 
 

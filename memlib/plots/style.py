@@ -7,7 +7,7 @@ import seaborn as sns
 
 DPI = 110
 # Told apart by colour-blind readers and on grey paper; "memorized" is always the first.
-COLOURS = ("#0b6aa2", "#c8741a", "#4a8f3c", "#8f4a8f")
+COLOURS = ("#0b6aa2", "#c8741a", "#4a8f3c", "#8f4a8f", "#b23a48")
 
 
 def style() -> None:

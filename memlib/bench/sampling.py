@@ -1,7 +1,7 @@
 """How fast pictures are sampled: memlib's levers one by one, against diffusers' pipeline called in two ways.
 
-    python -m memlib.bench_sampling --substrate minisd-v1 --pictures 8 --steps 10
-    python -m memlib.bench_sampling --architecture sd14 --pictures 64
+    python -m memlib.bench sampling --substrate minisd-v1 --pictures 8 --steps 10
+    python -m memlib.bench sampling --architecture sd14 --pictures 64
 
 Every way makes the same pictures (same noise, DDIM, same guidance), warm, and is compared with diffusers' own latents before it is timed. The two
 ways to call diffusers are that of this field's published code, prompt by prompt with a few images a call, and its best batch.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import pandas as pd
 import torch
 
 from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, exit_status
+from memlib.errors import InputError
 from memlib.guidance_rules import StaticTransition
 from memlib.plan.rates import hardware
 from memlib.sampling import initial_latents, sample_batches, uncond_states
@@ -231,15 +230,3 @@ def run(options: argparse.Namespace) -> None:
     print(as_text(table, job))
     if options.csv:
         table.to_csv(options.csv, index=False)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    text = "Times sampling, lever by lever, against diffusers' pipeline."
-    command = argparse.ArgumentParser(prog="python -m memlib.bench_sampling", description=text)
-    add_arguments(command)
-    options = command.parse_args(arguments)
-    return exit_status(lambda: run(options), "Stopped; nothing was kept.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from memlib.architectures import ARCHITECTURES, build
 from memlib.denoising import Cost
 from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, NotMeasured, exit_status
+from memlib.errors import InputError, NotMeasured
 from memlib.experiment import choose_prompts, provenance
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.sampling import sample_batches, uncond_states
@@ -202,12 +202,8 @@ def chosen(names: Sequence[str] | None, every_step: bool) -> list[Mitigation]:
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(prog="python -m memlib.bench", description="Times what is registered, side by side.")
-    commands = main.add_subparsers(dest="command", required=True)
-    text = "time all mitigations as a ratio to none"
-    command = commands.add_parser("mitigations", help=text, description=text)
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Enter the benchmark's options into a command line."""
     model = command.add_mutually_exclusive_group()
     model.add_argument("--substrate", default="minisd-v1", help="a substrate's name or a checkpoint's folder")
     model.add_argument("--architecture", choices=list(ARCHITECTURES), help="the full-size model with random weights, for a GPU")
@@ -222,10 +218,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="auto")
     command.add_argument("--force", action="store_true", help="build the full-size model on a CPU as well")
     command.add_argument("--out", type=Path, help="write the table to this CSV file")
-    return main
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Carry out the command."""
     started = time.monotonic()
     for name in ("pictures", "batch_size"):
@@ -252,13 +247,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{line}")
     if arguments.out is not None:
         found.assign(provenance=line).to_csv(arguments.out, index=False)
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = parser().parse_args(arguments)
-    return exit_status(lambda: run(parsed), "Stopped; nothing was written.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

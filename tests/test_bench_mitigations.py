@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from memlib import bench
+from memlib.bench import __main__ as command_line
+from memlib.bench import mitigations as bench
 from memlib.architectures import build, sd14_parts
-from memlib.bench import Memory, Run, Sampler, as_text, chosen, measure, table
+from memlib.bench.mitigations import Memory, Run, Sampler, as_text, chosen, measure, table
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.mitigations import REGISTRY, get
@@ -113,7 +114,7 @@ def test_the_command(sd1_tiny, tmp_path, capsys):
         bench.choose_prompts = lambda kind, family, count=None: load_prompts("figures").first(count)
         arguments = ["mitigations", "--substrate", str(sd1_tiny), "--pictures", "1", "--steps", "2", "--only", "pad-swap", "--device", "cpu",
                      "--prompts", "memorized", "--out", str(out)]  # fmt: skip
-        assert bench.main(arguments) == 0
+        assert command_line.main(arguments) == 0
     finally:
         bench.choose_prompts = bench_prompts
     printed = capsys.readouterr().out
@@ -132,7 +133,7 @@ def test_the_command(sd1_tiny, tmp_path, capsys):
     ],
 )
 def test_mistakes_end_in_a_sentence_and_status_1(arguments, sentence, capsys):
-    assert bench.main(["mitigations", *arguments]) == 1
+    assert command_line.main(["mitigations", *arguments]) == 1
     assert sentence in capsys.readouterr().err
 
 
