@@ -67,7 +67,7 @@ def displaced(latents: Tensor, kind: str, radius: float, direction: Tensor, leve
 
 @dataclass
 class Basin:
-    """The basin around the guided trajectories of a group's prompts and seeds (`memlib.experiment.Group`), cut at `steps`.
+    """The basin around the guided trajectories of a group's prompts and seeds (`memlib.group.Group`), cut at `steps`.
 
     Each prompt and seed has one random ray per step, along which all radii lie; `draw` numbers other sets of rays. Pictures and scores come
     from the store where they were made before, and each batch is kept as soon as it is done. Works with the schedulers ddim and euler.

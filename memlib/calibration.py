@@ -17,7 +17,7 @@ from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import as_rule
 from memlib.keys import digest
-from memlib.prompts import load_prompts
+from memlib.prompts import choose_prompts, load_prompts
 from memlib.sampling import SAMPLER_VERSION, Batch, Cost, initial_latents, uncond_states
 from memlib.store import Store
 
@@ -54,8 +54,6 @@ def reference_prompts(substrate: Any) -> tuple[str, ...]:
     if substrate.family == "minisd":
         titles = load_prompts("minisd-duplicated")
         return titles.select(titles.table["copies"].astype(int) == 1).first(PROMPTS).prompts
-    from memlib.experiment import choose_prompts  # which imports the mitigations that are calibrated here
-
     return choose_prompts("not memorized", substrate.family, PROMPTS).prompts
 
 

@@ -47,7 +47,7 @@ class Work:
 
     @property
     def how(self) -> Any:
-        """The edit as `memlib.experiment.Group` takes it: an intervention's key, or a mitigation."""
+        """The edit as `memlib.group.Group` takes it: an intervention's key, or a mitigation."""
         from memlib.interventions import INTERVENTIONS
         from memlib.mitigations import get
 
@@ -78,8 +78,9 @@ def dask() -> Any:
 
 
 def group_of(work: Work, part: Part) -> Any:
-    """The prompts of a task as a `memlib.experiment.Group` in this process, with the embeddings that came along."""
-    from memlib.experiment import Experiment, Group
+    """The prompts of a task as a `memlib.group.Group` in this process, with the embeddings that came along."""
+    from memlib.experiment import Experiment
+    from memlib.group import Group
 
     key = (work.substrate, work.device, work.dtype)
     run = Experiment(work.substrate, steps=work.steps, guidance=work.guidance, scheduler=work.scheduler, device=work.device, dtype=work.dtype,

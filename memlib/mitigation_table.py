@@ -44,7 +44,7 @@ class Row:
 def measure(
     group: Any, mitigations: Iterable[Mitigation], scores: Sequence[str] = SCORES, shown: int = 0, count: bool = True
 ) -> list[Row]:
-    """Measure each mitigation on a group (`memlib.experiment.Group`), no mitigation first; one that cannot be used says why.
+    """Measure each mitigation on a group (`memlib.group.Group`), no mitigation first; one that cannot be used says why.
 
     The first seed's pictures of `shown` prompts are kept; U-Net rows are left out without `count`.
     """

@@ -27,6 +27,12 @@ MINISD_SETS = (
     "minisd-v1-small", "minisd-v1-large", "minisd-v1-class", "minisd-v1-duplicated",
 )  # fmt: skip
 
+# Prompt sets a role stands for, by the substrate's family.
+ROLES = {
+    "memorized": {"minisd": "minisd-memorized", "sd": "webster-mv86"},
+    "not memorized": {"minisd": "minisd-heldout", "sd": "nonmem-coco"},
+}
+
 # `clip`, Appendix A.4: what a prompt that is not memorized must look like to be compared.
 CLEAN_TOKENS = (5, 40)
 CLEAN_FORBIDDEN = ("http", "www")
@@ -121,6 +127,18 @@ def load_prompts(name_or_path: str | Path, column: str | None = None) -> PromptS
         )
     table = read_prompt_file(path, column)
     return PromptSet(path.stem, tuple(table["prompt"]), table, f"file {path.name}", "not stated")
+
+
+def choose_prompts(prompts: str | PromptSet, family: str, count: int | None = None) -> PromptSet:
+    """The prompt set that `prompts` stands for: a role ("memorized", "not memorized") by family, a name, a file or a set.
+
+    At most `count` prompts, drawn with a fixed seed where there are more.
+    """
+    name = ROLES.get(prompts, {}).get(family, prompts) if isinstance(prompts, str) else None
+    found = prompts if name is None else load_prompts(name)
+    if count is not None and count < 1:
+        raise InputError(f"{count} prompts were asked for: ask for at least 1.")
+    return found.sample(count, seed=0) if count is not None and count < len(found) else found
 
 
 def _committed(name: str) -> PromptSet:

@@ -197,7 +197,7 @@ SCORES = ("similarity to training", "alignment with prompt", "quality")
 
 
 def measure(group: Any, result: Result, methods: Sequence[Mitigation], shown: int = 6) -> None:
-    """Fill `result` with scores, distances and pictures of a group (`memlib.experiment.Group`) under each method.
+    """Fill `result` with scores, distances and pictures of a group (`memlib.group.Group`) under each method.
 
     Distances are to MiniSD's held-out pictures, which no model saw; elsewhere to the scenario's training pictures, as in the text.
     """

@@ -64,7 +64,7 @@ def side_by_side(
     scenario: Scenario, group: Any, methods: Sequence[Mitigation], other: Any = None, strengths: bool = True, swept_seeds: int = 1,
     variants: Sequence[Variant] = (), shown: int = 6,
 ) -> SideBySide:  # fmt: skip
-    """Measure every method on a scenario's group (`memlib.experiment.Group`), and on `other`, prompts that are not memorized, where given.
+    """Measure every method on a scenario's group (`memlib.group.Group`), and on `other`, prompts that are not memorized, where given.
 
     Static transitions are put at the median of the scenario's own transition steps (see `memlib.scenarios.at_transition`); in how many
     pictures guidance begins under dynamic ones stands in `result.guided`. Curves are taken on the

@@ -21,7 +21,7 @@ def switch_steps(steps: int, every: int) -> list[int]:
 
 
 def sweep(group: Any, switches: Sequence[int], before: float = 0.0) -> np.ndarray:
-    """Pictures of a group (`memlib.experiment.Group`) with guidance `before` up to each of the steps: uint8 [N, S, K, H, W, 3].
+    """Pictures of a group (`memlib.group.Group`) with guidance `before` up to each of the steps: uint8 [N, S, K, H, W, 3].
 
     A switch at step 0 is plain guidance, one at the number of steps never comes.
     """

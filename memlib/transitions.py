@@ -48,7 +48,7 @@ class Traces:
 
 
 def trace(group: Any, guidance: float | Rule | None = None, embedding: Embedding | None = None) -> Traces:
-    """Record a group's prompts (`memlib.experiment.Group`) under its experiment's seeds, through the store.
+    """Record a group's prompts (`memlib.group.Group`) under its experiment's seeds, through the store.
 
     `guidance` is a scale or rule in place of the experiment's: 0 is "zero guidance" (the prompt does not act on the latents), a
     negative number opposite guidance from the first step to the last. `embedding` is an edited embedding of the prompts in place of the

@@ -37,9 +37,10 @@ from myst_nb import glue
 from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
-from memlib.experiment import Experiment, long_table, summary
+from memlib.experiment import Experiment
 from memlib.interventions import INTERVENTIONS
 from memlib.stats import group_difference
+from memlib.summaries import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -44,8 +44,8 @@ from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
-from memlib.experiment import choose_prompts, provenance
-from memlib.prompts import load_prompts
+from memlib.prompts import choose_prompts, load_prompts
+from memlib.provenance import provenance
 from memlib.stats import group_difference, mean_interval, paired_difference
 from memlib.structure import SPANS, cosines_behind_eot, eot_pad_cosine, project, silhouettes, span_cosines, span_ranks
 from memlib.substrates import load

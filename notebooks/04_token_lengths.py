@@ -41,8 +41,8 @@ from myst_nb import glue
 from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, not_testable
-from memlib.experiment import provenance
 from memlib.prompt_sources import load_sources
+from memlib.provenance import provenance
 from memlib.stats import share_interval
 from memlib.token_lengths import ENOUGH_PADDING, LIMIT, POOLED, SPECIAL_TOKENS, lengths, padding_left, read_statistics, statistics
 

@@ -41,11 +41,12 @@ from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, not_testable
 from memlib.embeddings import PADDINGS, encode_prompts
 from memlib.errors import InputError
-from memlib.experiment import Experiment, nearest_training
+from memlib.experiment import Experiment
 from memlib.interventions import apply
 from memlib.minisd import factorial
 from memlib.minisd.paths import settings
 from memlib.prompts import load_prompts
+from memlib.scores import nearest_training
 from memlib.stats import mean_interval, paired_difference, share_interval
 
 # %% tags=["parameters"]

@@ -38,9 +38,10 @@ from myst_nb import glue
 from memlib import bench, plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, reported
-from memlib.experiment import Experiment, summary
+from memlib.experiment import Experiment
 from memlib.mitigations import describe, get
 from memlib.stats import Estimate, mean_interval, paired_difference, share_interval
+from memlib.summaries import summary
 from memlib.transitions import trace
 
 # %% tags=["parameters"]

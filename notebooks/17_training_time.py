@@ -48,7 +48,6 @@ from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge, not_testable
 from memlib.errors import InputError
-from memlib.experiment import provenance
 from memlib.minisd import training_effects
 from memlib.minisd.mitigated import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
 from memlib.minisd.paths import settings
@@ -56,6 +55,7 @@ from memlib.minisd.prompt_sets import training_pictures
 from memlib.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
 from memlib.minisd.training_mitigations.filters import SampleFilter
 from memlib.prompts import load_prompts
+from memlib.provenance import provenance
 from memlib.sources import family_of, locate
 
 # %% tags=["parameters"]

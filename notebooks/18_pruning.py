@@ -50,9 +50,10 @@ from memlib.claims import claim, judge
 from memlib.embeddings import encode_prompts
 from memlib.equivalence import relative_change
 from memlib.errors import InputError, NotMeasured
-from memlib.experiment import Experiment, long_table, summary
+from memlib.experiment import Experiment
 from memlib.mitigations import get
 from memlib.stats import mean_interval, paired_difference
+from memlib.summaries import long_table, summary
 from memlib.triggers import most_active, overlaps, trigger_embedding
 
 # %% tags=["parameters"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memlib import experiment
-from memlib.experiment import Experiment, Group
+from memlib.experiment import Experiment
+from memlib.group import Group
 from memlib.prompts import load_prompts
 
 
@@ -78,7 +78,7 @@ def test_some_pictures_are_the_same_ones_and_no_others_are_made(start):
 def test_pictures_beyond_the_limit_are_read_from_the_store_again(start, monkeypatch):
     group = start()
     one = group.pictures().nbytes
-    monkeypatch.setattr(experiment, "HELD_BYTES", 2 * one)
+    monkeypatch.setattr("memlib.group.HELD_BYTES", 2 * one)
     kept = {edit: group.pictures(edit) for edit in ("none", "f", "h")}
     assert len(group._pictures) == 2
     made = group.experiment.store.made

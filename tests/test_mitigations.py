@@ -26,12 +26,13 @@ import memlib
 from memlib.claims import reported
 from memlib.embeddings import encode_prompts, tokenize
 from memlib.errors import InputError
-from memlib.experiment import Experiment, summary
+from memlib.experiment import Experiment
 from memlib.interventions import apply
 from memlib.mitigations import REGISTRY, Mitigation, describe, get
 from memlib.sampling import initial_latents, sample_batches
 from memlib.store import Store
 from memlib.substrates import load
+from memlib.summaries import summary
 
 PROMPTS = ["a cat on a red chair", "two dogs! stock photo"]
 # Long enough for 75 tokens: every "cat" is one.

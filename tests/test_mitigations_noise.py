@@ -300,9 +300,9 @@ def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_t
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path))
     monkeypatch.setattr("memlib.calibration.PROMPTS", 2)
     sd1 = load(sd1_tiny, device="cpu", dtype="float32")
-    monkeypatch.setitem(__import__("memlib.experiment").experiment.ROLES["not memorized"], "sd", "figures")
+    monkeypatch.setitem(__import__("memlib.prompts").prompts.ROLES["not memorized"], "sd", "figures")
     from memlib.calibration import SEEDS as REFERENCE_SEEDS
-    from memlib.experiment import choose_prompts
+    from memlib.prompts import choose_prompts
 
     prompts = choose_prompts("not memorized", "sd", 2).prompts
     rows = [(row, seed) for row in range(2) for seed in REFERENCE_SEEDS]

@@ -110,9 +110,10 @@ CELLS = (
     from IPython.display import display
     from myst_nb import glue
     from memlib import plots
-    from memlib.experiment import Experiment, summary
+    from memlib.experiment import Experiment
     from memlib.guidance_rules import StaticTransition
     from memlib.sampling import sample
+    from memlib.summaries import summary
     from memlib.transitions import trace
     """,
     "run = Experiment(substrate, n_seeds=n_seeds, steps=steps, device='cpu', dtype='float32', batch_size=2)",

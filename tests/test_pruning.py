@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(registered, "_found", {})
     for module in (nemo, wanda):
         monkeypatch.setattr(module, "reference_prompts", lambda substrate: ("a house", "the sea", "a green tree", "snow"))
-    monkeypatch.setattr("memlib.experiment.choose_prompts", lambda *a, **k: SimpleNamespace(prompts=("a boat", "one apple")))
+    monkeypatch.setattr(nemo, "choose_prompts", lambda *a, **k: SimpleNamespace(prompts=("a boat", "one apple")))
 
 
 def bits(model):

@@ -41,7 +41,7 @@ class Targets:
 
 
 def targets(group: Any, label: str | None = None) -> Targets | None:
-    """Return the training pictures of a group's prompts (`memlib.experiment.Group`), or None where they are not at hand.
+    """Return the training pictures of a group's prompts (`memlib.group.Group`), or None where they are not at hand.
 
     Of a prompt with several, as templates have them, the first is the target.
     """

@@ -24,8 +24,9 @@ from memlib.architectures import ARCHITECTURES, build
 from memlib.denoising import Cost
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError, NotMeasured
-from memlib.experiment import choose_prompts, provenance
 from memlib.mitigations import REGISTRY, Mitigation, get
+from memlib.prompts import choose_prompts
+from memlib.provenance import provenance
 from memlib.sampling import sample_batches, uncond_states
 from memlib.stats import quantile_interval
 from memlib.substrates import load

@@ -13,7 +13,7 @@ from memlib.errors import InputError, NotMeasured
 from memlib.keys import digest
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 TILES = 4
 

@@ -14,7 +14,7 @@ from memlib.detectors.runs import noise_pair, per_sample
 from memlib.sampling import Batch
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 SD1_ELEMENTS = 4 * 64 * 64
 COSINE_WEIGHT = {"v_prediction": 0.1}  # Stable Diffusion 2's; 2.0, Stable Diffusion 1's, for all others.

@@ -17,7 +17,7 @@ from memlib.errors import InputError
 from memlib.sampling import Batch
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 LAST_SHARE = 0.2  # The last ten of 50 steps.
 

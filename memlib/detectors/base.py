@@ -12,7 +12,7 @@ from memlib.errors import InputError
 from memlib.registered import Registered, enter, find
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 REGISTRY: dict[str, Detector] = {}
 # What must be computed before the score exists, from the dearest to the cheapest; what comes first often holds the rest.

@@ -9,7 +9,7 @@ from memlib.detectors.base import Detector, Scores, count_of_steps, register
 from memlib.detectors.runs import whole_run
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 
 @register

@@ -15,7 +15,7 @@ from memlib.roc import auc_interval, tpr_at_fpr
 from memlib.stats import Estimate
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 NOT_MEASURED = "not measured"
 

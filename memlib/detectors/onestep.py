@@ -18,7 +18,7 @@ from memlib.errors import InputError
 from memlib.sampling import Batch, decode
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 
 @register

@@ -21,7 +21,7 @@ from memlib.keys import digest, picture_recipe
 from memlib.sampling import Batch, decode, initial_latents, uncond_states
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 VERSION = 1  # Part of the store's keys: raise it when the same key would give other scores.
 

@@ -21,7 +21,7 @@ from memlib.detectors.runs import per_sample
 from memlib.sampling import Batch
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 AT_ONCE = 16  # Samples in one product: it holds values and derivatives in float32.
 JVP_EVALUATIONS = 2  # A row that carries a derivative along counts as two rows: one for the value, one for the derivative.

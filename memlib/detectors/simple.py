@@ -14,7 +14,7 @@ from memlib.keys import digest
 from memlib.metrics.diversity import seed_diversity
 
 if TYPE_CHECKING:
-    from memlib.experiment import Group
+    from memlib.group import Group
 
 
 @register

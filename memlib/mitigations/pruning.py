@@ -23,6 +23,7 @@ from memlib.embeddings import Embedding, Tokens, encode, tokenize
 from memlib.errors import InputError
 from memlib.keys import digest
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.prompts import choose_prompts
 from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
 from memlib.pruning.weight_sets import shuffled, union
 from memlib.sampling import Batch
@@ -67,8 +68,6 @@ class _Pruning(Mitigation):
         return ""
 
     def _memorized(self, substrate: Any) -> tuple[str, ...]:
-        from memlib.experiment import choose_prompts  # which imports the mitigations
-
         return choose_prompts("memorized", substrate.family, self.count).prompts
 
     def weights(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:

@@ -23,6 +23,7 @@ from memlib.denoising import Cost, to_epsilon
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.keys import digest
+from memlib.prompts import choose_prompts
 from memlib.pruning.ssim import ms_ssim
 from memlib.pruning.weight_sets import WeightSet, pruned
 from memlib.sampling import initial_latents
@@ -68,8 +69,6 @@ def activations(model: Any, states: Tensor) -> dict[str, Tensor]:
 
 def statistics(substrate: Any, store: Store | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return mean and standard deviation [channels] of activations over up to 1,000 prompts that are not memorized, by layer."""
-    from memlib.experiment import choose_prompts  # which imports the mitigations
-
     prompts = sorted({*reference_prompts(substrate), *choose_prompts("not memorized", substrate.family, STATISTICS_PROMPTS).prompts})
 
     def compute() -> dict[str, np.ndarray]:
