@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memlib.errors import InputError
+from memlib.writing import replacing
 
 DELTA_FILE = "unet_delta.safetensors"
 STEP = 0.5  # standard deviations of a row
@@ -54,10 +54,8 @@ def save_delta(path: Path, base: Mapping[str, Tensor], tuned: Mapping[str, Tenso
     packed = lzma.compress(torch.cat(codes).numpy().tobytes(), **_CODER)
     tensors = {"codes": torch.frombuffer(bytearray(packed), dtype=torch.uint8), "widths": torch.cat(widths), "plain": torch.cat(plain)}
     shapes = {name: list(base[name].shape) for name in sorted(base)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"base": base_hash, "shapes": json.dumps(shapes)})
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"base": base_hash, "shapes": json.dumps(shapes)})
     return Written(path.stat().st_size, (left / whole) ** 0.5 if whole else 0.0)
 
 

@@ -7,17 +7,16 @@ provenance, and every later build of the page shows it. Nothing here is typed or
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pandas as pd
 
 from memlib.errors import InputError
 from memlib.sources import data_folder
 from memlib.verdicts import Verdict
+from memlib.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,8 @@ def keep(page: str, found: Measured) -> Path | None:
     if earlier is not None and earlier.pictures > found.pictures:
         return None
     fields = {**found.__dict__, "verdict": found.verdict.to_json()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

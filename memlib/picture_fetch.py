@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from memlib.errors import InputError
+from memlib.writing import replacing
 
 TIMEOUT_SECONDS = 20
 MAX_BYTES = 32 * 2**20
@@ -105,12 +106,8 @@ def _fetch(url: str, folder: Path) -> Fetched:
         return Fetched(None, reason="no picture")
     found = hashlib.sha256(content).hexdigest()
     path = folder / f"{found[:32]}{suffix}"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:8]}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Fetched(path.name, found)
 
 
@@ -124,6 +121,5 @@ def _read_index(folder: Path) -> dict[str, Fetched]:
 
 
 def _write_index(folder: Path, known: Mapping[str, Fetched]) -> None:
-    temporary = folder / f".{INDEX}.{os.getpid()}"
-    temporary.write_text(json.dumps({url: asdict(entry) for url, entry in known.items()}, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(temporary, folder / INDEX)
+    with replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps({url: asdict(entry) for url, entry in known.items()}, indent=1, sort_keys=True), encoding="utf-8")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 import yaml
 
 from memlib.errors import InputError
 from memlib.sources import data_folder
+from memlib.writing import replacing
 
 TIMEOUT_SECONDS = 30
 # The largest list is below 2 MB: whatever goes on much longer is not the file asked for.
@@ -96,9 +94,8 @@ def fetch(source: Source) -> Path:
             f"expected, so it is not the list meant here: name a file of your own instead of the set."
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as file:
-            file.write(content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise _cannot_write(error) from error
     if expected is None:
@@ -140,19 +137,6 @@ def _download(source: Source, path: Path) -> bytes:
     return content
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary file beside `path`, which takes its place only when all is on disk."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
-
-
 def _cannot_write(error: OSError) -> InputError:
     return InputError(
         f"The folder of prompt lists {cache_folder()} cannot be written ({error.strerror or error}): make room "
@@ -187,7 +171,7 @@ def _record(source: Source, sha256: str) -> None:
     entry = {"sha256": sha256, "first seen": datetime.now(UTC).isoformat(timespec="seconds")}
     text = json.dumps(_read_lock() | {source.url: entry}, indent=2, sort_keys=True) + "\n"
     try:
-        with _replacing(cache_folder() / LOCK_FILE) as file:
-            file.write(text.encode())
+        with replacing(cache_folder() / LOCK_FILE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _cannot_write(error) from error

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import yaml
 
 from memlib.errors import InputError, NotMeasured
+from memlib.writing import replacing
 
 TABLE = Path(__file__).parents[2] / "data" / "metrics.yml"
 TIMEOUT = 60
@@ -95,21 +95,17 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _fetch(entry: WeightFile, path: Path) -> None:
-    temporary = path.with_name(f".{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(entry.url, timeout=TIMEOUT) as answer, open(temporary, "wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-        # Looked at before it gets its name, so that a wrong file never lies in the cache.
-        _check(entry, temporary, _sha256(temporary))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            with urllib.request.urlopen(entry.url, timeout=TIMEOUT) as answer, open(temporary, "wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+            # Looked at before it gets its name, so that a wrong file never lies in the cache.
+            _check(entry, temporary, _sha256(temporary))
     except OSError as error:
         raise NotMeasured(
             f"The weights {entry.file} could not be fetched from {entry.url} ({error}): put the file into "
             f"{_shown()} by hand."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(entry: WeightFile, path: Path, found: str) -> None:
@@ -127,9 +123,8 @@ def _locked(entry: WeightFile, found: str) -> str:
     known = json.loads(lock.read_text()) if lock.is_file() else {}
     if entry.name not in known and found.startswith(entry.sha256_prefix):
         known[entry.name] = found
-        temporary = lock.with_name(f".{uuid4().hex}.json")
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
-        os.replace(temporary, lock)
+        with replacing(lock) as temporary:
+            temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
     return known.get(entry.name, entry.sha256_prefix)
 
 

@@ -6,7 +6,6 @@ Each is a module with `loss(step)`; what it draws in a step depends on its seed 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from memlib.minisd.models import autoencoder, scheduler, unet
 from memlib.minisd.scenes import Scene, draw_scene
 from memlib.minisd.trainer import autocast, generator
 from memlib.tokenizer import build_clip_tokenizer
+from memlib.writing import replacing
 
 
 def as_tensor(pictures: list[np.ndarray] | np.ndarray) -> torch.Tensor:
@@ -197,10 +197,8 @@ class UnetPart:
             with autocast(self.device, self.half):
                 batches.append(self.vae.encode(as_tensor(pictures).to(self.device)).latent_dist.mean.float().cpu())
         latents = (torch.cat(batches) * self.vae.config.scaling_factor).half()
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with open(partial, "wb") as handle:
-            np.save(handle, latents.numpy())
-        os.replace(partial, path)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, latents.numpy())
         return latents
 
     def _states(self, captions: list[str]) -> torch.Tensor:
