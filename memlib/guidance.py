@@ -93,12 +93,17 @@ class Constant:
         return known_ahead(self, batch)
 
 
+def is_number(value: Any) -> bool:
+    """Say whether `value` is a finite number (and not True or False)."""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def constant(scale: float) -> Constant:
     """Return the rule that uses one scale throughout; 1 means no guidance.
 
     Raises InputError if the scale is not a finite number.
     """
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+    if not is_number(scale):
         raise InputError(f"Guidance {scale!r} is not usable: give a finite number (7.5 is usual, 1 is none).")
     return Constant(float(scale))
 

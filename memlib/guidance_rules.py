@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from memlib.errors import InputError
-from memlib.guidance import Scales, StepInfo, known_ahead
+from memlib.guidance import Scales, StepInfo, is_number, known_ahead
 
 VARIANTS = ("text", "as_published")
 SHAPES = ("linear", "cosine")
 DEFAULT_STEP = 10
-
-
-def is_number(value: Any) -> bool:
-    """Say whether `value` is a finite number (and not True or False)."""
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _check_numbers(rule: Any, **values: Any) -> None:

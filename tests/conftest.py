@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memlib import care
-from memlib.book.jobs import cores
+from memlib.book.jobs import threads_for
 
 
 class IgnoreStderr:
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Processes beside each other share the cores, as notebooks do in `make book`; torch reads this when it is imported.
     beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if beside:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // beside)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(beside)))
     # As a hook of this file it would not reach the notebooks, which lie in another folder.
     config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
 

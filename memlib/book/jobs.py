@@ -34,6 +34,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_for(processes: int) -> int:
+    """Threads of each of so many processes beside each other: its share of the cores, at least one."""
+    return max(1, cores() // processes)
+
+
 def run_beside(calls: Sequence[tuple[Callable[..., None], tuple]], jobs: int, ended: Callable[[int], None]) -> None:
     """Carry out `calls` (a function that can be imported, and its arguments), at most `jobs` at a time, begun in their order.
 
@@ -43,7 +48,7 @@ def run_beside(calls: Sequence[tuple[Callable[..., None], tuple]], jobs: int, en
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["papermill"])
-    threads = max(1, cores() // jobs)
+    threads = threads_for(jobs)
     waiting, failure = list(enumerate(calls)), None
     running: dict[Connection, tuple[int, Any]] = {}
     try:

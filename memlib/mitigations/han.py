@@ -18,8 +18,8 @@ from memlib.calibration import checked_quantile, published_applies, reference_qu
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
-from memlib.guidance import Rule
-from memlib.guidance_rules import StaticTransition, is_number
+from memlib.guidance import Rule, is_number
+from memlib.guidance_rules import StaticTransition
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 

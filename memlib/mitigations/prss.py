@@ -11,7 +11,6 @@ which is how it is computed here: a rule that gives the scale 1 + g - w, and the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from memlib.denoising import Cost, to_epsilon
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.first_step import FirstStep, first_magnitudes
-from memlib.guidance import Constant, Scales, StepInfo
+from memlib.guidance import Constant, Scales, StepInfo, is_number
 from memlib.keys import digest
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
@@ -157,7 +156,7 @@ class ReAnchoredPrompt(Mitigation):
         for target, quantile in ((self.search_target, self.search_quantile), (self.target, self.quantile)):
             check_target(self.name, target)
             checked_quantile(quantile)
-        if isinstance(self.full, bool) or not isinstance(self.full, (int, float)) or not math.isfinite(self.full) or self.full <= 1:
+        if not is_number(self.full) or self.full <= 1:
             raise InputError(f"full is {self.full!r}: give the magnitude of full weight as a multiple of the target, above 1.")
         if not isinstance(self.paraphrases, str):
             raise InputError(f"paraphrases is {self.paraphrases!r}: give the path of a file with the columns prompt and paraphrase.")

@@ -7,7 +7,6 @@ multiplying that key, while the value stays as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from memlib.attention import cross_attention_layers
 from memlib.denoising import Cost
 from memlib.embeddings import CONTEXT_LENGTH
 from memlib.errors import InputError
+from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 
@@ -88,7 +88,7 @@ class MaskedAttention(Mitigation):
     through: ClassVar[str] = "guided"
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+        if not is_number(self.scale):
             raise InputError(f"The scale of ren is {self.scale!r}: give a finite number (1.25 is published, 1 changes nothing).")
         if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
             raise InputError(f"The number of images of ren is {self.images!r}: give a whole number of at least 1.")

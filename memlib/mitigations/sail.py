@@ -19,7 +19,7 @@ from memlib.calibration import checked_quantile, has_sd1_latents, is_default, re
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, norm_scale
-from memlib.guidance_rules import is_number
+from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch
 from memlib.sharpness_search import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss

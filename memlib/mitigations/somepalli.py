@@ -6,7 +6,6 @@ the public program, which draws once for each prompt. Texts are cut to 75 tokens
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from memlib.denoising import Cost
 from memlib.embeddings import Tokens
 from memlib.errors import InputError
+from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
 from memlib.sampling import Batch
 
@@ -134,8 +134,7 @@ class EmbeddingNoise(Mitigation):
     )
 
     def __post_init__(self) -> None:
-        known = not isinstance(self.strength, bool) and isinstance(self.strength, (int, float)) and math.isfinite(self.strength)
-        if not known or self.strength < 0:
+        if not is_number(self.strength) or self.strength < 0:
             raise InputError(f"The strength of embedding-noise is {self.strength!r}: give a number from 0 on.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"The seed of embedding-noise is {self.seed!r}: use a whole number from 0 on.")

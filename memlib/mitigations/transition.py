@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from memlib import guidance_rules as rules
 from memlib.errors import InputError
-from memlib.guidance import Rule
+from memlib.guidance import Rule, is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 
 
@@ -28,14 +28,14 @@ class _Guided(Mitigation):
         raise NotImplementedError
 
     def guidance(self, scale: float | Rule) -> Rule:
-        if not rules.is_number(scale):
+        if not is_number(scale):
             raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
         return self.rule(float(scale))
 
 
 def _finite(mitigation: Mitigation, **values: Any) -> None:
     for name, value in values.items():
-        if not rules.is_number(value):
+        if not is_number(value):
             raise InputError(f"The {name} of {mitigation.name} is {value!r}: give a finite number.")
 
 

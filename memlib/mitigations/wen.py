@@ -8,7 +8,6 @@ depend on what is sampled with it. The public program has one embedding and one 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from memlib.calibration import checked_quantile, published_applies, reference_qu
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_step import FirstStep, first_magnitudes, weighted
+from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import Batch, initial_latents
 
@@ -102,12 +102,8 @@ def blocks(batch: Batch, images: int, latent_shape: Sequence[int]) -> tuple[Batc
 
 def check_target(name: str, target: Any) -> None:
     """Raise InputError for a target that is neither None nor a finite number from 0 on."""
-    if target is not None and (not _is_number(target) or target < 0):
+    if target is not None and (not is_number(target) or target < 0):
         raise InputError(f"The target of {name} is {target!r}: give a magnitude from 0 on, or None for the published one or its quantile.")
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @register
@@ -117,7 +113,8 @@ class OptimizedEmbedding(Mitigation):
 
     The target is `target` where it is given; else the published one on the latents that it belongs to (4 x 64 x 64, models of
     noise), and elsewhere, or where another quantile than the default is asked for, the `quantile` of the magnitude at the first step over
-    prompts that are not memorized (`memlib.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1), hence a high quantile.
+    prompts that are not memorized (`memlib.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1),
+    hence a high quantile.
 
     `as_published` does what the public program does: one embedding for `images` pictures of a prompt made at once (seeds 0 to 3,
     4 to 7, ...), whose loss is the norm over all of them together, about sqrt(images) times that of one, and weight
@@ -147,7 +144,7 @@ class OptimizedEmbedding(Mitigation):
     def __post_init__(self) -> None:
         check_target(self.name, self.target)
         checked_quantile(self.quantile)
-        if not _is_number(self.lr) or self.lr <= 0:
+        if not is_number(self.lr) or self.lr <= 0:
             raise InputError(f"The learning rate of {self.name} is {self.lr!r}: give a number above 0.")
         for what, value in (("iterations", self.iterations), ("images", self.images)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -22,7 +22,8 @@ def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = 
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for i, (label, curve) in enumerate(curves.items()):
             colour = COLOURS[i % len(COLOURS)]
-            axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=("-", "--", "-.", ":")[i % 4], label=f"{label} ({curve.pictures})")
+            line = ("-", "--", "-.", ":")[i % 4]
+            axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=line, label=f"{label} ({curve.pictures})")
             axis.fill_between(curve.steps, curve.low, curve.high, step="post", color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="steps of attack", ylim=(-0.03, 1.03))
         axis.legend(frameon=False, fontsize=8)

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from memlib.plots.style import COLOURS
+from memlib.roc import roc_curve
 
 
 def distributions(table: pd.DataFrame, score: str, threshold: float | None = None, threshold_label: str = "copy threshold",
@@ -32,8 +33,6 @@ def distributions(table: pd.DataFrame, score: str, threshold: float | None = Non
 
 def separation(scores: Mapping[str, np.ndarray], xlabel: str) -> Figure:
     """How well a score [P] tells the first group from each of the others: its histogram, and a ROC curve against each."""
-    from sklearn.metrics import roc_curve
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     table = pd.DataFrame([{"prompts": label, xlabel: float(v)} for label, values in scores.items() for v in values])
     sns.histplot(table, x=xlabel, hue="prompts", bins=20, element="step", alpha=0.3, ax=left)
@@ -41,9 +40,7 @@ def separation(scores: Mapping[str, np.ndarray], xlabel: str) -> Figure:
     left.get_legend().set(title="", frame_on=False)
     known, *others = scores.items()
     for i, (label, values) in enumerate(others, 1):
-        truth = np.r_[np.ones(len(known[1])), np.zeros(len(values))]
-        false, true, _ = roc_curve(truth, np.r_[known[1], values], drop_intermediate=False)
-        right.plot(false, true, color=COLOURS[i], linestyle=("-", "--", "-.")[i % 3], label=f"{known[0]} against {label}")
+        right.plot(*roc_curve(known[1], values), color=COLOURS[i], linestyle=("-", "--", "-.")[i % 3], label=f"{known[0]} against {label}")
     right.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     right.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     right.legend(frameon=False, fontsize=8, loc="lower right")

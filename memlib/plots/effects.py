@@ -40,7 +40,8 @@ def grouped_bars(groups: Mapping[str, Mapping[str, Estimate]], ylabel: str, ylim
         estimates = [bars[label] for bars in groups.values()]
         x = np.arange(len(groups)) + (i - (len(labels) - 1) / 2) * width
         error = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T.clip(0)
-        axis.bar(x, [e.value for e in estimates], width * 0.92, yerr=error, capsize=2, label=label, color=COLOURS[i % len(COLOURS)], error_kw={"linewidth": 1})
+        axis.bar(x, [e.value for e in estimates], width * 0.92, yerr=error, capsize=2, label=label, color=COLOURS[i % len(COLOURS)],
+                 error_kw={"linewidth": 1})  # fmt: skip
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set(ylabel=ylabel, ylim=ylim)
     axis.legend(frameon=False, ncols=len(labels), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
