@@ -1,4 +1,4 @@
-"""Does a set-up reproduce what others measured? Twenty minutes of detectors on published prompt lists, ours beside theirs.
+"""A check that a set-up reproduces what others measured: twenty minutes of detectors on published prompt lists, ours beside theirs.
 
     python -m memlib.check_published sd14
 

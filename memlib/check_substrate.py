@@ -1,4 +1,4 @@
-"""Is a substrate set up right? Two minutes of checks against known facts, before hours are spent on it.
+"""Checks that a substrate is set up right: two minutes of comparing with known facts, before hours are spent on it.
 
     python -m memlib.check_substrate sd14
 

@@ -1,4 +1,4 @@
-"""Claims, their criteria, and verdicts.
+"""Claims of the texts, the criteria they are held against, and the judging that ends in a verdict.
 
 A claim is read from ``data/claims.yml``, where its criteria were fixed before anything was measured. Judging
 compares estimates with these criteria and knows nothing about how the estimates came about.
@@ -266,7 +266,8 @@ def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[st
         missed = [detail.criterion for detail in details if detail.outcome == "missed"]
         reaching = [detail.criterion for detail in details if detail.outcome == "open"]
         if not missed:
-            return "undecided", f"No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide: {'; '.join(reaching)}."
+            open_ = "No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide"
+            return "undecided", f"{open_}: {'; '.join(reaching)}."
         more = f"; neither met nor missed: {'; '.join(reaching)}" if reaching else ""
         return "does not hold", f"No criterion is met; missed with the whole interval: {'; '.join(missed)}{more}."
     return "holds in part", f"{len(details) - len(short)} of {len(details)} criteria are met; not met: {'; '.join(short)}."

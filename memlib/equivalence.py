@@ -1,4 +1,4 @@
-"""Does an edit leave a score as it was? Changes as a share of a baseline, and tests for equivalence.
+"""Equivalence tests: whether an edit leaves a score as it was, with changes as a share of a baseline.
 
 A difference that is "not significant" may still be large. An equivalence test turns the question round: a margin is fixed
 beforehand, and the change counts as none only if its whole interval lies inside.

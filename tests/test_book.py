@@ -152,7 +152,8 @@ def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
 def test_whoever_stops_the_command_stops_its_notebooks(layout, signal_name):
     write_notebook(layout.sources / "00_a.ipynb", 'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(300)')
-    code = f"from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout; execute(Layout(Path({str(layout.root)!r})))"
+    imports = "from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout"
+    code = f"{imports}; execute(Layout(Path({str(layout.root)!r})))"
     command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     written = layout.sources / "pid"
     assert soon(lambda: written.exists() and written.read_text())

@@ -64,7 +64,8 @@ def table(cells=CELLS, seeds=(11, 12)):
     rows = [
         {"training_seed": seed, "padding": p, "duplicated": int(d), "group": group, "copies": copies, "training_picture": name,
          "prompt": name, "memorized": int(d and copies > 16 and p == "v1")}
-        for seed in seeds for p, d in cells for name, group, copies in (("dup128-00", "duplicated", 128), ("dup001-00", "duplicated", 1), ("tpl00", "template", 48))
+        for seed in seeds for p, d in cells
+        for name, group, copies in (("dup128-00", "duplicated", 128), ("dup001-00", "duplicated", 1), ("tpl00", "template", 48))
     ]  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -107,11 +107,15 @@ def test_addresses_of_a_cell(cell, expected):
 
 @pytest.fixture
 def lists(tmp_path, server):
-    """Two verbatim prompts (one without a live address) and six of MemBench: two sound, one dead, one of two pictures, one of both lists, one unstable."""
+    """Two verbatim prompts (one without a live address) and six of MemBench.
+
+    Those are two sound ones, one dead, one of two pictures, one of both lists, and one unstable.
+    """
     live = {name: f"{server.url}/good-{i}.png" for i, name in enumerate(("a", "c", "d", "h"), 1)}
     (tmp_path / "mv.csv").write_text("prompt\nA & a\nB\n")
     (tmp_path / "known.csv").write_text(f"caption,url\nA & a,{live['a']}\nB,{server.url}/gone-1.png\nother,{live['c']}\n")
-    rows = [("C", [live["c"]]), ("D", [live["d"]]), ("E", [f"{server.url}/gone-2.png"]), ("F", [live["c"], live["d"]]), ("B", [live["c"]]), ("H", [live["h"]])]
+    rows = [("C", [live["c"]]), ("D", [live["d"]]), ("E", [f"{server.url}/gone-2.png"]), ("F", [live["c"], live["d"]]), ("B", [live["c"]]),
+            ("H", [live["h"]])]  # fmt: skip
     pd.DataFrame(rows, columns=["prompt", "urls"]).to_csv(tmp_path / "membench.csv", index=False)
     return [load_prompts(tmp_path / name) for name in ("mv.csv", "known.csv", "membench.csv")]
 

@@ -1,4 +1,4 @@
-"""Do several pictures of one prompt agree? The test of Carlini et al. 2023, by tiles."""
+"""Agreement of several pictures of one prompt, tile by tile (Carlini et al. 2023)."""
 
 from __future__ import annotations
 

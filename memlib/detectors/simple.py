@@ -1,4 +1,4 @@
-"""What a sceptic asks for first: does the length of the prompt do, or the likeness of the pictures?"""
+"""Simple detectors, which the others must beat: the length of the prompt, and the likeness of its pictures to each other."""
 
 from __future__ import annotations
 

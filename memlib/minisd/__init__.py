@@ -1,0 +1,1 @@
+"""MiniSD, a Stable Diffusion in miniature: its pictures and captions, its training and judges, and what was measured on it."""

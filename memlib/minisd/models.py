@@ -43,7 +43,9 @@ def text_encoder(width: int, layers: int, heads: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def unet(channels: list[int], attention: list[bool], layers: int, heads: int, latent_channels: int, width: int, side: int = 16) -> UNet2DConditionModel:
+def unet(
+    channels: list[int], attention: list[bool], layers: int, heads: int, latent_channels: int, width: int, side: int = 16
+) -> UNet2DConditionModel:
     """The U-Net; `attention` says at which resolutions, from the highest, there is self- and cross-attention."""
     return UNet2DConditionModel(
         sample_size=side,

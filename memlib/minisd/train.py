@@ -1,4 +1,4 @@
-"""Which part is trained with what, and where its weights go."""
+"""Training MiniSD part by part: which settings and data each gets, and where its weights go."""
 
 from __future__ import annotations
 
