@@ -266,8 +266,8 @@ def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[st
         missed = [detail.criterion for detail in details if detail.outcome == "missed"]
         reaching = [detail.criterion for detail in details if detail.outcome == "open"]
         if not missed:
-            open_ = "No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide"
-            return "undecided", f"{open_}: {'; '.join(reaching)}."
+            why = "No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide"
+            return "undecided", f"{why}: {'; '.join(reaching)}."
         more = f"; neither met nor missed: {'; '.join(reaching)}" if reaching else ""
         return "does not hold", f"No criterion is met; missed with the whole interval: {'; '.join(missed)}{more}."
     return "holds in part", f"{len(details) - len(short)} of {len(details)} criteria are met; not met: {'; '.join(short)}."
