@@ -68,7 +68,7 @@ def side_by_side(
 
     Static transitions are put at the median of the scenario's own transition steps (see `memlib.scenarios.at_transition`); in how many
     pictures guidance begins under dynamic ones stands in `result.guided`. Curves are taken on the
-    first `swept_seeds` seeds; without `strengths` they are single points on all seeds. `variants` are compared on the group.
+    first `swept_seeds` seeds, as are `variants`; without `strengths` they are single points on all seeds.
     """
     run = group.experiment
     begins = {m: transition_under(m, group) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
@@ -92,7 +92,7 @@ def side_by_side(
         found.other_curves, found.other_reference = curves(few, other.part(None, swept_seeds), methods, strengths)
     found.variants = list(variants)
     if variants:
-        found.variant_rows = measure(group, [m for variant in variants for m in (variant.ours, variant.other)])
+        found.variant_rows = measure(few, [m for variant in variants for m in (variant.ours, variant.other)])
     found.provenance = run.provenance()
     return found
 

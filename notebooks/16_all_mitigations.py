@@ -76,6 +76,7 @@ memorized = "memorized"  # prompt set of scenario 4: "memorized" is the substrat
 not_memorized = "not memorized"  # the contrast: likewise
 scenarios = None  # of small, large, class, duplicated, pretrained; None: all of them
 methods = None  # names of mitigations; None: all that are registered
+only_pretrained = ["amg", "han-sample", "nemo"]  # methods that take several times as long: in the last scenario alone; None: no such limit
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["duplicated", "pretrained"]  # scenarios in which strengths are tried; None: all of them
 n_prompts = 6  # at most so many prompts of each scenario
@@ -95,6 +96,7 @@ batch_size = None  # pictures at once; None: from free memory
 refuse_unknown()
 plots.style()
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
+dear = {get(name).name for name in only_pretrained or ()}
 by_name = {m.name: m for m in chosen}
 families = {m.name: m.family for m in chosen}
 keys = list(SCENARIOS if scenarios is None else scenarios)
@@ -127,7 +129,8 @@ methods_shown
 # The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
 # duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
-# it is not needed.
+# it is not needed. Methods that take several times as long as a plain picture are measured on the pre-trained model alone
+# (`-p only_pretrained null` measures them everywhere).
 
 
 # %%
@@ -148,7 +151,8 @@ def measured(key):
     other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) if pretrained else None
     variants = variants_of(chosen) if pretrained else ()
     sweep = strengths and (swept is None or key in swept)
-    found = side_by_side(SCENARIOS[key], group, chosen, other, sweep, n_swept_seeds, variants, n_shown)
+    methods_here = [m for m in chosen if pretrained or m.name not in dear]
+    found = side_by_side(SCENARIOS[key], group, methods_here, other, sweep, n_swept_seeds, variants, n_shown)
     if pretrained:
         for name in ("random-token", "random-number"):
             if name in by_name:
@@ -281,7 +285,7 @@ for key in [key for key in found if key != "pretrained"][-1:]:
 #
 # Where a published program differs from its paper, or texts disagree, an option does the other thing. The number is that on the
 # [page of discrepancies](../book/discrepancies.md). Means under our default and under the other, and the paired difference; memorized
-# prompts of the pre-trained model.
+# prompts of the pre-trained model, with as many seeds as in the curves.
 
 # %%
 scores = ("similarity to training", "alignment with prompt", "quality")
