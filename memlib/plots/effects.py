@@ -43,6 +43,7 @@ def grouped_bars(groups: Mapping[str, Mapping[str, Estimate]], ylabel: str, ylim
         axis.bar(x, [e.value for e in estimates], width * 0.92, yerr=error, capsize=2, label=label, color=COLOURS[i % len(COLOURS)], error_kw={"linewidth": 1})
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set(ylabel=ylabel, ylim=ylim)
-    axis.legend(frameon=False, ncols=len(labels), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    columns = len(labels) if sum(map(len, labels)) < 60 else 2  # long names would run out of the figure
+    axis.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     figure.tight_layout()
     return figure
