@@ -7,7 +7,7 @@ the model. What is told by them is therefore never the distance alone, but that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -114,6 +114,26 @@ def overlaps(sets: Sequence[Sequence[WeightSet]], again: Sequence[Sequence[Weigh
     repeat = [_mean(overlap(a, b) for a, b in zip(own, twin, strict=True)) for own, twin in zip(sets, again, strict=True)]
     others = [_mean(overlap(a, b) for a in own for n, other in enumerate(sets) if n != m for b in other) for m, own in enumerate(sets)]
     return Overlaps(*(np.array(part, dtype=float) for part in (same, repeat, others)))
+
+
+def by_chance(sets: Sequence[Sequence[WeightSet]], units: Mapping[str, tuple[int, int]], draws: int = 1000) -> np.ndarray:
+    """Return for each picture the overlap [M] to be expected of sets as large as its own but drawn at random, pairs averaged.
+
+    `units` says for each layer how many units there are to draw, and how many places of a set each stands for: (weights, 1), or (neurons, weights
+    of one). Sets draw independently, so that what two share in a layer has a hypergeometric distribution; the mean over `draws` from it.
+    """
+    rng = np.random.default_rng(0)
+
+    def expected(first: WeightSet, second: WeightSet) -> float:
+        both = np.zeros(draws)
+        for name, places in first.chosen.items():
+            (count, width), other = units[name], len(second.chosen.get(name, ()))
+            own = len(places) // width
+            both += width * rng.hypergeometric(own, count - own, other // width, draws) if other else 0
+        either = len(first) + len(second) - both
+        return float((both / either).mean()) if len(first) + len(second) else float("nan")
+
+    return np.array([_mean(expected(a, b) for a, b in combinations(own, 2)) for own in sets], dtype=float)
 
 
 def _mean(values: Any) -> float:

@@ -38,6 +38,9 @@
 # The criteria were fixed in `data/claims.yml` before anything ran.
 
 # %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pandas as pd
 from IPython.display import display
@@ -52,9 +55,12 @@ from memlib.equivalence import relative_change
 from memlib.errors import InputError, NotMeasured
 from memlib.experiment import Experiment
 from memlib.mitigations import get
+from memlib.mitigations.pruning import PrunedFor
+from memlib.pruning import WeightSet, pruned
+from memlib.pruning.weight_sets import union
 from memlib.stats import mean_interval, paired_difference
 from memlib.summaries import long_table, summary
-from memlib.triggers import most_active, overlaps, trigger_embedding
+from memlib.triggers import by_chance, most_active, overlaps, trigger_embedding
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -63,6 +69,7 @@ not_memorized = "not memorized"  # the contrast: likewise
 n_prompts = 12  # at most so many memorized prompts
 n_others = 10  # at most so many prompts that are not memorized
 n_seeds = 2  # seeds 0, 1, ... for every prompt
+n_damaged = 4  # of them, drawn with what was found for each single memorized prompt removed
 n_triggered = 4  # pictures whose triggers are compared
 n_triggers = 2  # triggers from other prompts for each of these, beside its own prompt
 attack_steps = 40  # steps of the attack that finds triggers
@@ -133,6 +140,28 @@ def size_table():
 size_table()
 
 # %% [markdown]
+# A pruned model is the same model inside a context: the weights are zero there and are given back to the last bit after it. A set of weights can be
+# kept as a small file, and the model pruned with it another time.
+
+# %%
+for name, method in methods.items():
+    together = union(found_for(known, method))
+    if not len(together):
+        print(f"{name}: nothing was found")
+        continue
+    layers = [run.substrate.unet.get_submodule(place) for place in together.chosen]
+    before = [layer.weight.detach().clone() for layer in layers]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        together.save(path)
+        size, again = path.stat().st_size, WeightSet.read(path)
+    with pruned(run.substrate, again):
+        inside = sum(int((layer.weight == 0).sum()) for layer in layers)
+    same = all(bool((layer.weight == own).all()) for layer, own in zip(layers, before, strict=True))
+    print(f"{name}: {len(together):,} weights of all memorized prompts in a file of {size / 1e3:,.0f} kB; {inside:,} zeros inside the context, "
+          f"{sum(int((own == 0).sum()) for own in before):,} before it; the same weights after it: {same}")  # fmt: skip
+
+# %% [markdown]
 # ## The pictures
 #
 # Each column is one prompt with its first seed: without pruning, with what was found for it removed, with as much removed at random, with what was
@@ -150,7 +179,8 @@ plots.montage(other.rows(["none", *methods.values(), *all_at_once.values()]), ot
 # %% [markdown]
 # ## The figures
 #
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts.
+# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. In the second table, prompts that are not memorized, `nemo` and
+# `wanda` remove what was found for each of *these* prompts; with scope `all`, what was found for the memorized ones.
 
 # %%
 table = summary([known], rows, ("similarity to training", "similarity to original", "alignment", "quality"))
@@ -162,8 +192,33 @@ similarity = long_table([known], ["none", *methods.values(), *at_random.values()
 if len(similarity):
     plots.distributions(similarity, "similarity to training", run.thresholds.get("copy_threshold"))
 
+# %% [markdown]
+# ### Picture by picture
+#
+# Each memorized prompt on its own: the size of what was found for it, and similarity to its training picture before and after. Then the collateral
+# damage of that one removal: prompts that are not memorized, first seed, drawn with what was found for this one memorized prompt
+# removed. Their similarity to their own unedited pictures is 1 where nothing changes; the change of alignment is a share of the unedited mean.
+
 # %%
-training = "similarity to training"
+training, few = "similarity to training", other.part(n_damaged, 1)
+aligned, damage, by_picture = few.score("alignment with prompt"), {}, {}
+for name, method in methods.items():
+    sets, after = found_for(known, method), {m: known.score(training, m) for m in ("none", method)}
+    for row, prompt in enumerate(known.prompts.prompts):
+        line, alone = by_picture.setdefault(prompt, {}), PrunedFor(name, prompt)
+        likeness, changed = few.score("similarity to original", alone), few.score("alignment with prompt", alone)
+        if changed is not None and aligned.mean() > 0:
+            damage.setdefault(name, []).append((changed - aligned).mean(1) / aligned.mean())
+        if after["none"] is not None:
+            line["", "similarity before"] = f"{after['none'][row].mean():.2f}"
+            line[name, "similarity after"] = f"{after[method][row].mean():.2f}"
+        line[name, "weights"] = f"{len(sets[row]):,}"
+        line[name, "others: similarity to original"] = "not measured" if likeness is None else f"{likeness.mean():.2f}"
+        line[name, "others: change of alignment"] = f"{damage[name][-1].mean():+.3f}" if name in damage else "not measured"
+damage = {name: mean_interval(np.stack(values)) for name, values in damage.items()}
+pd.DataFrame(by_picture).T.rename_axis("memorized prompt")
+
+# %%
 quantities = dict.fromkeys([*claim("D1").quantities, *claim("D4").quantities])
 for name, method in methods.items():
     quantities[f"similarity_{name}"] = known.mean(training, method)
@@ -181,6 +236,9 @@ for name, method in methods.items():
 # [the next page](19_attack)); the picture's own prompt is one trigger more. From each trigger the weights are found anew, twice: the second
 # time with other noise, which says how far the search agrees with itself. Activations are the tenth of the inputs of each feed-forward layer
 # that are most active in the first fifth of sampling.
+#
+# Two baselines stand beside them: triggers of different pictures, that is, triggers dealt out at random, and sets of the same size drawn at
+# random from the same layers.
 
 # %%
 budget = Budget(attack_steps, attack_samples, every=10, sampling_steps=steps)
@@ -218,9 +276,17 @@ def sets_of(kind, first_seed):
     return [[get(kind, first_seed=first_seed).weights(run.substrate, one)[0] for one in own] for own in triggers]
 
 
+def units_in(kind, sets):
+    """How many inputs, neurons or weights each layer has, and how many places of a set one of them stands for."""
+    layers = {name: run.substrate.unet.get_submodule(name) for own in sets for one in own for name in one.chosen}
+    units = {"activations": lambda x: (x.in_features, 1), "nemo": lambda x: (x.out_features, x.in_features), "wanda": lambda x: (x.weight.numel(), 1)}
+    return {name: units[kind](layer) for name, layer in layers.items()}
+
+
 lines = {}
 for kind in ("activations", "nemo", "wanda") if len(triggers) > 1 else ():
-    measured = overlaps(sets_of(kind, 0), sets_of(kind, 100))
+    sets = sets_of(kind, 0)
+    measured = overlaps(sets, sets_of(kind, 100))
     usable = ~np.isnan(measured.same) & ~np.isnan(measured.repeat)
     if usable.any():
         quantities[f"short_{kind}"] = mean_interval((measured.same - measured.repeat / 2)[usable])
@@ -228,11 +294,14 @@ for kind in ("activations", "nemo", "wanda") if len(triggers) > 1 else ():
     both = usable & ~np.isnan(measured.others)
     if both.any():
         quantities[f"excess_{kind}"] = paired_difference(measured.same[both], measured.others[both])
-    estimates = (mean_interval(v, missing="drop") if (~np.isnan(v)).any() else None for v in (measured.repeat, measured.same, measured.others))
-    lines[kind] = dict(zip(("same trigger, other noise", "two triggers of one picture", "triggers of two pictures"), estimates, strict=True))
+    kinds = {
+        "same trigger, other noise": measured.repeat, "two triggers of one picture": measured.same, "triggers of two pictures": measured.others,
+        "as many at random": by_chance(sets, units_in(kind, sets)),
+    }  # fmt: skip
+    lines[kind] = {what: mean_interval(values, missing="drop") if (~np.isnan(values)).any() else None for what, values in kinds.items()}
 pd.DataFrame({kind: {what: "nothing found" if e is None else e.text(2) for what, e in line.items()} for kind, line in lines.items()}).T
 
-# %% mystnb={"image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, and from triggers of two pictures", "width": "80%"}}
+# %% mystnb={"image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, from triggers of two pictures, and by chance", "width": "80%"}}
 drawn = {kind: line for kind, line in lines.items() if all(e is not None for e in line.values())}
 if drawn:
     plots.grouped_bars(drawn, "overlap (intersection over union)", (0, 1))
@@ -259,6 +328,10 @@ def told(estimate, digits=2):
 
 for name, value in quantities.items():
     glue(f"d14_{name}", told(value), display=False)
+for name in methods:
+    glue(f"d14_damage_{name}", told(damage.get(name), 3), display=False)
+for kind in ("activations", "nemo", "wanda"):
+    glue(f"d14_chance_{kind}", told(lines.get(kind, {}).get("as many at random")), display=False)
 glue("d14_before", told(known.mean(training)), display=False)
 for name, method in at_random.items():
     glue(f"d14_random_{name}", told(known.mean(training, method)), display=False)
@@ -271,12 +344,14 @@ for name, verdict in verdicts.items():
 # pruning, {glue:text}`d14_similarity_nemo` with the neurons of each prompt blocked ({glue:text}`d14_random_nemo` with as many at random) and
 # {glue:text}`d14_similarity_wanda` with its weights removed ({glue:text}`d14_random_wanda` at random). With all removed at once it is
 # {glue:text}`d14_similarity_nemo_all` and {glue:text}`d14_similarity_wanda_all`, and the alignment of prompts that are not memorized changes
-# by these shares: {glue:text}`d14_alignment_others_nemo` and {glue:text}`d14_alignment_others_wanda`.
+# by these shares: {glue:text}`d14_alignment_others_nemo` and {glue:text}`d14_alignment_others_wanda`. What was found for a single memorized
+# prompt changes it, on average over these prompts, by {glue:text}`d14_damage_nemo` and {glue:text}`d14_damage_wanda`.
 #
 # From {glue:text}`d14_pictures` pictures with at least two triggers, two triggers of one picture share {glue:text}`d14_overlap_activations`
 # of their most active inputs, {glue:text}`d14_overlap_nemo` of the neurons and {glue:text}`d14_overlap_wanda` of the weights found. That
 # exceeds triggers of different pictures by {glue:text}`d14_excess_activations`, {glue:text}`d14_excess_nemo` and
-# {glue:text}`d14_excess_wanda`. The two methods look into different layers, so that their own choices cannot be compared. A low overlap alone
+# {glue:text}`d14_excess_wanda`; by chance it would be {glue:text}`d14_chance_activations`, {glue:text}`d14_chance_nemo` and
+# {glue:text}`d14_chance_wanda`. The two methods look into different layers, so that their own choices cannot be compared. A low overlap alone
 # is no proof that memory is spread: a search that does not agree with itself gives one too, which is why the bound is half of that.
 #
 # MiniSD has three value projections and a few feed-forward layers where Stable Diffusion has seven and sixteen, so that "local" means less here.

@@ -61,7 +61,7 @@ from memlib.triggers import between, spread
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 n_prompts = 8  # at most so many memorized pictures, and of each control
-n_table = 4  # of them, attacked under every mitigation
+n_table = 4  # of them, attacked under every mitigation, and from elsewhere after pruning
 # Mitigations attacked beside none and pruning, by name; None: all that are registered.
 methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]
 restarts = 2  # runs begun at other prompts for each picture
@@ -122,8 +122,7 @@ found = {(name, label): attacks[name].run(aim) for name in attacks for label, ai
 
 def outcome_row(one):
     """What a table says of one set of attacks."""
-    hidden = one.of(~one.at_once[:, 0])
-    back = share(hidden.brought_back)
+    back = share(one.brought_back[~one.at_once[:, 0]])
     steps = one.steps[one.steps > 0]
     return {
         "pictures": len(one.targets), "at once": int(one.at_once.sum()), "brought back": int((one.steps > 0).sum()),
@@ -150,6 +149,18 @@ for name in attacks:
         value = apart(found[name, "memorized"].steps[:, 0], found[name, label].steps[:, 0], budget.steps)
         tests[name, f"memorized against {label}"] = "not to be told" if value != value else f"{value:.3f}"
 pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"]) if tests else "not measured"
+
+# %% [markdown]
+# The same in the pruned models from elsewhere: searches begun at prompts that are not memorized and at random points (each state of the length
+# of the prompt's own). What is pruned stays what was found for the picture's own prompt.
+
+# %%
+elsewhere = {
+    (name, label, start): attacks[name].run(aims[label].first(n_table), start)
+    for name in ("nemo", "wanda") for label, start in (("memorized", "other"), ("memorized", "random"), ("never seen", "other")) if label in aims
+}  # fmt: skip
+columns = ["model", "pictures of", "start"]
+pd.DataFrame({key: outcome_row(one) for key, one in elsewhere.items()}).T.rename_axis(columns) if elsewhere else "not measured"
 
 # %% mystnb={"image": {"alt": "Memorized pictures: the training picture, what the prompt gives after pruning, and what the embedding found by attack gives", "width": "100%"}}
 strips = {}
@@ -178,6 +189,9 @@ if strips:
 # The same attack, from the pictures' own prompts, with each mitigation in place. *What the attacker sees* says which part of it the gradient
 # goes through; the rest acts when a test samples the picture. A mitigation that rewrites prompts is gone around, and gives what no mitigation
 # gives.
+#
+# What knowledge adds is told by an attacker who has none: triggers found in the model *without* the mitigation, from another prompt, are
+# given to the model with it. The share is over the pictures that had such a trigger.
 
 # %%
 few = aims["memorized"].first(n_table) if aims else None
@@ -190,10 +204,18 @@ for name in ["none", "nemo", "wanda", *names_of_others] if aims else ():
 for name, why in left_out.items():
     print(f"{name}: {why}")
 lines = {name: [share(one.at_once[:, 0]), share(one.brought_back)] for name, one in under.items()}
+unaware, blind = {}, attacks["none"].run(few, "other") if aims else None
+if blind is not None and blind.brought_back.any():
+    blind = blind.of(blind.brought_back)
+    given = encode_prompts(run.substrate, list(blind.targets.prompts))
+    for name in under:
+        attack = Attack(run, budget, name)
+        unaware[name] = share((attack.similarities(torch.from_numpy(blind.states[:, 0]), given, blind.targets.pictures) >= attack.threshold).all(1))
 pd.DataFrame(
     {
         name: {
-            "without attack": share(one.at_once[:, 0]).text(2), "after attack": share(one.brought_back).text(2),
+            "without attack": share(one.at_once[:, 0]).text(2),
+            "triggers found without it": unaware[name].text(2) if name in unaware else "-", "after attack": share(one.brought_back).text(2),
             "median steps": f"{np.median(one.steps[one.steps > 0]):.0f}" if (one.steps > 0).any() else "-",
             "highest similarity": f"{one.best.mean():.2f}", "what the attacker sees": reach(get(name), guidance).words,
         }
@@ -201,14 +223,15 @@ pd.DataFrame(
     }
 ).T  # fmt: skip
 
-# %% mystnb={"image": {"alt": "Share of memorized pictures brought up by their prompt and after an attack, one line per mitigation, with intervals", "width": "90%"}}
+# %% mystnb={"image": {"alt": "Share of memorized pictures brought up by their prompt, by an attack and by triggers found without the mitigation, one line per mitigation, with intervals", "width": "90%"}}
 if under:
-    labelled = {REGISTRY[name].label: pair for name, pair in lines.items()}
-    plots.hidden_or_removed(labelled, ["by the prompt", "after attack"], "share of memorized pictures")
+    labelled = {REGISTRY[name].label: [pair[0], pair[1], unaware.get(name)] for name, pair in lines.items()}
+    plots.hidden_or_removed(labelled, ["by the prompt", "after attack", "triggers found without it"], "share of memorized pictures")
 
 # %% [markdown]
-# Towards the left end both marks together: the picture could not be reached within this budget. A mark at the left with the other far to the
-# right: the mitigation only hides it. With so few pictures the intervals are wide; `-p n_table 24` narrows them.
+# *By the prompt* and *after attack* together at the left end: the pictures could not be reached within this budget. The first at the left and
+# the second far to the right: the mitigation only hides them. Where the triggers found without it stay at the left as well, the attacker had
+# to know the mitigation. With so few pictures the intervals are wide; `-p n_table 24` narrows them.
 
 # %% [markdown]
 # ## Where the triggers lie
@@ -282,10 +305,11 @@ else:
 
 # %%
 for name in ("nemo", "wanda") if found else ():
-    hidden = {label: found[name, label].of(~found[name, label].at_once[:, 0]) for label in aims}
-    quantities[f"share_{name}"] = share(hidden["memorized"].brought_back)
+    # Of the pictures that the prompt alone does not bring up, which may be none.
+    hidden = {label: found[name, label].brought_back[~found[name, label].at_once[:, 0]] for label in aims}
+    quantities[f"share_{name}"] = share(hidden["memorized"])
     if "never seen" in hidden:
-        quantities[f"excess_{name}"] = excess(hidden["memorized"].brought_back, hidden["never seen"].brought_back)
+        quantities[f"excess_{name}"] = excess(hidden["memorized"], hidden["never seen"])
 for label in [label for label in aims if label != "memorized"]:
     quantities[f"share_{label.replace(' ', '_')}"] = share(found["none", label].brought_back)
 if wide:
@@ -318,6 +342,9 @@ for name, value in quantities.items():
     glue(f"d23_{name}", told(value), display=False)
 for what, chosen in (("hides", lambda pair: pair[1].value > 0.5 >= pair[0].value), ("removes", lambda pair: pair[1].value <= 0.5)):
     glue(f"d23_{what}", ", ".join(name for name, pair in lines.items() if chosen(pair)) or "none", display=False)
+for name in ("nemo", "wanda"):
+    one = elsewhere.get((name, "memorized", "other"))
+    glue(f"d23_{name}_other", told(None if one is None else share(one.brought_back)), display=False)
 glue("d23_rows", f"{run.cost.evaluations:,}" if run.cost.evaluations else "no new", display=False)
 for name, verdict in verdicts.items():
     glue(f"verdict_{name}", verdict.verdict, display=False)
@@ -326,7 +353,8 @@ for name, verdict in verdicts.items():
 # On this substrate D2 {glue:text}`verdict_D2` and D3 {glue:text}`verdict_D3`. Of the pictures that pruning had suppressed the attack brings
 # back {glue:text}`d23_share_nemo` (neurons blocked) and {glue:text}`d23_share_wanda` (weights removed), which exceeds pictures never seen by
 # {glue:text}`d23_excess_nemo` and {glue:text}`d23_excess_wanda`. In the unpruned model it brings up {glue:text}`d23_share_seen_once` of the
-# pictures seen once and {glue:text}`d23_share_never_seen` of those never seen.
+# pictures seen once and {glue:text}`d23_share_never_seen` of those never seen. Begun at other prompts, it brings
+# {glue:text}`d23_nemo_other` and {glue:text}`d23_wanda_other` of some of the memorized pictures up in the pruned models.
 #
 # Of the mitigations attacked, these hide more than half of the pictures from their prompts and give more than half back to the attack:
 # {glue:text}`d23_hides`. These still hold more than half within this budget: {glue:text}`d23_removes`; where a part of a mitigation has no

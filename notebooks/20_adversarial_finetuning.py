@@ -25,11 +25,16 @@
 #
 # - **D5** After that a new attack does not bring the pictures back, and quality is kept.
 #
-# Three models stand beside it: the one it began with; one fine-tuned *plainly* on the same other pictures (surrogates) under the prompts
-# alone, which says what the search adds; and, only MiniSD has it, the model *trained without the duplicates*, below which no remedy can be
-# expected to come. The attack is [the one used before](19_attack), from the pictures' own prompts and from other prompts; the search in
-# training began at the prompts and at random points. What counts as a surrogate was decided by pixels, not by the copy descriptor that
-# judges. The criterion was fixed in `data/claims.yml` before anything ran; the procedure is recollected (`data/minisd/training.yml`).
+# The pictures trained towards are called *surrogates*: those that the model itself gives for the prompt under mitigations, the ones least like
+# the training picture. What is like it was decided by pixels, not by the copy descriptor that judges below.
+#
+# Three models stand beside the one fine-tuned adversarially: the one it began with; one fine-tuned *plainly* on the same surrogates under the
+# prompts alone, which says what the search adds; and the model *trained without the duplicates*, which never memorized the pictures: what an
+# attack reaches there it reaches without memory, and no remedy can be expected to leave less. Only MiniSD has that model.
+#
+# The attack is [the one used before](19_attack), from the pictures' own prompts and from other prompts; the search in training began at the
+# prompts and at random points, with a budget of its own. The criterion was fixed in `data/claims.yml` before anything ran; the text gives no
+# procedure, and the one here is recollected, with its settings in `data/minisd/training.yml`.
 
 # %%
 import numpy as np
@@ -45,6 +50,8 @@ from memlib.claims import claim, judge, not_testable
 from memlib.equivalence import relative_change
 from memlib.errors import InputError
 from memlib.experiment import Experiment
+from memlib.minisd import remedy_rounds
+from memlib.minisd.paths import settings
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the model before fine-tuning: minisd-v1, sd14, sd21, or a folder with a diffusers pipeline
@@ -103,7 +110,8 @@ print({k: round(v, 3) for k, v in run.thresholds.items()})
 # %% [markdown]
 # ## The pictures
 #
-# Each column is one prompt with its first seed, in each model.
+# Each column is one prompt with its first seed; each row is one model: *before* fine-tuning, after *adversarial* and *plain* fine-tuning, and
+# *dedup*, trained without the duplicates.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: pictures before fine-tuning, after adversarial and plain fine-tuning, from the model without duplicates, and the training pictures", "width": "100%"}}
 strips = {name: pair[0].pictures()[:8, 0] for name, pair in groups.items()}
@@ -113,6 +121,10 @@ plots.montage(strips, known.prompts.prompts[:8], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: pictures before fine-tuning, after adversarial and plain fine-tuning, and from the model without duplicates", "width": "100%"}}
 plots.montage({name: pair[1].pictures()[:8, 0] for name, pair in groups.items()}, other.prompts.prompts[:8], "Prompts that are not memorized");
+
+# %% [markdown]
+# Means over prompts and seeds with 95 % intervals. Memorized prompts may well change, for they were trained towards other pictures; those that
+# are not memorized should not.
 
 # %%
 rows = {}
@@ -125,7 +137,8 @@ pd.DataFrame(rows).T.rename_axis(["prompts", "model"])
 # %% [markdown]
 # ## The attack on each model
 #
-# From each picture's own prompt, and from a prompt that is not memorized; a picture counts if either brings it up.
+# From each picture's own prompt, and from a prompt that is not memorized; a picture counts if either search brings it up. *By the prompt alone*
+# is the test before the first step. The highest similarity at any test is a mean over pictures, from the prompt.
 
 # %%
 budget = Budget(attack_steps, attack_samples, every=attack_every, sampling_steps=check_steps)
@@ -150,6 +163,56 @@ if found:
     plots.survival_curves(
         {title: {name: survival(found[name, start].steps[:, 0], budget.steps) for name in models} for start, title in starts.items()}
     )
+
+# %% [markdown]
+# ## Through training
+#
+# Training goes in rounds, each with a search of its own, and the model at the end of each round was attacked and judged as above, on the same
+# prompts (`data/minisd/remedy_rounds.csv`). Step 0 is the model before fine-tuning, as this page measured it. The model trained without the
+# duplicates knows no steps of fine-tuning and is a level line. Models of rounds are measured as they stood in training; the last one is kept
+# with the project in rounded form, so that its figures above may differ a little.
+
+# %%
+block, curves = settings()["remedies"], {}
+ours = substrate == block["base"] and adversarial == plain == "auto"
+rounds = remedy_rounds.read_rounds() if ours else None
+if rounds is not None:
+    at_hand = {
+        name: pd.DataFrame(remedy_rounds.rows_of({start: found[name, start] for start in ("prompt", "other")}, groups[name][1]))
+        for name in ("before", "dedup") if (name, "prompt") in found
+    } if remedy_rounds.measured_alike(run, budget) else {}  # fmt: skip
+    curves = remedy_rounds.through_training(rounds, at_hand.get("before"))
+    same = any(0 in curve for panel in curves.values() for curve in panel.values())
+    names = {"adversarial": "adversarial", "surrogates": "plain"}
+    shown = {title: {names[remedy]: panel[remedy] for remedy in names if remedy in panel} for title, panel in curves.items()}
+    if same and "dedup" in at_hand:
+        lowest = remedy_rounds.estimates(at_hand["dedup"])
+        for title, panel in shown.items():
+            steps_seen = sorted({step for curve in panel.values() for step in curve})
+            panel["trained without duplicates"] = dict.fromkeys(steps_seen, lowest[title])
+    print(
+        f"{block['rounds']} rounds of {block['steps']} steps; in each step {block['batch']} ordinary pictures and as many surrogates; a round's "
+        f"search has {block['search']['steps']} steps from each start"
+    )
+    if not same:
+        print("Step 0 is left out: this page ran with other prompts or settings than the rounds were measured with.")
+elif ours:
+    print("Not measured here: `python -m memlib.minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
+else:
+    print(
+        f"Not measured here: rounds are kept and measured for the project's own remedies of {block['base']} alone. `python -m memlib.finetune`, which "
+        "fine-tunes Stable Diffusion on given pictures, has no rounds and no table of them; models that were kept on the way in another manner can "
+        "be given to this page one by one, with `-p adversarial FOLDER`."
+    )
+
+# %% mystnb={"image": {"alt": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on other prompts, over steps of adversarial and of plain fine-tuning, with intervals, beside the model trained without duplicates", "width": "100%"}}
+if curves:
+    plots.bands(shown, "steps of fine-tuning", "share, or mean score", width=3.3)
+
+# %%
+if curves:
+    by_step = {(title, label): {step: e.text(2) for step, e in curve.items()} for title, panel in shown.items() for label, curve in panel.items()}
+    display(pd.DataFrame(by_step).T.rename_axis(["quantity", "model"]).rename_axis(columns="steps").fillna("-"))
 
 # %% [markdown]
 # ## Verdict
@@ -186,17 +249,28 @@ def told(estimate, digits=2):
 
 for name, value in quantities.items():
     glue(f"d5_{name}", told(value), display=False)
-glue("d5_plain_alignment", told(changes.get(("plain", "alignment"))), display=False)
+for quantity in ("alignment", "quality"):
+    glue(f"d5_plain_{quantity}", told(changes.get(("plain", quantity))), display=False)
+for remedy in ("adversarial", "surrogates"):
+    seen = sorted((step, e) for step, e in curves.get(remedy_rounds.BACK, {}).get(remedy, {}).items() if step)
+    for when, place in (("first", 0), ("last", -1)):
+        step, estimate = seen[place] if seen else (None, None)
+        glue(f"d5_{remedy}_{when}", f"{told(estimate)} (step {step})" if seen else "not measured", display=False)
 glue("verdict_D5", verdict.verdict, display=False)
 
 # %% [markdown]
 # On this substrate D5 {glue:text}`verdict_D5`. The attack brings back {glue:text}`d5_share_before` of the pictures before any fine-tuning,
 # {glue:text}`d5_share_after` after adversarial fine-tuning, {glue:text}`d5_share_plain` after plain fine-tuning on the surrogates, and
 # {glue:text}`d5_share_dedup` in the model trained without the duplicates. On prompts that are not memorized adversarial fine-tuning changes
-# alignment by {glue:text}`d5_alignment` and quality by {glue:text}`d5_quality`, as shares (alignment by {glue:text}`d5_plain_alignment` in plain
-# fine-tuning).
+# alignment by {glue:text}`d5_alignment` and quality by {glue:text}`d5_quality`, as shares of their means before; plain fine-tuning by
+# {glue:text}`d5_plain_alignment` and {glue:text}`d5_plain_quality`.
 #
-# A new attack is of the same kind as the one trained against; an attacker with another budget or another loss may get further.
+# Through training, the share that the attack brings back went from {glue:text}`d5_adversarial_first` after the first round to
+# {glue:text}`d5_adversarial_last` after the last one in adversarial fine-tuning, and from {glue:text}`d5_surrogates_first` to
+# {glue:text}`d5_surrogates_last` in plain fine-tuning.
+#
+# The new attack is of the same kind as the one trained against; an attacker with another budget or another loss may get further. Each remedy
+# was trained once, with one seed: the intervals are over pictures and prompts, not over trainings.
 
 # %% tags=["hide-input"]
 run.provenance()

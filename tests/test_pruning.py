@@ -302,6 +302,13 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
     registered._found.clear()
     method.for_prompts(sd1, embedding.tokens, spent)  # from the store, at the same price
     assert spent.evaluations == cost.evaluations - 2 * 2 * 2 and store.root.is_dir()
+    if scope == "prompt":  # and what is found for one prompt, removed for another one
+        monkeypatch.setattr(registered, "get", lambda name: method)
+        other = sample(sd1, embedding.select([1]), [7], steps=2, around=registered.PrunedFor(name, PROMPTS[0]).around)
+        with pruned(sd1, sets[0]):
+            alone = sample(sd1, embedding.select([1]), [7], steps=2)
+        assert np.array_equal(other, alone) and same(sd1.unet, before)
+        assert registered.PrunedFor(name, PROMPTS[0]).key != registered.PrunedFor(name, PROMPTS[1]).key
     # As many at random, of the same layers.
     drawn = method.with_params(random=3).for_prompts(sd1, embedding.tokens)
     for one, own in zip(drawn, sets, strict=True):
@@ -323,3 +330,8 @@ def test_a_stronger_ratio_takes_out_more(sd1, here):
     embedding = encode_prompts(sd1, PROMPTS[:1])
     counts = [len(get("wanda", ratio=ratio, steps=3).weights(sd1, embedding)[0]) for ratio in (0.05, 0.1, 0.3)]
     assert counts[0] < counts[1] < counts[2]
+
+
+def test_only_pruning_is_pruned_for_another_prompt():
+    with pytest.raises(InputError, match="by 'ren': use nemo or wanda"):
+        registered.PrunedFor("ren", "a cat")

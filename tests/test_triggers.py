@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from memlib.errors import InputError
-from memlib.pruning import WeightSet
-from memlib.triggers import between, distances, most_active, overlaps, spread
+from memlib.pruning import WeightSet, overlap
+from memlib.triggers import between, by_chance, distances, most_active, overlaps, spread
 
 
 def test_distances_are_euclidean_over_all_states():
@@ -68,3 +68,22 @@ def test_overlaps_beside_repetition_and_other_pictures():
     for bad in ([sets[0]], [[made(0)], sets[1]]):
         with pytest.raises(InputError, match="two triggers each"):
             overlaps(bad, bad)
+
+
+def test_overlap_by_chance_is_that_of_sets_drawn_at_random():
+    rng, sizes, counts = np.random.default_rng(0), {"a": 200, "b": 50}, {"a": 40, "b": 30}
+
+    def drawn():
+        return WeightSet({name: rng.choice(size, counts[name], replace=False) for name, size in sizes.items()})
+
+    def rows():  # whole rows of ten weights, four of the twenty of layer a
+        return WeightSet({"a": (10 * rng.choice(20, 4, replace=False)[:, None] + np.arange(10)).ravel()})
+
+    for make, units in ((drawn, {"a": (200, 1), "b": (50, 1)}), (rows, {"a": (20, 10)})):
+        sets = [[make(), make()], [make(), make()]]
+        simulated = np.mean([overlap(make(), make()) for _ in range(2000)])
+        assert by_chance(sets, units, 4000) == pytest.approx([simulated] * 2, abs=0.012)
+    one, another = WeightSet({"a": [3]}), WeightSet({"a": [4]})
+    assert by_chance([[one, another]], {"a": (10, 1)}, 20_000) == pytest.approx([0.1], abs=0.01)
+    assert by_chance([[one, WeightSet({"b": [4]})]], {"a": (10, 1), "b": (9, 1)}) == 0
+    assert np.isnan(by_chance([[WeightSet({}), WeightSet({})]], {})[0])

@@ -45,10 +45,10 @@ def ordinary_set() -> TrainingSet:
 def finetune_remedy(
     name: str, device: str = "auto", precision: str = "auto", until: int | None = None, progress: bool = True, export_only: bool = False
 ) -> Trainer:
-    """Fine-tune to the end (or `until`) and export; a second call goes on from the last checkpoint.
+    """Fine-tune to the end (or `until`; 0 trains nothing) and export; a second call goes on from the last checkpoint.
 
-    What is written is the same as for the scenarios: a pipeline in the runs folder, the difference and the training record in data/minisd; and what
-    was measured of the rounds (`memlib.minisd.remedy_rounds`).
+    What is written is the same as for the scenarios: a pipeline in the runs folder, the difference and the training record in data/minisd; and
+    the models of the rounds in the runs folder, with what was measured of them (`memlib.minisd.remedy_rounds`).
     Raises InputError for an unknown remedy, and for a run with other settings in the same folder.
     """
     recipe, block = remedy_recipe(name), settings()["remedies"]

@@ -135,7 +135,7 @@ class Trainer:
                     self.average[name].copy_(value)
 
     def run(self, until: int | None = None, progress: bool = True) -> None:
-        """Train up to step `until` (default: the schedule's end); Ctrl-C saves and stops."""
+        """Train up to step `until` (default, and for 0: the schedule's end); what stops it leaves the last checkpoint."""
         end = min(until or self.schedule.steps, self.schedule.steps)
         started = last_saved = time.monotonic()
         already = self.seconds

@@ -22,7 +22,7 @@ from memlib.denoising import Cost
 from memlib.embeddings import Embedding, Tokens, encode, tokenize
 from memlib.errors import InputError
 from memlib.keys import digest
-from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, get, register
 from memlib.prompts import choose_prompts
 from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
 from memlib.pruning.weight_sets import shuffled, union
@@ -208,3 +208,35 @@ class Wanda(_Pruning):
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         base = wanda.base_norms(substrate, self.base, **self._sampling(self.first_seed))
         return [wanda.weights(substrate, own, base, self.ratio) for own in self.norms(substrate, embedding, cost)]
+
+
+@dataclass(frozen=True)
+class PrunedFor(Mitigation):
+    """The weights that `method` ("nemo" or "wanda", at its defaults) finds for `prompt`, removed whatever prompt is drawn.
+
+    This is what the removal of one picture does to others. Not in the registry, for it is a question about a mitigation and not one itself.
+    """
+
+    method: str = "nemo"
+    prompt: str = ""
+
+    name: ClassVar[str] = "pruned-for"
+    label: ClassVar[str] = "pruned for another prompt"
+    summary: ClassVar[str] = "What pruning finds for one prompt is removed while others are drawn."
+    source: ClassVar[str] = "dori"
+    family: ClassVar[str] = "weights"
+    sampled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.method not in (Nemo.name, Wanda.name):
+            raise InputError(f"Weights cannot be pruned by {self.method!r}: use {Nemo.name} or {Wanda.name}.")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """As for others, with the key of the method."""
+        return {**super().key, "by": get(self.method).key}
+
+    @contextmanager
+    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        with pruned_rows(substrate.unet, get(self.method).for_prompts(substrate, tokenize(substrate.tokenizer, self.prompt))):
+            yield batch

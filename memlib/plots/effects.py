@@ -44,6 +44,7 @@ def grouped_bars(groups: Mapping[str, Mapping[str, Estimate]], ylabel: str, ylim
                  error_kw={"linewidth": 1})  # fmt: skip
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set(ylabel=ylabel, ylim=ylim)
-    axis.legend(frameon=False, ncols=len(labels), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    columns = len(labels) if sum(map(len, labels)) < 60 else 2  # long names would run out of the figure
+    axis.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     figure.tight_layout()
     return figure
