@@ -212,6 +212,24 @@ def test_thresholds_and_weights_of_a_plan_are_never_kept(case, monkeypatch):
         Store(root).write_picture("0" * 64, np.zeros((2, 2, 3), np.uint8))
 
 
+@pytest.mark.parametrize("name", ["wen-3", "prss"])
+def test_searches_count_with_their_whole_budget(case, name):
+    """A target that any network reaches at once is planned as if it were never reached: what a real run of that spends."""
+    from memlib.mitigations import get
+    from memlib.plan.notebooks import Planner
+
+    path, given, root = case
+    declared = nbformat.read(path, 4).cells[0].source
+    options = {"wen-3": "target=1e9", "prss": "target=1e9, search_target=1e9"}[name]
+    notebook = write_notebook(path, *CELLS[:3], f"from memlib.mitigations import get\nknown.pictures(get('{name}', {options}))", parameters=declared)
+    with Planner(root) as planner:
+        demand = planner.demand(notebook, given)
+    assert demand.gaps == [] and len(demand.to_make) == 6
+    run = carried_out(write_notebook(path, *CELLS[:2], parameters=declared), given)
+    run.group(given["prompts"]).pictures(get(name).full_run())
+    assert run.cost.evaluations == demand.evaluations > 6 * 2 * 3
+
+
 def test_nothing_of_the_planning_stays_behind(case):
     import IPython.display
     import myst_nb

@@ -51,7 +51,8 @@ class PlanningStore(Store):
         if absent:
             kind = digest(asked.shared)
             if kind not in self._rows:
-                options = {} if mitigation is None else {"around": mitigation.around}
+                # Searches count with their whole budget: when they end early depends on what the network says.
+                options = {} if mitigation is None else {"around": mitigation.full_run().around}
                 draw = partial(self._sampling()[0], substrate, embedding, list(map(int, seeds)), steps=steps, guidance=guidance, scheduler=scheduler,
                                batch_size=1, uncond=self._unconditional(substrate, uncond), pairs=[asked.places[absent[0]]], **options)  # fmt: skip
                 with self._not_counted() as spent:
