@@ -71,6 +71,10 @@ class Part:
 def dask() -> Any:
     """Return `dask.distributed`; raises InputError where it is not installed."""
     try:
+        import dask.config
+
+        if "logging" not in dask.config.config:  # read when dask.distributed is imported, and handed on to workers
+            dask.config.set({"logging.distributed": "warning"})
         import dask.distributed
     except ImportError as error:
         raise InputError("dask.distributed is not installed: pip install -r requirements.txt -c requirements.lock.txt.") from error
