@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from memlib.errors import InputError
+from memlib.keys import digest
 
 CHOICES = ("auto", "full", "blurred", "none")
 CELLS = 12  # A blurred picture is made of so many cells a side: colours and layout stay, faces and writing do not.
@@ -21,6 +22,8 @@ GREY = 214
 # From the most open to the strictest; several models in one process are shown as the strictest of them asks.
 _ORDER = ("full", "blurred", "none")
 _state = {"pictures": "full", "training": True}
+# Training pictures that were read in this process, by their pixels: a label may be forgotten.
+_training: set[str] = set()
 
 
 def choose(pictures: str, family: str) -> str:
@@ -43,6 +46,18 @@ def choose(pictures: str, family: str) -> str:
 def reset() -> None:
     """Forget every choice: pictures are shown in full."""
     _state.update(pictures="full", training=True)
+    _training.clear()
+
+
+def withhold(pictures: np.ndarray) -> np.ndarray:
+    """Note training pictures uint8 [K, H, W, 3], and return them: `shown` gives grey in their place where none may be shown."""
+    _training.update(map(digest, pictures))
+    return pictures
+
+
+def is_withheld(picture: np.ndarray) -> bool:
+    """Whether this is a training picture, pixel by pixel, on a page that must not show any."""
+    return not _state["training"] and bool(_training) and digest(picture) in _training
 
 
 def training_allowed() -> bool:
@@ -56,13 +71,14 @@ def is_training(label: str) -> bool:
 
 
 def shown(picture: np.ndarray) -> np.ndarray:
-    """Return the picture uint8 [H, W, 3] as pages may show it: itself, a blurred thumbnail, or grey."""
+    """Return the picture uint8 [H, W, 3] as pages may show it: itself, a blurred thumbnail, or grey, as a withheld one always is."""
+    withheld = is_withheld(picture)
     if _state["pictures"] == "full":
-        return picture
+        return np.full_like(picture, GREY) if withheld else picture
     height, width = picture.shape[:2]
     scale = THUMBNAIL / max(height, width, 1)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if _state["pictures"] == "none":
+    if _state["pictures"] == "none" or withheld:
         return np.full((size[1], size[0], 3), GREY, np.uint8)
     cells = Image.fromarray(np.ascontiguousarray(picture)).resize((CELLS, CELLS), Image.Resampling.BOX)
     return np.asarray(cells.resize(size, Image.Resampling.BICUBIC))

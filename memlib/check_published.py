@@ -82,7 +82,7 @@ def as_text(table: pd.DataFrame) -> str:
         ours = f"not measured ({row.reason})" if row.agrees is None else f"{row.ours:.3f} [{row.low:.3f}, {row.high:.3f}]"
         verdict = {True: "theirs within our interval", False: "theirs outside our interval", None: ""}[row.agrees]
         theirs = f"theirs {row.theirs:.3f} ({row.setting}; {row.source})"
-        lines.append(f"{row.detector} with {row.seeds} seeds, {row.metric}: ours {ours}, {theirs}. {verdict}".rstrip())
+        lines.append(f"{row.detector} with {row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, {row.metric}: ours {ours}, {theirs}. {verdict}".rstrip())
     return "\n".join(lines)
 
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiment = Experiment(options.substrate, n_seeds=int(figures["seeds"].max()), steps=options.steps, progress=True)
         rates = calibrate(experiment.substrate)
         count = affordable(options.minutes, rates.row_seconds, rows_per_prompt(figures, options.steps))
-        print(f"{count} prompts of {options.memorized} against as many of {options.others}.")
+        print(f"At most {count} prompts of {options.memorized} against as many of {options.others}.")
         table = compare(experiment, figures, options.memorized, options.others, count)
         print(as_text(table))
         if options.csv:

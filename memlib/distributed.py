@@ -70,6 +70,7 @@ class Part:
 
 def dask() -> Any:
     """Return `dask.distributed`; raises InputError where it is not installed."""
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")  # read when it is imported, here and in workers
     try:
         import dask.distributed
     except ImportError as error:
@@ -141,7 +142,7 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
     for place in range(count):
         variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
         specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables}}
-    scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}}
     local = library.SpecCluster(workers=specification, scheduler=scheduler)
     client = library.Client(local)
     try:

@@ -146,7 +146,7 @@ class Group:
             return [training_pictures(name) for name in table["training_picture"]]
         from memlib.metrics.pictures import read_pictures
 
-        return [read_pictures([Path(path) for path in entry.split(" | ")]) for entry in table["training_picture"]]
+        return [care.withhold(read_pictures([Path(path) for path in entry.split(" | ")])) for entry in table["training_picture"]]
 
     def score(self, name: str, edit: Edit = "none") -> np.ndarray | None:
         """One of SCORES or FURTHER_SCORES (`memlib.scores`) per prompt and seed, [N, S] ([N] for diversity); None where it cannot be measured.

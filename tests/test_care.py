@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from memlib import care, plots
 from memlib.errors import InputError
 
 SIDE = 512
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+# What draws a picture past memlib.care: matplotlib's, Pillow's and IPython's ways, and HTML made by hand.
+DRAWING = {"imshow", "figimage", "matshow", "pcolormesh", "imsave", "OffsetImage", "BboxImage", "fromarray", "b64encode", "display_png", "display_jpeg",
+           "display_html", "display_svg", "Image", "HTML", "SVG", "Video"}  # fmt: skip
+# The functions of memlib that show pictures; what each does to them is tested below.
+CAREFUL = {"montage", "contact_sheet", "attention_maps", "switch_figure"}
+# Modules that draw arrays: pictures through care.shown, and a heat map.
+DRAWING_MODULES = {"plots/pictures.py", "plots/distributions.py", "interactive.py"}
 
 
 @pytest.fixture
@@ -86,3 +100,82 @@ def test_the_interactive_figure_holds_no_training_picture(picture):
     care.choose("blurred", "sd")
     careful = switch_figure([story])
     assert '"training":null' in careful and '"training":null' not in full and len(careful) < len(full) / 2
+
+
+def test_a_training_picture_is_known_by_its_pixels_whatever_it_is_called(picture):
+    training = care.withhold(np.stack([picture, 255 - picture]))
+    assert np.array_equal(care.shown(training[0]), picture)  # MiniSD's own
+    strips = {"own prompt": np.stack([training[1], picture[:, ::-1]])}
+    for choice in ("full", "blurred"):
+        care.reset()
+        care.withhold(training)
+        care.choose(choice, "sd")
+        grey, other = drawn(plots.montage(strips, ["training", "trigger 1"]))
+        assert len(np.unique(grey)) == 1 and grey.shape == other.shape and len(np.unique(other)) > 10
+        (sheet,) = drawn(plots.contact_sheet(np.stack([training[0], picture[:, ::-1]]), 2))
+        half = sheet.shape[1] // 2
+        assert len(np.unique(sheet[:, : half - 4])) <= 2 < len(np.unique(sheet[:, half:]))
+
+
+def test_training_pictures_from_files_are_withheld_as_they_are_read(tmp_path, sd1_tiny, picture, monkeypatch):
+    from memlib.experiment import Experiment
+
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (tmp_path / "prompts.csv").write_text(f"prompt,training_picture\na cat,{tmp_path / 'a.png'}\n")
+    group = Experiment(str(sd1_tiny), steps=2, device="cpu", dtype="float32", store=tmp_path / "store").group(str(tmp_path / "prompts.csv"))
+    assert np.array_equal(group.training[0][0], picture) and care.is_withheld(group.training[0][0])
+
+
+def drawn_past_care(source: str) -> list[str]:
+    """Names in a notebook's code by which pictures could reach its page unblurred."""
+    tree, found = ast.parse(source), []
+    allowed = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_careful_html(node)}
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        if name in DRAWING and id(node) not in allowed:
+            found.append(f"{name} in line {node.lineno}")
+        if isinstance(node, ast.Attribute) and name in {"choose", "reset", "_state", "_training"} and getattr(node.value, "id", "") == "care":
+            found.append(f"care.{name} in line {node.lineno}")
+        if isinstance(node, ast.keyword) and node.arg == "pictures" and isinstance(node.value, ast.Constant) and node.value.value == "full":
+            found.append(f"pictures={node.value.value!r} in line {node.value.lineno}")
+    return found
+
+
+def _is_careful_html(call: ast.Call) -> bool:
+    inner = call.args[0] if len(call.args) == 1 else None
+    return getattr(call.func, "id", "") == "HTML" and isinstance(inner, ast.Call) and getattr(inner.func, "id", "") == "switch_figure"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_show_pictures_through_care_alone(notebook):
+    assert drawn_past_care(notebook.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "axis.imshow(known.pictures()[0, 0])",
+        "from IPython import display\ndisplay.Image(data)",
+        "display(Image.fromarray(picture))",
+        "HTML(f'<img src={uri}>')",
+        "HTML(switch_figure(stories) + extra)",
+        "care.choose('full', 'minisd')",
+        "Experiment(substrate, pictures='full')",
+    ],
+)
+def test_pictures_past_care_are_noticed(source):
+    assert drawn_past_care(source)
+    assert drawn_past_care("HTML(switch_figure(stories, threshold))\nplots.montage(rows)\nplt.subplots()") == []
+
+
+def test_no_other_module_draws_pictures():
+    found = set()
+    for path in (ROOT / "memlib").rglob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        if any(isinstance(call, ast.Attribute) and call.attr in {"imshow", "figimage", "matshow", "OffsetImage", "b64encode"} for call in calls):
+            found.add(path.relative_to(ROOT / "memlib").as_posix())
+    # Scores are packed with b64encode in the store; they are not shown.
+    assert found - {"store/scores.py"} <= DRAWING_MODULES
+    takers = {name for name in plots.__all__ if callable(plot := getattr(plots, name)) and "pictures" in inspect.signature(plot).parameters}
+    assert takers and takers <= CAREFUL, "a new figure of pictures: send them through care.shown and test it here"

@@ -113,3 +113,19 @@ def test_ours_stands_beside_theirs(monkeypatch):
     text = check_published.as_text(table)
     assert "theirs outside our interval" in text and "not measured (no derivative here)" in text
     assert run.seeds == (0,) and torch.is_grad_enabled()
+
+
+def test_the_comparison_runs_on_a_checkpoint(sd1_tiny, tmp_path, monkeypatch, capsys):
+    """From the command line to the table, on a random model: nothing is told apart, and every row has its interval."""
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "store"))
+    words = ("cat", "dog", "lamp", "boat", "tree", "house", "cloud", "stone", "fish", "bird")
+    for name in ("some", "others"):
+        (tmp_path / f"{name}.csv").write_text("prompt\n" + "\n".join(f"a {word} for {name}" for word in words))
+    arguments = [str(sd1_tiny), "--memorized", str(tmp_path / "some.csv"), "--others", str(tmp_path / "others.csv"), "--steps", "2"]
+    assert check_published.main([*arguments, "--minutes", "600", "--csv", str(tmp_path / "table.csv")]) == 0
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table["detector"]) == ["magnitude", "sharpness", "magnitude-all", "magnitude-all"] and (table["prompts"] == 20).all()
+    assert (table["low"] <= table["ours"]).all() and (table["ours"] <= table["high"]).all() and (table["low"] < table["high"]).all()
+    text = capsys.readouterr().out
+    assert text.count("theirs 0.9") == text.count("theirs outside our interval") == 4

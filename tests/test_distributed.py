@@ -9,6 +9,7 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from memlib.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
@@ -102,11 +103,13 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
     work = work_for(tmp_path / "many")
     with cluster("local", 2) as client:
         workers = client.run(os.getpid)
+        before: dict = {}
 
         def kill_one():
             while not list((tmp_path / "many").glob("pictures/*/*.png")):
                 time.sleep(0.05)
             os.kill(next(iter(workers.values())), signal.SIGKILL)
+            before.update({path: path.stat().st_mtime_ns for path in (tmp_path / "many").glob("pictures/*/*.png")})
 
         killer = threading.Thread(target=kill_one)
         killer.start()
@@ -115,6 +118,21 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
     assert made + there >= 6
     store = Store(tmp_path / "many")
     assert len(list(store.entries("pictures"))) == 6 and store.broken() == []
+    # Nothing that was there when the worker died was made a second time.
+    assert before and {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@needs_dask
+def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monkeypatch, capsys):
+    from memlib.bench.__main__ import main as bench
+
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    options = ["--pictures", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--dtype", "float32"]
+    assert bench(["workers", "--substrate", str(sd1_tiny), "--workers", "1", "2", *options, "--csv", str(tmp_path / "speed.csv")]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert list(table["workers"]) == [1, 2] and (table["seconds"] > 0).all() and (table["largest difference"] <= 1).all()
+    assert table["speed-up"][1] == pytest.approx(table["seconds"][0] / table["seconds"][1])
+    assert bench(["workers", "--workers", "0"]) == 1 and "at least 1" in capsys.readouterr().err
 
 
 @needs_dask

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from memlib.book import parameters
@@ -83,6 +86,20 @@ def test_the_paper_profile_fits_the_notebooks():
     assert parameters.given_parameters(layout, {}, None)[ROOT / "notebooks" / "01_prompt_embeddings.ipynb"] == {"substrate": "sd14"}
 
 
+def test_every_notebook_has_its_scale_in_the_paper_profile():
+    """What a notebook counts, beyond prompts and seeds and what it shows, has a value of its own in the profile."""
+    layout = Layout(substrate="sd14")
+    given = parameters.given_parameters(layout, {}, "paper")
+    own = yaml.safe_load((ROOT / "data" / "profiles" / "paper.yml").read_text())["notebooks"]
+    for path in layout.notebooks():
+        names = parameters.declared(path)
+        counted = {name for name in names if re.match(r"n_|attack_s|check_s|restarts", name)} - {"n_prompts", "n_seeds", "n_shown"}
+        left = {name for name in counted - set(own.get(path.stem, {})) if name not in LEFT_AS_THEY_ARE}
+        assert "substrate" not in names or left == set(), (path.stem, left)
+        smaller = {name for name in counted & set(given[path]) if given[path][name] < int(names[name]["default"])}
+        assert smaller == set(), path.stem
+
+
 def test_profiles_with_unknown_names_are_refused(tmp_path):
     one = write_notebook(tmp_path / "01_a.ipynb")
     for text, sentence in (
@@ -103,6 +120,8 @@ def test_profiles_with_unknown_names_are_refused(tmp_path):
 
 # following notebooks
 
+# Numbers of shown or timed pictures and of cuts, which the papers' scale does not change.
+LEFT_AS_THEY_ARE = ("n_cuts", "n_timed")
 
 CELLS = (
     """
@@ -166,6 +185,50 @@ def test_a_plan_is_what_the_run_then_makes(case):
     with Planner(root) as planner:
         after = planner.demand(path, given)
     assert (after.pictures, after.stored, after.to_make, after.evaluations) == (18, 18, [], 6)
+
+
+def test_thresholds_and_weights_of_a_plan_are_never_kept(case, monkeypatch):
+    """They are looked for in a store of their own making; what the counting network gives must not be in it, nor in memory."""
+    from memlib import calibration
+    from memlib.mitigations import pruning
+    from memlib.plan.notebooks import Planner
+
+    monkeypatch.setattr(calibration, "reference_prompts", lambda substrate: ("a cat", "a lamp"))
+    path, given, root = case
+    unet = "substrate.unet(b.latents.to(substrate.device), 1, encoder_hidden_states=b.embedding.states, return_dict=False)[0]"
+    cells = (
+        f"from memlib.calibration import reference_values\nvalues = reference_values(run.substrate, 'norm', lambda substrate, b, c: {unet}.abs().mean((1, 2, 3)))",
+        "from memlib.mitigations import get\nwanda = get('wanda', base='empty', steps=3)\nknown.pictures(wanda)",
+    )
+    declared = nbformat.read(path, 4).cells[0].source
+    notebook, remembered = write_notebook(path, *CELLS[:3], *cells, parameters=declared), dict(pruning._found)
+    with Planner(root) as planner:
+        demand = planner.demand(notebook, given | {"steps": 3})
+    assert demand.gaps == [] and len(demand.to_make) == 6
+    assert not list(root.glob("pictures/*/*")) and not list(root.glob("scores/*/*")) and pruning._found == remembered
+    run = carried_out(notebook, given | {"steps": 3})
+    values = calibration.reference_values(run.substrate, "norm", lambda *_: 1 / 0)
+    assert values.shape == (2, 4) and (values > 0).all()
+    with Planner(root) as planner, pytest.raises(RuntimeError, match="writes nothing"):
+        Store(root).write_picture("0" * 64, np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["wen-3", "prss"])
+def test_searches_count_with_their_whole_budget(case, name):
+    """A target that any network reaches at once is planned as if it were never reached: what a real run of that spends."""
+    from memlib.mitigations import get
+    from memlib.plan.notebooks import Planner
+
+    path, given, root = case
+    declared = nbformat.read(path, 4).cells[0].source
+    options = {"wen-3": "target=1e9", "prss": "target=1e9, search_target=1e9"}[name]
+    notebook = write_notebook(path, *CELLS[:3], f"from memlib.mitigations import get\nknown.pictures(get('{name}', {options}))", parameters=declared)
+    with Planner(root) as planner:
+        demand = planner.demand(notebook, given)
+    assert demand.gaps == [] and len(demand.to_make) == 6
+    run = carried_out(write_notebook(path, *CELLS[:2], parameters=declared), given)
+    run.group(given["prompts"]).pictures(get(name).full_run())
+    assert run.cost.evaluations == demand.evaluations > 6 * 2 * 3
 
 
 def test_nothing_of_the_planning_stays_behind(case):

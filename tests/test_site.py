@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -64,10 +66,16 @@ def example(tmp_path_factory):
     layout.executed.mkdir(parents=True)
     # Pages of the book link to notebooks; those that it does not have here are stood in for.
     for page in (root / "book").glob("*.md"):
-        for name in re.findall(r"\(\.\./notebooks/(\w+)\)", page.read_text(encoding="utf-8")):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r"\{glue[^}]*\}`[^`]*`", "–", text), encoding="utf-8")  # figures that the stand-ins do not have
+        for name in re.findall(r"\(\.\./notebooks/(\w+)\)", text):
             for folder in (source.parent, layout.executed):
                 executed_notebook(folder / f"{name}.ipynb")
     executed_notebook(layout.executed / source.name, verdict_on("C1a", "sd14", "does not hold"))
+    (root / "data" / "measured").mkdir()
+    large = dataclasses.replace(verdict_on("C1b", "sd21", "holds"), n_prompts=458)
+    kept = {"01_prompt_embeddings": {"run": {}, "verdicts": [large.to_json()]}}
+    (root / "data" / "measured" / "verdicts-sd21.json").write_text(json.dumps(kept), encoding="utf-8")
     build(layout)
     return layout
 
@@ -105,7 +113,7 @@ def test_the_ledger_lists_every_claim(committed):
 
 def test_verdicts_of_two_substrates_stand_side_by_side(example):
     landing = BeautifulSoup((example.html / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
-    (line,) = landing.select("table.overview tbody tr")
+    line, _ = landing.select("table.overview tbody tr")
     assert [tag.get_text() for tag in line.select(".verdict")] == ["✗ does not hold", "◐ holds in part"]
     assert line.select_one("a")["href"].startswith("../notebooks/01_prompt_embeddings.html")
     ledger = BeautifulSoup((example.html / "book" / "ledger.html").read_text(encoding="utf-8"), "html.parser")
@@ -113,6 +121,21 @@ def test_verdicts_of_two_substrates_stand_side_by_side(example):
     # Measured and reported figures have lines of their own, and the reported ones say so.
     assert any("0.91" in line and "sd14" in line and "reported" not in line for line in figures)
     assert any("0.55" in line and line.startswith("reported") for line in figures)
+
+
+def test_a_page_says_of_each_cell_whether_it_was_measured(example):
+    """C1a was run on both substrates, C1b on none; a third substrate's result is kept in the repository."""
+    page = BeautifulSoup((example.html / "notebooks" / "01_prompt_embeddings.html").read_text(encoding="utf-8"), "html.parser")
+    (table,) = page.select("table.beside")
+    heads = [tag.get_text() for tag in table.select("thead th")]
+    assert heads == ["Claim", "Reported", "minisd-v1", "sd14", "sd21"]
+    rows = {row.select_one(".claim-id").get_text(): [cell.get_text(" ", strip=True) for cell in row.select("td")] for row in table.select("tbody tr")}
+    _, reported, mini, sd14, sd21 = rows["C1a"]
+    assert reported.startswith("reported") and "0.55" in reported
+    assert "holds in part" in mini and "measured, 9 prompts, 3 seeds" in mini and "0.91" in mini
+    assert "does not hold" in sd14 and "measured" in sd14 and sd21 == "not measured"
+    _, _, mini, sd14, sd21 = rows["C1b"]
+    assert mini == sd14 == "not measured" and "✓ holds" in sd21 and "measured, 458 prompts" in sd21
 
 
 @pytest.mark.browser

@@ -11,16 +11,17 @@ from memlib.errors import exit_status
 COMMANDS = {
     "mitigations": "time all mitigations as a ratio to none",
     "sampling": "time the sampling of pictures, lever by lever, against diffusers' pipeline",
+    "workers": "time several worker processes against one",
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from memlib.bench import mitigations, sampling
+    from memlib.bench import mitigations, sampling, workers
 
     main = argparse.ArgumentParser(prog="python -m memlib.bench", description=__doc__.split(": ", 1)[1])
     commands = main.add_subparsers(dest="command", required=True)
-    for name, module in (("mitigations", mitigations), ("sampling", sampling)):
+    for name, module in (("mitigations", mitigations), ("sampling", sampling), ("workers", workers)):
         command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name])
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -1,4 +1,4 @@
-"""The commands: python -m memlib.book execute | ledger | build | check | outputs."""
+"""The commands: python -m memlib.book execute | ledger | build | check | outputs | keep."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "build": "render the site",
         "check": "look for broken links and pictures, and at every page in Chromium",
         "outputs": "put the executed notebooks in the place of the committed ones",
+        "keep": "keep the verdicts of another substrate's run, for every later book",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -68,6 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         from memlib.book.outputs import copy_outputs
 
         print(f"{len(copy_outputs(layout))} notebooks copied.")
+    elif arguments.command == "keep":
+        from memlib.book.kept import keep
+
+        path, anew = keep(layout)
+        print(f"{path.relative_to(layout.root)} holds the verdicts of {len(anew)} notebooks anew ({', '.join(anew)}): commit it.")
     else:
         return check(layout, arguments.site or layout.html, arguments.screenshots)
     return 0

@@ -48,7 +48,7 @@ def execute(
     for number, path in enumerate(notebooks, 1):
         target, stamp = layout.executed / path.name, layout.executed / f"{path.stem}.stamp"
         targets.append(target)
-        wanted = fingerprint(path, given[path], inputs)
+        wanted = fingerprint(path, given[path], inputs, layout)
         head = f"[{number}/{len(notebooks)}] {path.stem}"
         if not force and target.exists() and stamp.exists() and stamp.read_text() == wanted:
             say(f"{head}: unchanged")
@@ -90,19 +90,25 @@ def _planned(layout: Layout, parameters: Mapping[str, Any], profile: str | None,
     return Watch(Plan.from_json(json.loads(target.read_text())), default_root(), say=say)
 
 
-def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str) -> str:
-    """Hash of all that an executed notebook depends on: its cells, its parameters, and `inputs` (code and data)."""
+def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str, layout: Layout | None = None) -> str:
+    """Hash of all that an executed notebook depends on: its cells, its parameters, `inputs` (code and data), and where it shows them
+    tables kept of other substrates' runs (`memlib.measured`). Its own it writes itself."""
     cells = nbformat.read(notebook, as_version=4).cells
     content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
-    text = json.dumps([content, dict(parameters), inputs], sort_keys=True, default=str)
+    shown = {}
+    if layout is not None and any("memlib.measured" in cell.source for cell in cells if cell.cell_type == "code"):
+        tables = sorted((layout.root / "data" / "measured").glob("*.json"))
+        own = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")
+        shown = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tables if not path.name.endswith(own)}
+    text = json.dumps([content, dict(parameters), inputs, *([shown] if shown else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_inputs(layout: Layout) -> str:
-    """Hash of the package without the book's part, of the committed data, the requirements and the weights at hand."""
+    """Hash of the package without the book's part, of the committed data without measured results, the requirements and the weights at hand."""
     digest = hashlib.sha256()
     code = [p for p in (layout.root / "memlib").rglob("*.py") if "book" not in p.relative_to(layout.root).parts]
-    data = [p for p in (layout.root / "data").rglob("*") if p.is_file()]
+    data = [p for p in (layout.root / "data").rglob("*") if p.is_file() and p.parent != layout.root / "data" / "measured"]
     for path in sorted(code + data) + [layout.root / "requirements.txt"]:
         if path.exists():
             digest.update(str(path.relative_to(layout.root)).encode() + b"\0")

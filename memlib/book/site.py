@@ -11,13 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+from nbformat.v4 import new_markdown_cell
 
+from memlib.book.kept import kept
 from memlib.book.layout import Layout
 from memlib.book.outputs import problem_of
+from memlib.claims import load_claims
 from memlib.errors import InputError
+from memlib.verdicts import read_verdicts
 
 # Read by the ledger beside the notebooks of the site itself.
 OTHER_VERDICTS = "other_verdicts.json"
+
+# Added to each notebook that has claims: what all substrates gave, beside what is reported.
+BESIDE = """## Measured and reported
+
+```{{claims-beside}}
+:notebook: {stem}
+```"""
 
 # Jupyter Book is no runnable module, and its script need not be on the PATH.
 _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
@@ -26,7 +37,8 @@ _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = None) -> Path:
     """Copy prose, claims and `notebooks` into one folder and return it.
 
-    `others` are notebooks executed on other substrates: only their verdicts enter, for the ledger.
+    `others` are notebooks executed on other substrates: only their verdicts enter, and after them those that are kept
+    (`memlib.book.kept`). Every notebook with claims gets a table of them, on all substrates.
     Raises InputError for a notebook whose run failed.
     """
     target = layout.site_source
@@ -37,15 +49,20 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     shutil.copytree(layout.root / "book", target / "book", ignore=shutil.ignore_patterns("_generated", ".ipynb_*"))
     (target / "data").mkdir()
     shutil.copy2(layout.root / "data" / "claims.yml", target / "data" / "claims.yml")
+    judging = {claim.notebook for claim in load_claims(target / "data" / "claims.yml").values()}
     for path in notebooks:
-        problem = problem_of(nbformat.read(path, as_version=4))
+        content = nbformat.read(path, as_version=4)
+        problem = problem_of(content)
         if problem:
             raise InputError(f"Notebook {path.stem} is not shown: {problem}.")
-        shutil.copy2(path, target / "notebooks" / path.name)
-    if others:
-        from memlib.verdicts import read_verdicts
-
-        found = [verdict for path in others for verdict in read_verdicts(path)]
+        if path.stem in judging:
+            cell = new_markdown_cell(BESIDE.format(stem=path.stem))
+            if (content.nbformat, content.nbformat_minor) < (4, 5):
+                del cell["id"]
+            content.cells.append(cell)
+        nbformat.write(content, target / "notebooks" / path.name)
+    found = [verdict for path in others or () for verdict in read_verdicts(path)] + kept(layout.root)
+    if found:
         (target / OTHER_VERDICTS).write_text(json.dumps(found), encoding="utf-8")
     return target
 
@@ -53,7 +70,7 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
 def build(layout: Layout, committed: bool = False, say: Callable[[str], None] = print) -> Path:
     """Render the site of a substrate and return its folder.
 
-    With `committed` the notebooks are those in the repository, with their committed outputs, and nothing else enters;
+    With `committed` the notebooks are those in the repository, with their committed outputs, and beside them only what is kept there;
     without, they are the executed copies, and verdicts from other substrates run here stand in the ledger as well.
     Raises InputError when Jupyter Book warns of anything.
     """

@@ -1,7 +1,8 @@
 """Sphinx extension: the claims ledger as directives, so that prose never lags behind the executed notebooks.
 
 ``{claims-summary}`` counts the verdicts, ``{claims-overview}`` has a line for each claim tested so far, ``{claims-ledger}`` is the
-table of all claims with their figures, or with ``:text: clip`` of one text.
+table of all claims with their figures, or with ``:text: clip`` of one text. ``{claims-beside}`` has the claims of one notebook
+(``:notebook: 02_pad_embeddings``) in a column for what is reported and one for each substrate; every cell says whether it was measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from sphinx.util.docutils import SphinxDirective
 from memlib.book.ledger import NOT_TESTED, Entry, collect, counts
 from memlib.book.site import OTHER_VERDICTS
 from memlib.verdicts import BADGES, VERDICTS, Verdict
+
+PUBLISHED = "sd14"
 
 
 def inline(text: str) -> list[nodes.Node]:
@@ -85,6 +88,32 @@ def _figures(entry: Entry) -> list[nodes.Node]:
         parts = [nodes.emphasis("", "reported"), nodes.Text(" "), *inline(quantity), nodes.Text(f": {figure}")]
         lines.append(_paragraph(*parts, classes=("claim-figures", "reported")))
     return lines
+
+
+def _reported(entry: Entry) -> list[nodes.Node]:
+    """A cell with the text's own figures."""
+    lines = [_figure(quantity, figure) for quantity, figure in entry.reported()]
+    return [_state("reported" if lines else "not reported"), *lines]
+
+
+def _measured(entry: Entry, substrate: str) -> list[nodes.Node]:
+    """A cell with what was measured on one substrate, or that nothing was."""
+    verdict = entry.verdicts.get(substrate)
+    if verdict is None:
+        return [_state("not measured")]
+    if not verdict.quantities:
+        return [_paragraph(badge(verdict.verdict)), _state("not measured"), _paragraph(*inline(verdict.reason), classes=("claim-figures",))]
+    lines = [_figure(entry.claim.quantities.get(name, name), estimate.text()) for name, estimate in verdict.quantities.items()]
+    seeds = f", {verdict.n_seeds} seeds" if verdict.n_seeds else ""
+    return [_paragraph(badge(verdict.verdict)), _state(f"measured, {verdict.n_prompts} prompts{seeds}"), *lines]
+
+
+def _figure(quantity: str, figure: str) -> nodes.paragraph:
+    return _paragraph(*inline(quantity), nodes.Text(": "), nodes.strong("", figure), classes=("claim-figures",))
+
+
+def _state(text: str) -> nodes.paragraph:
+    return _paragraph(nodes.emphasis("", text), classes=("claim-state",))
 
 
 class _Ledger(SphinxDirective):
@@ -160,8 +189,27 @@ class ClaimsLedger(_Ledger):
         return [_table((("Claim", 46), ("Verdict", 22), ("Figures", 32)), rows, "ledger")]
 
 
+class ClaimsBeside(_Ledger):
+    """The claims of one notebook: what is reported, and what was measured on each substrate."""
+
+    option_spec = {"notebook": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        notebook = self.options["notebook"]
+        entries = [entry for entry in self.entries() if notebook in (entry.notebook, entry.claim.notebook)]
+        if not entries:
+            raise self.error(f"No claim is judged in the notebook {notebook!r}.")
+        found = sorted({substrate for entry in entries for substrate in entry.verdicts})
+        # Stable Diffusion has its column before anything was measured on it, beside a model that stands in for it.
+        columns = found + [PUBLISHED] * (PUBLISHED not in found and (not found or any(name.startswith("minisd-") for name in found)))
+        rows = [[[_paragraph(*self.linked(entry))], _reported(entry), *(_measured(entry, name) for name in columns)] for entry in entries]
+        widths = [("Claim", 22), ("Reported", 24), *((name, 54 // len(columns)) for name in columns)]
+        return [_table(widths, rows, "beside")]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims-summary", ClaimsSummary)
     app.add_directive("claims-overview", ClaimsOverview)
     app.add_directive("claims-ledger", ClaimsLedger)
+    app.add_directive("claims-beside", ClaimsBeside)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,8 @@ from memlib.plan.demand import Demand
 from memlib.plan.store import PlanningStore
 
 SHOWN = 160  # Characters of an exception's text that a gap quotes.
+# Imported before stores are replaced, so that what notebooks import later holds no stand-in afterwards.
+WITH_STORES = ("memlib.experiment", "memlib.calibration", "memlib.detectors", "memlib.mitigations", "memlib.pruning")
 
 
 class Planner:
@@ -78,9 +82,20 @@ class Planner:
         import memlib.experiment
         import memlib.substrates
         from memlib import plots
+        from memlib.mitigations import pruning
+        from memlib.store import Store
+        from memlib.store.files import Files
 
+        for name in WITH_STORES:
+            importlib.import_module(name)
+        # Thresholds and weights to prune are kept in a store that is opened where they are looked for, whatever the experiment's is.
+        holders = [
+            module for name, module in sys.modules.items()
+            if name.startswith("memlib.") and not name.startswith("memlib.plan") and getattr(module, "Store", None) is Store
+        ]  # fmt: skip
         replaced: list[tuple[Any, str, Any]] = [
-            (memlib.experiment, "Store", self._opened),
+            *((module, "Store", self._opened) for module in holders if module.__name__ != "memlib.store"),
+            (Files, "write", _refuse_to_write),
             (memlib.experiment, "load", self._loader(memlib.experiment.load)),
             (memlib.substrates, "load", self._loader(memlib.substrates.load)),
             (myst_nb, "glue", lambda *_, **__: None),
@@ -91,6 +106,8 @@ class Planner:
         with ExitStack() as stack:
             for owner, name, value in replaced:
                 stack.enter_context(patch.object(owner, name, value))
+            for remembered in (pruning._found, pruning._spent):
+                stack.enter_context(patch.dict(remembered))
             yield
 
     def _opened(self, *_: Any, **__: Any) -> PlanningStore:
@@ -106,6 +123,11 @@ class Planner:
             return self.substrates[key]
 
         return loaded
+
+
+def _refuse_to_write(store: Any, path: Path, content: bytes) -> Path:
+    """In the place of a store's writing: what a network that only counts gave must never be taken for a result."""
+    raise RuntimeError(f"a plan writes nothing into the store, and {path.name} was to be written")
 
 
 def _python(source: str) -> str:

@@ -20,7 +20,7 @@ from memlib.store.scores import read_entry
 
 SIDE = 64  # Pixels of a placeholder picture.
 # Parts of a key that differ from sample to sample, and not from one kind of value to another.
-EACH = ("cond", "seed", "uncond", "pictures", "with")
+EACH = ("cond", "seed", "uncond", "pictures", "with", "ids", "picture", "prompt", "restart", "start")
 
 
 class PlanningStore(Store):
@@ -35,6 +35,7 @@ class PlanningStore(Store):
         self._seen: set[str] = set()
         self._rows: dict[str, float] = {}
         self._values: dict[str, Any] = {}
+        self._single: dict[str, Any] = {}
 
     def asked(self, substrate: Any, embedding: Any, seeds: Sequence[int], steps: int = 50, guidance: Any = 7.5, scheduler: str = "ddim", *,
               uncond: Any = None, mitigation: Any = None) -> Asked:  # fmt: skip
@@ -50,7 +51,8 @@ class PlanningStore(Store):
         if absent:
             kind = digest(asked.shared)
             if kind not in self._rows:
-                options = {} if mitigation is None else {"around": mitigation.around}
+                # Searches count with their whole budget: when they end early depends on what the network says.
+                options = {} if mitigation is None else {"around": mitigation.full_run().around}
                 draw = partial(self._sampling()[0], substrate, embedding, list(map(int, seeds)), steps=steps, guidance=guidance, scheduler=scheduler,
                                batch_size=1, uncond=self._unconditional(substrate, uncond), pairs=[asked.places[absent[0]]], **options)  # fmt: skip
                 with self._not_counted() as spent:
@@ -84,9 +86,12 @@ class PlanningStore(Store):
         name = digest(key)
         if (stored := read_entry(self.path("scores", name), name)) is not None:
             return super().score(key, compute)
-        self.demand.evaluations += evaluations
+        if name not in self._single:
+            # A real run computes it once, and so it counts once.
+            self.demand.evaluations += evaluations
+            self._single[name] = self._first(compute) if shape is None else None
         if shape is None:
-            return self._first(compute)
+            return self._single[name]
         return np.random.default_rng(int(name[:8], 16)).random(tuple(shape), dtype=np.float32)
 
     def scores(self, keys: Sequence[Mapping[str, Any]], compute: Callable[[list[int]], Iterable[tuple[int, Any]]]) -> list[Any]:
