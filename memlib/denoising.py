@@ -28,7 +28,8 @@ class Cost:
     """Work done: `evaluations` counts U-Net rows (a guided step of one picture is two), `pictures` decoded.
 
     `decodes` counts what was decoded and described on the way, beside the pictures. A row or a decode through which a gradient goes
-    back counts twice: weights are fixed, so that going back costs about what going forward does.
+    back counts twice: weights are fixed, so that going back costs about what going forward does. Steps that pictures share
+    (`memlib.prefixes`) count for each of them, as if it were made alone: methods are compared by what each takes by itself.
     """
 
     evaluations: int = 0

@@ -54,7 +54,8 @@ class Rule(Protocol):
     step, that gives noise [B, C, h, w] to be added to the guided noise (guidance by something else than the prompt).
 
     A rule whose scales do not depend on the predictions may also have `ahead(index, steps, t)`, the scale of a step for all samples,
-    known before the step is computed: sampling can then leave out predictions that a scale of 0 or 1 makes no use of.
+    known before the step is computed: sampling can then leave out predictions that a scale of 0 or 1 makes no use of, and begin where other
+    prompts and rules have been before the first scale that is not 0.
     """
 
     name: str

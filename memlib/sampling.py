@@ -19,6 +19,7 @@ from memlib.denoising import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import Rule, as_rule
+from memlib.prefixes import begun
 from memlib.speed import kernels, speed_of
 
 __all__ = [
@@ -121,7 +122,8 @@ def sample_batches(
     that order, and `seeds` is then not used. `uncond` defaults to the empty prompt with the substrate's
     own padding. `keep(rows, seeds, step)` is called at every step. `around(substrate, batch, cost)` gives a context
     manager in which a batch is denoised and which may replace its tensors (see `memlib.mitigations.base`). With `latents_only` nothing is
-    decoded, and the last latents, float32 [b, C, h, w], take the pictures' place. A (prompt, seed) gives the same
+    decoded, and the last latents, float32 [b, C, h, w], take the pictures' place. Without `keep` and `around` the substrate's `Speed`
+    may leave out, or share between pictures, what guidance makes no use of. A (prompt, seed) gives the same
     picture, to float tolerance, whatever the batch. Raises InputError before any work for no prompts, no
     seeds, a bad batch size, steps out of range, or an unknown scheduler.
     """
@@ -171,12 +173,15 @@ def _batches(
         latents = initial_latents(seeds + seeds[-1:] * filling, substrate.latent_shape)
         batch = Batch(rows, seeds, embedding.select(filled), uncond, latents, steps, rule, scheduler)
         with kernels(speed, substrate.device), nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
-            for step in trajectory(
-                substrate, batch.embedding.states, batch.uncond, batch.latents, steps, batch.rule, scheduler, cost=cost, lean=lean
-            ):
-                if keep is not None:
-                    keep(rows, seeds, step)
-        last = step.next_latents[: len(rows)]
+            first, last = begun(substrate, batch, cost) if lean else (0, batch.latents)
+            if first < steps:
+                for step in trajectory(
+                    substrate, batch.embedding.states, batch.uncond, last, steps, batch.rule, scheduler, cost=cost, start=first, lean=lean
+                ):
+                    if keep is not None:
+                        keep(rows, seeds, step)
+                last = step.next_latents
+        last = last[: len(rows)]
         if latents_only:
             yield rows, seeds, last.cpu().numpy()
             continue

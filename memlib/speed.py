@@ -28,6 +28,8 @@ class Speed:
     - `cached_text`: keys and values of the text are projected once a trajectory and not at each step, as the text stays the same;
     - `skip_unused`: where the guidance of a step is known to be 0 or 1 before it and nobody looks at the step, only the one half of the
       batch that counts is computed;
+    - `shared_prefix`: first steps whose guidance is known to be 0 and that nobody looks at are done once for a seed and kept for other
+      prompts and methods (`memlib.prefixes`); needs `skip_unused`, and changes no cost that is counted;
     - `channels_last`: weights of U-Net and VAE in the memory layout that convolutions in half precision want;
     - `fused_qkv`: one product for queries, keys and values of self-attention (takes memory for a copy of these weights);
     - `compile`: a mode of `torch.compile` for the U-Net, or None; batches are then filled up to one size, so that it compiles once;
@@ -37,6 +39,7 @@ class Speed:
 
     cached_text: bool = True
     skip_unused: bool = False
+    shared_prefix: bool = False
     channels_last: bool = False
     fused_qkv: bool = False
     compile: str | None = None
@@ -44,6 +47,8 @@ class Speed:
     decode_batch: int | None = None
 
     def __post_init__(self) -> None:
+        if self.shared_prefix and not self.skip_unused:
+            raise InputError("Unguided first steps are shared only where the conditional half is left out of them: switch on skip_unused as well.")
         if self.compile is not None and self.compile not in MODES:
             raise InputError(f"Unknown way to compile {self.compile!r}: use one of {', '.join(MODES)}, or None.")
         if self.decode_batch is not None and (isinstance(self.decode_batch, bool) or not isinstance(self.decode_batch, int) or self.decode_batch < 1):
@@ -52,7 +57,7 @@ class Speed:
     @classmethod
     def on(cls, device: torch.device) -> Speed:
         """What is used on a device unless another is asked for."""
-        return cls(skip_unused=True, channels_last=True) if device.type == "cuda" else cls()
+        return cls(skip_unused=True, shared_prefix=True, channels_last=True) if device.type == "cuda" else cls()
 
 
 def speed_of(substrate: Any) -> Speed:

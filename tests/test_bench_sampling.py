@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from toys import count_rows
 
 from memlib.bench.__main__ import main
-from memlib.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations
+from memlib.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations, swept
+from memlib.speed import Speed
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,22 @@ def test_the_table_has_a_row_for_each_way_and_lever(tiny):
     job = Job(2, 2, 2)
     table = measure(tiny, job, ["plain", "default"], repeats=1, say=said.append)
     assert list(table["way"]) == ["diffusers, prompt by prompt", "diffusers, in batches", "memlib, plain", "memlib, default",
-                                  "memlib, guidance from the middle on"] and len(said) == 5  # fmt: skip
-    assert (table["pictures_per_second"] > 0).all() and (table["difference"].dropna() < 1e-3).all()
+                                  "memlib, guidance from the middle on", "memlib, guidance from three steps on",
+                                  "memlib, the same, prefixes shared"] and len(said) == 7  # fmt: skip
+    assert (table["pictures_per_second"] > 0).all() and table["difference"].notna().tolist() == [True] * 4 + [False, False, True]
+    assert (table["difference"].dropna() >= 0).all() and (table["difference"].dropna() < 1e-3).all()
     assert "to published" in as_text(table, job)
+
+
+def test_a_sweep_with_shared_prefixes_does_the_rows_that_its_share_is_reckoned_with(tiny, monkeypatch):
+    job, substrate, made, rows = Job(8, 4, 8), tiny(PLAIN), [], []
+    assert job.switches == [1, 2, 3] and job.crossed() == [(row, seed) for seed in (0, 1) for row in range(4)]
+    count_rows(monkeypatch, substrate, rows)
+    for shared in (False, True):
+        done = sum(rows)
+        made.append(swept(dataclasses.replace(substrate, speed=Speed(skip_unused=True, shared_prefix=shared)), job, latents_only=True))
+        assert sum(rows) - done == (2 * 3 if shared else 8 * (1 + 2 + 3)) + 2 * 8 * (3 + 2 + 1)
+    np.testing.assert_allclose(made[1], made[0], atol=2e-4, rtol=1e-4)
 
 
 def test_operations_are_those_of_the_layers(tiny):

@@ -156,9 +156,11 @@ def test_compiling_is_asked_of_the_unet_alone(tiny):
 
 def test_defaults_leave_the_cpu_as_it_is_and_bad_values_are_refused():
     assert Speed.on(torch.device("cpu")) == Speed() and not Speed().skip_unused and not Speed().channels_last
-    assert Speed.on(torch.device("cuda")).skip_unused and Speed.on(torch.device("cuda")).channels_last
+    assert not Speed().shared_prefix
+    fast = Speed.on(torch.device("cuda"))
+    assert fast.skip_unused and fast.shared_prefix and fast.channels_last
     assert speed_of(object()) == PLAIN
-    for wrong in ({"compile": "fast"}, {"decode_batch": 0}, {"decode_batch": True}):
+    for wrong in ({"compile": "fast"}, {"decode_batch": 0}, {"decode_batch": True}, {"shared_prefix": True}):
         with pytest.raises(InputError):
             Speed(**wrong)
     assert constant(2.0).ahead(0, 50, 981.0) == 2.0

@@ -25,6 +25,7 @@ from memlib.denoising import Cost
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError, NotMeasured
 from memlib.mitigations import REGISTRY, Mitigation, get
+from memlib.prefixes import unshared
 from memlib.prompts import choose_prompts
 from memlib.provenance import provenance
 from memlib.sampling import sample_batches, uncond_states
@@ -59,11 +60,11 @@ class Sampler:
     batch_size: int = 1
 
     def __call__(self, mitigation: Mitigation, prompt: str, turn: int, uncond: torch.Tensor) -> Cost:
-        cost = Cost()
+        cost, substrate = Cost(), unshared(self.substrate)
         seeds = range(turn * self.batch_size, (turn + 1) * self.batch_size)
-        embedding = mitigation.apply(self.substrate, encode_prompts(self.substrate, [prompt]))
+        embedding = mitigation.apply(substrate, encode_prompts(substrate, [prompt]))
         batches = sample_batches(
-            self.substrate, embedding, list(seeds), self.steps, mitigation.guidance(self.guidance), self.scheduler, self.batch_size, uncond,
+            substrate, embedding, list(seeds), self.steps, mitigation.guidance(self.guidance), self.scheduler, self.batch_size, uncond,
             cost=cost, around=mitigation.around if mitigation.sampled else None,
         )  # fmt: skip
         for _ in batches:

@@ -26,6 +26,7 @@ from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.guidance_rules import StaticTransition
 from memlib.plan.rates import hardware
+from memlib.prefixes import forget
 from memlib.sampling import initial_latents, sample_batches, uncond_states
 from memlib.speed import Speed, prepare
 from memlib.substrates import load
@@ -57,17 +58,34 @@ class Job:
     steps: int = 50
     batch_size: int = 8
 
+    @property
+    def switches(self) -> list[int]:
+        """Steps at which guidance starts in the sweep."""
+        return [self.steps * quarter // 4 for quarter in (1, 2, 3)]
+
+    def crossed(self) -> list[tuple[int, int]]:
+        """(prompt, seed) of as many pictures with the same seeds for each prompt, as experiments have them."""
+        return [(place % len(PROMPTS), place // len(PROMPTS)) for place in range(self.pictures)]
+
     def pairs(self) -> list[tuple[int, int]]:
         """(prompt, seed) of each picture: as many seeds of a prompt in a row as a published call makes."""
         return [(place // PUBLISHED_CALL % len(PROMPTS), place) for place in range(self.pictures)]
 
 
-def ours(substrate: Any, job: Job, guidance: Any = GUIDANCE, latents_only: bool = False) -> np.ndarray:
-    """Sample the job with memlib; pictures uint8 [N, H, W, 3], or the last latents."""
+def ours(
+    substrate: Any, job: Job, guidance: Any = GUIDANCE, latents_only: bool = False, pairs: Sequence[tuple[int, int]] | None = None
+) -> np.ndarray:
+    """Sample the job, or other (prompt, seed) `pairs`, with memlib; pictures uint8 [N, H, W, 3], or the last latents."""
     embedding = encode_prompts(substrate, list(PROMPTS))
     batches = sample_batches(substrate, embedding, (), job.steps, guidance, "ddim", job.batch_size, uncond_states(substrate),
-                             pairs=job.pairs(), latents_only=latents_only)  # fmt: skip
+                             pairs=job.pairs() if pairs is None else pairs, latents_only=latents_only)  # fmt: skip
     return np.concatenate([made for _, _, made in batches])
+
+
+def swept(substrate: Any, job: Job, latents_only: bool = False) -> np.ndarray:
+    """Sample the job with guidance from each of three steps on, one after the other, from nothing kept before."""
+    forget(substrate)
+    return np.concatenate([ours(substrate, job, StaticTransition(GUIDANCE, step), latents_only, job.crossed()) for step in job.switches])
 
 
 def diffusers_pipeline(substrate: Any, job: Job, batch_size: int | None = None, latents_only: bool = False) -> np.ndarray:
@@ -137,7 +155,7 @@ def measure(fresh: Callable[[Speed], Any], job: Job, levers: Sequence[str], repe
     """Time both ways to call diffusers, and memlib with each of `levers`; one row each.
 
     `fresh` loads the substrate anew with a given `Speed`. `difference` is the mean absolute difference of the last latents to those of
-    diffusers in batches, over their standard deviation.
+    diffusers in batches, over their standard deviation; with shared prefixes, to those of the same job without.
     """
     rows: list[dict[str, Any]] = []
     substrate = fresh(PLAIN)
@@ -145,30 +163,43 @@ def measure(fresh: Callable[[Speed], Any], job: Job, levers: Sequence[str], repe
     short = dataclasses.replace(job, pictures=min(job.pictures, job.batch_size))
     expected = diffusers_pipeline(substrate, short, job.batch_size, latents_only=True)
 
-    def add(name: str, call: Callable[[], np.ndarray], latents: np.ndarray | None, evaluations: int) -> None:
+    def add(name: str, call: Callable[[], np.ndarray], apart: float | None, evaluations: int, pictures: int = job.pictures) -> None:
         seconds = timed(call, substrate.device, repeats)
         middle = float(np.median(seconds))
-        apart = None if latents is None else float(np.abs(latents - expected).mean() / expected.std())
         rows.append({
-            "way": name, "pictures_per_second": job.pictures / middle, "slowest": job.pictures / max(seconds),
-            "fastest": job.pictures / min(seconds), "difference": apart, "share_of_peak": evaluations * operations / middle / peak,
+            "way": name, "pictures_per_second": pictures / middle, "slowest": pictures / max(seconds),
+            "fastest": pictures / min(seconds), "difference": apart, "share_of_peak": evaluations * operations / middle / peak,
         })  # fmt: skip
-        say(f"{name}: {job.pictures / middle:.3f} pictures/s")
+        say(f"{name}: {pictures / middle:.3f} pictures/s")
 
     full = 2 * job.pictures * job.steps
     published = diffusers_pipeline(substrate, short, latents_only=True)
-    add("diffusers, prompt by prompt", lambda: diffusers_pipeline(substrate, job), published, full)
-    add("diffusers, in batches", lambda: diffusers_pipeline(substrate, job, job.batch_size), expected, full)
+    add("diffusers, prompt by prompt", lambda: diffusers_pipeline(substrate, job), _apart(published, expected), full)
+    add("diffusers, in batches", lambda: diffusers_pipeline(substrate, job, job.batch_size), 0.0, full)
     for name in levers:
         del substrate
         gc.collect()
         substrate = fresh(LEVERS[name])
-        add(f"memlib, {name}", lambda: ours(substrate, job), ours(substrate, short, latents_only=True), full)  # noqa: B023
+        add(f"memlib, {name}", lambda: ours(substrate, job), _apart(ours(substrate, short, latents_only=True), expected), full)  # noqa: B023
+    alone, shared = (
+        dataclasses.replace(substrate, speed=dataclasses.replace(substrate.speed, skip_unused=True, shared_prefix=kept)) for kept in (False, True)
+    )
     late = StaticTransition(GUIDANCE, step=job.steps // 2)
-    add("memlib, guidance from the middle on", lambda: ours(substrate, job, late), None, 3 * job.pictures * job.steps // 2)
+    add("memlib, guidance from the middle on", lambda: ours(alone, job, late), None, 3 * job.pictures * job.steps // 2)
+    guided = [job.steps - step for step in job.switches]
+    unguided, seeds = job.switches, len({seed for _, seed in job.crossed()})
+    add("memlib, guidance from three steps on", lambda: swept(alone, job), None, job.pictures * (sum(unguided) + 2 * sum(guided)), 3 * job.pictures)
+    apart = _apart(swept(shared, short, latents_only=True), swept(alone, short, latents_only=True))
+    add("memlib, the same, prefixes shared", lambda: swept(shared, job), apart,
+        seeds * max(unguided) + 2 * job.pictures * sum(guided), 3 * job.pictures)  # fmt: skip
+    forget(shared)
     table = pd.DataFrame(rows)
     table.attrs = {"peak_flops": peak, "row_flops": operations, "hardware": hardware(substrate.device), "dtype": str(substrate.dtype)}
     return table
+
+
+def _apart(latents: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(latents - expected).mean() / expected.std())
 
 
 def as_text(table: pd.DataFrame, job: Job) -> str:
