@@ -84,7 +84,7 @@ n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
 n_swept_seeds = 1  # seeds in the curves over strengths
 n_timed = 3  # turns of every method in which time is taken, one picture at a time
-n_shown = 4  # prompts whose pictures are shown
+n_shown = 6  # prompts whose pictures are shown
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -270,15 +270,15 @@ if ranked:
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(), pre.prompts[:n_shown], label("pretrained"), cell=0.8);
+    plots.montage(pre.pictures(), pre.prompts[:n_shown], label("pretrained"), cell=0.7);
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, one column per prompt: pictures under every mitigation, one row each", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(others=True), pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.8);
+    plots.montage(pre.pictures(others=True), pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.7);
 
 # %% mystnb={"image": {"alt": "Prompts of the fine-tuned scenarios, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 for key in [key for key in found if key != "pretrained"][-1:]:
-    plots.montage(found[key].pictures(), found[key].prompts[:n_shown], label(key), cell=0.8);
+    plots.montage(found[key].pictures(), found[key].prompts[:n_shown], label(key), cell=0.7);
 
 # %% [markdown]
 # ## What public programs do otherwise

@@ -24,7 +24,7 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
 def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
     """Labelled rows of tiles as they are."""
     count = max(len(pictures) for pictures in rows.values())
-    height = cell * len(rows) + (0.75 if columns is not None else 0.35)
+    height = cell * len(rows) + (0.5 if columns is not None else 0.1) + (0.3 if title else 0.0)
     figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, height), squeeze=False)
     for r, (label, pictures) in enumerate(rows.items()):
         for c, axis in enumerate(axes[r]):
@@ -38,9 +38,11 @@ def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | No
                 slanted = {"rotation": 20, "ha": "left", "x": 0.1} if max(map(len, columns)) > 9 else {}
                 axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, pad=2, **slanted)
         axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
+    # In inches from the top: a share of the height would put the title of a tall figure among its pictures.
+    room = 0.28 if title else 0.0
     if title:
-        figure.suptitle(title, fontsize=10.5)
-    figure.tight_layout(pad=0.25, h_pad=0.2, w_pad=0.15)
+        figure.suptitle(title, fontsize=10.5, y=1 - 0.04 / height, va="top").set_in_layout(False)
+    figure.tight_layout(pad=0.25, h_pad=0.2, w_pad=0.15, rect=(0, 0, 1, 1 - room / height))
     return figure
 
 
