@@ -66,8 +66,8 @@ from memlib.triggers import by_chance, most_active, overlaps, trigger_embedding
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 12  # at most so many memorized prompts
-n_others = 10  # at most so many prompts that are not memorized
+n_prompts = 8  # at most so many memorized prompts
+n_others = 8  # at most so many prompts that are not memorized
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_damaged = 4  # of them, drawn with what was found for each single memorized prompt removed
 n_triggered = 4  # pictures whose triggers are compared

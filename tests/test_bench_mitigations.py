@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -138,12 +140,13 @@ def test_mistakes_end_in_a_sentence_and_status_1(arguments, sentence, capsys):
 
 
 def test_the_peak_of_memory_is_that_of_the_time_since():
+    gc.collect()  # what other tests left is freed before and not meanwhile
     memory = Memory(torch.device("cpu"))
     before = memory.peak()
     if np.isnan(before):
         pytest.skip("this system does not tell")
-    block = np.ones(40 * 2**20, np.uint8)
+    block = np.ones(400 * 2**20, np.uint8)
     raised = memory.peak()
-    assert raised >= before + 35
+    assert raised >= before + 200
     del block
     assert Memory(torch.device("cpu")).peak() < raised
