@@ -58,9 +58,15 @@ def export_model(unet, name: str, target: Path, runs: Path) -> None:
     pipe.save_pretrained(target, safe_serialization=True)
     unet.float()
     _declare_float32(target / "text_encoder")
+    _close_up(target / "tokenizer" / "tokenizer.json")
     owners = dict.fromkeys(SHARED, "minisd-v1") | {"tokenizer": f"minisd-{name.split('-')[1]}"}
     for part, owner in owners.items():
         kept = target.parent / owner / part
         if target.name != owner and kept.exists():
             shutil.rmtree(target / part)
             (target / part).symlink_to(os.path.relpath(kept, target), target_is_directory=True)
+
+
+def _close_up(path: Path) -> None:
+    """Write a JSON file again without spaces and line ends, which are more than half of a tokenizer's."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
