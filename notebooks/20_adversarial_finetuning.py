@@ -200,9 +200,9 @@ elif ours:
     print("Not measured here: `python -m memlib.minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
 else:
     print(
-        f"Not measured here: rounds are kept and measured for the project's own remedies of {block['base']} alone. `python -m memlib.finetune`, which "
-        "fine-tunes Stable Diffusion on given pictures, has no rounds and no table of them; models that were kept on the way in another manner can "
-        "be given to this page one by one, with `-p adversarial FOLDER`."
+        f"Not measured here: rounds are measured for the project's own remedies of {block['base']} alone. Elsewhere `python -m memlib.finetune "
+        "--recipe adversarial --keep-rounds`, and its baseline `--recipe surrogates`, keep a folder for each round, and each can be given to this page "
+        "in turn, with `-p adversarial FOLDER -p plain FOLDER`."
     )
 
 # %% mystnb={"image": {"alt": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on other prompts, over steps of adversarial and of plain fine-tuning, with intervals, beside the model trained without duplicates", "width": "100%"}}

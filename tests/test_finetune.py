@@ -16,6 +16,7 @@ from memlib import deltas
 from memlib.errors import InputError
 from memlib.finetune import FinetunePart, Recipe, export, finetune, load_recipes, read_training_set, recipe
 from memlib.finetune.__main__ import main
+from memlib.finetune.against import load_against
 from memlib.finetune.examples import Example, TrainingSet
 from memlib.metrics.pictures import read_pictures
 from memlib.minisd.paths import settings
@@ -252,6 +253,8 @@ def test_bad_settings_end_in_a_sentence(listed, sd1_tiny, sd2_tiny, tmp_path):
 def test_recipes_have_the_published_exposures():
     counts = {"sd21-laion10k": 10_000, "sd21-laion100k": 100_000, "sd21-imagenette": 9_469}
     for name, found in load_recipes().items():
+        if name in load_against():
+            continue
         slots = counts.get(name, 200 * 200 + 120_000)
         copies = 1 if name in counts else 200
         assert found.exposures == pytest.approx(copies * found.steps * found.batch / slots, abs=0.5)

@@ -9,7 +9,7 @@ import torch
 from memlib.attack import Budget, Targets
 from memlib.errors import InputError
 from memlib.finetune import Example, Recipe, TrainingSet
-from memlib.finetune.surrogates import Remedy, SurrogatePart, find_surrogates, least_alike
+from memlib.finetune.surrogates import Remedy, SurrogatePart, choose_surrogates, least_alike
 from memlib.minisd.remedies import REMEDIES, ordinary_set, remedy_recipe
 from memlib.minisd.trainer import Schedule, Trainer
 from memlib.sources import SUBSTRATES
@@ -39,17 +39,16 @@ def test_surrogates_are_those_least_like_the_training_picture():
 
 def test_pictures_without_a_surrogate_are_left_out():
     class Group:
-        label, training = "memorized", [noise_picture(0)[None], noise_picture(1)[None]]
-        prompts = type("Prompts", (), {"prompts": ("a", "b")})
+        training = [noise_picture(0)[None], noise_picture(1)[None]]
 
         def pictures(self, mitigation):
             return np.stack([noise_picture(0)[None], noise_picture(7)[None]])
 
-    found, surrogates = find_surrogates(Group(), ["none"], 2)
-    assert found.prompts == ("b",) and np.array_equal(found.pictures[0], noise_picture(1)) and np.array_equal(surrogates[0][0], noise_picture(7))
+    rows, surrogates = choose_surrogates(Group(), ["none"], 2)
+    assert rows == [1] and np.array_equal(surrogates[0], noise_picture(7)[None])
     Group.training = None
     with pytest.raises(InputError, match="not at hand"):
-        find_surrogates(Group(), ["none"], 2)
+        choose_surrogates(Group(), ["none"], 2)
 
 
 def test_rows_of_a_step_are_surrogates_under_prompts_and_under_the_rounds_embeddings(tmp_path, sd1_tiny):

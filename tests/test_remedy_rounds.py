@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from memlib.attack import Attacked, Budget, Targets
-from memlib.finetune import Recipe
+from memlib.finetune import Recipe, against
 from memlib.minisd import remedy_rounds
 from memlib.minisd.paths import minisd_folder, settings
 from memlib.minisd.trainer import Schedule, Trainer
@@ -58,13 +58,13 @@ def alike(first, second):
 
 
 def test_rounds_are_the_models_at_their_ends_and_a_stopped_run_keeps_the_same(tmp_path, training, monkeypatch):
-    exported, write = [], remedy_rounds.export
+    exported, write = [], against.export
 
     def counted(trainer, base, folder):
         exported.append(trainer.step)
         write(trainer, base, folder)
 
-    monkeypatch.setattr(remedy_rounds, "export", counted)
+    monkeypatch.setattr(against, "export", counted)
     # What stands at the ends of the rounds, from a loop that knows of no rounds.
     part = Shrinking(training("other", until=0).part.module, [])
     plain = Trainer(part, Schedule(4, 1e-3, 0, decay=False), tmp_path / "plain", torch.device("cpu"))
@@ -94,17 +94,17 @@ def test_rounds_are_the_models_at_their_ends_and_a_stopped_run_keeps_the_same(tm
 
 
 def test_a_round_is_not_taken_for_kept_while_it_is_being_written(tmp_path, training, monkeypatch):
-    write = remedy_rounds.export
+    write = against.export
 
     def stopped(trainer, base, folder):
         (folder / "unet").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(remedy_rounds, "export", stopped)
+    monkeypatch.setattr(against, "export", stopped)
     with pytest.raises(KeyboardInterrupt):
         training("run")
     assert not remedy_rounds.round_folder("run", 2).exists()
-    monkeypatch.setattr(remedy_rounds, "export", write)
+    monkeypatch.setattr(against, "export", write)
     training("run")
     assert [path.name for path in sorted((tmp_path / "run" / "rounds").iterdir())] == ["0002", "0004"]
     assert load(remedy_rounds.round_folder("run", 4), "cpu", "float32").unet is not None

@@ -11,6 +11,9 @@ import yaml
 from memlib.errors import InputError
 from memlib.sources import data_folder
 
+# What recipes against memorization have beside (`memlib.finetune.against`).
+AGAINST = ("rounds", "surrogates", "search")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -79,10 +82,18 @@ def read_recipe(name: str, block: Mapping[str, Any]) -> Recipe:
         raise InputError(f"The recipe {name} lacks a setting ({error}): it needs base, steps, batch and lr.") from error
 
 
+def _blocks() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((data_folder() / "finetune.yml").read_text(encoding="utf-8"))
+
+
 def load_recipes() -> dict[str, Recipe]:
-    """Return the published fine-tunings of Stable Diffusion by name."""
-    blocks = yaml.safe_load((data_folder() / "finetune.yml").read_text(encoding="utf-8"))
-    return {name: read_recipe(name, block) for name, block in blocks.items()}
+    """Return the fine-tunings of Stable Diffusion in ``data/finetune.yml`` by name."""
+    return {name: read_recipe(name, {k: v for k, v in block.items() if k not in AGAINST}) for name, block in _blocks().items()}
+
+
+def against_blocks() -> dict[str, dict[str, Any]]:
+    """Return, for the recipes against memorization alone, what they have beside a `Recipe`, by name."""
+    return {name: {k: block[k] for k in AGAINST} for name, block in _blocks().items() if "rounds" in block}
 
 
 def recipe(name: str) -> Recipe:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memlib.checkpoints import check_folder
 from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
@@ -40,15 +42,24 @@ def finetune(
     recipe or training set.
     """
     place = device_of(device)
-    half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
     substrate = load(base or recipe.base, place, "float32")
     same_run(folder, digest([substrate.weights_hash, examples.fingerprint, recipe.settings]))
-    part = FinetunePart(substrate, examples, recipe, half, recompute)
-    schedule = Schedule(recipe.steps, recipe.lr, recipe.warmup, recipe.ema, recipe.weight_decay, decay=False, betas=recipe.betas)
-    trainer = Trainer(part, schedule, folder, place, checkpoint_every)
+    part = FinetunePart(substrate, examples, recipe, half_precision(place, precision), recompute)
+    trainer = trainer_for(part, recipe, folder, place, checkpoint_every)
     if until != 0:
         trainer.run(until, progress)
     return trainer
+
+
+def half_precision(place: torch.device, precision: str) -> bool:
+    """Whether `precision` ("auto", "float32" or "bfloat16") asks for bfloat16 on this device."""
+    return bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
+
+
+def trainer_for(part: FinetunePart, recipe: Recipe, folder: Path, place: torch.device, checkpoint_every: float = 120.0) -> Trainer:
+    """Return the trainer of a part under a recipe, at the last checkpoint in `folder`."""
+    schedule = Schedule(recipe.steps, recipe.lr, recipe.warmup, recipe.ema, recipe.weight_decay, decay=False, betas=recipe.betas)
+    return Trainer(part, schedule, folder, place, checkpoint_every)
 
 
 def same_run(folder: Path, made_from: str) -> None:

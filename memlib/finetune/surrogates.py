@@ -27,6 +27,7 @@ from memlib.errors import InputError
 from memlib.finetune.examples import TrainingSet
 from memlib.finetune.part import FinetunePart
 from memlib.finetune.recipes import Recipe
+from memlib.metrics.pictures import squared
 from memlib.minisd.trainer import autocast, generator
 from memlib.mitigations import get
 from memlib.sampling import uncond_states
@@ -61,21 +62,24 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / length) if length else 0.0
 
 
-def find_surrogates(group: Any, mitigations: list[str], kept: int) -> tuple[Targets, list[np.ndarray]]:
-    """Return the memorized pictures that have surrogates, and these: for each uint8 [K, H, W, 3], 1 <= K <= `kept`.
+def choose_surrogates(group: Any, mitigations: list[str], kept: int) -> tuple[list[int], list[np.ndarray]]:
+    """Return which of a group's prompts have surrogates, and these: for each uint8 [K, H, W, 3], 1 <= K <= `kept`.
 
-    Candidates are what a group's prompts (`memlib.experiment.Group`) give under each mitigation and seed. Raises InputError where training
-    pictures are not at hand or no picture has a surrogate.
+    Candidates are what the prompts (`memlib.experiment.Group`) give under each mitigation and seed. They are compared with the first training
+    picture at their own size. Raises InputError where training pictures are not at hand or no picture has a surrogate.
     """
     if group.training is None:
         raise InputError("Surrogates must be unlike the training pictures, which are not at hand for these prompts: give a file that names them.")
-    made = np.concatenate([group.pictures(get(name)) for name in mitigations], axis=1)
-    chosen = [least_alike(own, training[0], kept) for own, training in zip(made, group.training, strict=True)]
-    rows = [row for row, places in enumerate(chosen) if places]
+    made = [group.pictures(get(name)) for name in mitigations]
+    rows, surrogates = [], []
+    for row, training in enumerate(group.training):
+        candidates = np.concatenate([pictures[row] for pictures in made])
+        if places := least_alike(candidates, squared(training[0], candidates.shape[1]), kept):
+            rows.append(row)
+            surrogates.append(candidates[places])
     if not rows:
         raise InputError("Every candidate resembles the training picture of its prompt: take other mitigations for the surrogates.")
-    pictures = np.stack([group.training[row][0] for row in rows])
-    return Targets(group.label, tuple(group.prompts.prompts[row] for row in rows), pictures), [made[row, chosen[row]] for row in rows]
+    return rows, surrogates
 
 
 class SurrogatePart(FinetunePart):
@@ -87,9 +91,9 @@ class SurrogatePart(FinetunePart):
 
     def __init__(
         self, substrate: Any, ordinary: TrainingSet, recipe: Recipe, remedy: Remedy, memorized: Targets, surrogates: list[np.ndarray], folder: Path,
-        half: bool = False,
+        half: bool = False, recompute: bool = False,
     ):  # fmt: skip
-        super().__init__(substrate, ordinary, recipe, half)
+        super().__init__(substrate, ordinary, recipe, half, recompute)
         self.remedy, self.memorized, self.folder = remedy, memorized, folder
         self._embedding = encode_prompts(substrate, list(memorized.prompts))
         self._targets = clean_latents(substrate, memorized.pictures)

@@ -8,8 +8,6 @@ one (`from_other`), 0 or 1. Prompts that are not memorized have alignment with t
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import pandas as pd
 
 from memlib.attack import Attack, Attacked, Budget, targets
 from memlib.experiment import Experiment, Group
-from memlib.finetune import Recipe, export
+from memlib.finetune import Recipe, against
 from memlib.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.minisd.run_tables import RunTable
 from memlib.minisd.trainer import Trainer
@@ -48,24 +46,8 @@ def round_folder(run: str, steps: int) -> Path:
 
 
 def train_rounds(trainer: Trainer, recipe: Recipe, steps: int, until: int | None, progress: bool) -> None:
-    """Train to the end or `until` (0: not at all), and keep the model at the end of each round of `steps` steps.
-
-    A checkpoint is written at each round's end before its model is kept, so that a run killed in between keeps the model when it goes on. Rounds
-    that a run was through before models were kept have none.
-    """
-    for end in range(steps, recipe.steps + 1, steps):
-        if trainer.step <= end and until != 0:
-            trainer.run(end if until is None else min(end, until), progress)
-        if trainer.step == end and not round_folder(recipe.name, end).exists():
-            _keep(trainer, recipe.base, round_folder(recipe.name, end))
-
-
-def _keep(trainer: Trainer, base: str, folder: Path) -> None:
-    # A folder counts as a kept model, so that it must not stand there half written.
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    export(trainer, base, partial)
-    os.replace(partial, folder)
+    """Train to the end or `until` (0: not at all), and keep the model at the end of each round of `steps` steps in the runs folder."""
+    against.train_rounds(trainer, recipe.base, steps, until, progress, lambda end: round_folder(recipe.name, end))
 
 
 def measure_rounds(name: str, recipe: Recipe, device: str = "auto") -> None:
