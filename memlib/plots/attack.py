@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = "share of pictures not brought up") -> Figure:
     """Steps of attack against the share of pictures not brought up yet, one panel per title, with intervals as bands."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained")
+    names: dict[str, plt.Line2D] = {}
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for i, (label, curve) in enumerate(curves.items()):
             colour = COLOURS[i % len(COLOURS)]
             line = ("-", "--", "-.", ":")[i % 4]
-            axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=line, label=f"{label} ({curve.pictures})")
+            [drawn] = axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=line)
+            names.setdefault(f"{label} ({curve.pictures})", drawn)
             axis.fill_between(curve.steps, curve.low, curve.high, step="post", color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="steps of attack", ylim=(-0.03, 1.03))
-        axis.legend(frameon=False, fontsize=8)
     axes[0][0].set_ylabel(ylabel)
-    figure.tight_layout()
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8.5)
     return figure
 
 
