@@ -85,7 +85,7 @@ n_other_seeds = 1  # seeds for prompts that are not memorized
 n_swept_seeds = 1  # seeds in the curves over strengths
 n_timed = 3  # turns of every method in which time is taken, one picture at a time
 n_shown = 6  # prompts whose pictures are shown
-steps = 50  # denoising steps
+steps = 25  # denoising steps: half of what the texts take, so that all methods in all scenarios are made in minutes
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
 device = "auto"  # auto, cpu, cuda
@@ -129,7 +129,7 @@ methods_shown
 # The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
 # duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
-# it is not needed. Methods that take several times as long as a plain picture are measured on the pre-trained model alone
+# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Methods that take several times as long as a plain picture are measured on the pre-trained model alone
 # (`-p only_pretrained null` measures them everywhere).
 
 
