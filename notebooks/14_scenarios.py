@@ -309,6 +309,7 @@ pd.DataFrame(
     }
 )
 
+
 # %% [markdown]
 # ## Verdicts
 

@@ -123,6 +123,7 @@ methods_shown.insert(0, "acts on", ["" if m.name == "none" else m.family for m i
 methods_shown["strengths"] = ["–" if m.strengths is None else f"{m.strengths[0]}: {', '.join(f'{v:g}' for v in m.strengths[1])}" for m in chosen]
 methods_shown
 
+
 # %% [markdown]
 # ## Each scenario measured
 #
@@ -131,7 +132,6 @@ methods_shown
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
 # it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Methods that take several times as long as a plain picture are measured on the pre-trained model alone
 # (`-p only_pretrained null` measures them everywhere).
-
 
 # %%
 def measured(key):
@@ -376,7 +376,6 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Verdicts
-
 
 # %%
 def relative(rows, score, name):

@@ -105,12 +105,12 @@ for name in names:
         print(f"     {quantity}: {words}")
 print({k: round(v, 3) for k, v in run.thresholds.items()})
 
+
 # %% [markdown]
 # ## What is removed
 #
 # Neurons or weights found for each memorized prompt, and for prompts that are not memorized. NeMo leaves a prompt alone whose predictions
 # resemble each other no more than those of ordinary prompts do; Wanda-type pruning always finds something.
-
 
 # %%
 def found_for(group, method):
