@@ -76,15 +76,15 @@ memorized = "memorized"  # prompt set of scenario 4: "memorized" is the substrat
 not_memorized = "not memorized"  # the contrast: likewise
 scenarios = None  # of small, large, class, duplicated, pretrained; None: all of them
 methods = None  # names of mitigations; None: all that are registered
-only_pretrained = ["amg", "han-sample", "nemo", "sail"]  # methods that take several times as long: in the last scenario alone; None: no such limit
+only_pretrained = ["amg", "bright-ending", "han-sample", "nemo", "sail"]  # slow methods, in the last scenario alone; None: everywhere
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["duplicated", "pretrained"]  # scenarios in which strengths are tried; None: all of them
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
 n_swept_seeds = 1  # seeds in the curves over strengths
-n_timed = 3  # turns of every method in which time is taken, one picture at a time
-n_shown = 6  # prompts whose pictures are shown
+n_timed = 6  # turns of every method in which time is taken, one picture at a time
+n_shown = 4  # prompts whose pictures are shown
 steps = 25  # denoising steps: half of what the texts take, so that all methods in all scenarios are made in minutes
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -130,8 +130,8 @@ methods_shown
 # The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
 # duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
-# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Methods that take several times as long as a plain picture are measured on the pre-trained model alone
-# (`-p only_pretrained null` measures them everywhere).
+# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Methods that take twice as long as a plain
+# picture, or longer, are measured on the pre-trained model alone (`-p only_pretrained null` measures them everywhere).
 
 # %%
 def measured(key):
@@ -270,15 +270,15 @@ if ranked:
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(), pre.prompts[:n_shown], label("pretrained"), cell=0.7);
+    plots.montage(pre.pictures(), pre.prompts[:n_shown], label("pretrained"), cell=0.5);
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, one column per prompt: pictures under every mitigation, one row each", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(others=True), pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.7);
+    plots.montage(pre.pictures(others=True), pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5);
 
 # %% mystnb={"image": {"alt": "Prompts of the fine-tuned scenarios, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 for key in [key for key in found if key != "pretrained"][-1:]:
-    plots.montage(found[key].pictures(), found[key].prompts[:n_shown], label(key), cell=0.7);
+    plots.montage(found[key].pictures(), found[key].prompts[:n_shown], label(key), cell=0.5);
 
 # %% [markdown]
 # ## What public programs do otherwise
@@ -429,7 +429,7 @@ def leaders(key, free=False):
     """Methods that come first in at least one of twenty resamples, with their areas; with `free` those alone that cost no evaluation more."""
     title = OTHERS if key == "others" else label(key)
     if title not in ranked:
-        return "not measured"
+        return "no ranking" if title in panels else "not measured"
     r = pre if key == "others" else found[key]
     rows = {row.mitigation.name: row.evaluations for row in r.rows if not row.reason}
     by = {name: f for name, f in ranked[title].items() if not free or rows[name] <= rows["none"]}
