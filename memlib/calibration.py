@@ -17,6 +17,7 @@ from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import as_rule
 from memlib.keys import digest
+from memlib.numbers import is_number
 from memlib.prompts import choose_prompts, load_prompts
 from memlib.sampling import SAMPLER_VERSION, Batch, Cost, initial_latents, uncond_states
 from memlib.store import Store
@@ -102,6 +103,6 @@ def reference_quantile(
 
 def checked_quantile(quantile: float) -> float:
     """Return `quantile`, or raise InputError if it is not a number from 0 to 1."""
-    if isinstance(quantile, bool) or not isinstance(quantile, (int, float)) or not 0 <= quantile <= 1:
+    if not is_number(quantile) or not 0 <= quantile <= 1:
         raise InputError(f"A quantile of {quantile!r} is not possible: use a number from 0 to 1.")
     return float(quantile)

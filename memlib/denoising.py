@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memlib.errors import InputError
 from memlib.guidance import Rule, StepInfo, as_rule
+from memlib.numbers import is_whole
 from memlib.speed import TextCache, speed_of, watched
 
 SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
@@ -142,7 +143,7 @@ def trajectory(
 
 
 def _check_start(start: int, steps: int, scheduler: str) -> None:
-    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < steps:
+    if not is_whole(start) or start >= steps:
         raise InputError(f"A trajectory of {steps} steps cannot start at {start!r}: use a whole number from 0 to {steps - 1}.")
     if start and scheduler not in SINGLE_STEP:
         raise InputError(

@@ -18,6 +18,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 
 CONTEXT_LENGTH = 77
 MAX_PROMPT_TOKENS = CONTEXT_LENGTH - 2
@@ -174,7 +175,7 @@ def _padding_id(padding: str | int, tokenizer: Any) -> int:
             )
         return PADDINGS[padding]
     size = 49_408 if tokenizer is None else len(tokenizer)
-    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < size:
+    if not is_whole(padding) or padding >= size:
         raise InputError(f"Padding id {padding!r} is not a token: use a whole number from 0 to {size - 1}.")
     return padding
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from memlib.errors import InputError
+from memlib.numbers import is_number
 from memlib.stats import LEVEL, RESAMPLES, Estimate, paired_difference
 
 OUTCOMES = ("equivalent", "lower", "higher", "open")
@@ -42,7 +43,7 @@ def equivalence(change: Estimate, margin: float) -> Equivalence:
     interval at level 0.95 each test is at 2.5 %. Raises InputError for a margin that is not a positive number. Without an
     interval (a single prompt) the outcome is "open". Source: Schuirmann 1987; Westlake 1972 for the interval.
     """
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not (math.isfinite(margin) and margin > 0):
+    if not is_number(margin) or margin <= 0:
         raise InputError(f"An equivalence margin of {margin!r} is not usable: give a positive number, fixed beforehand.")
     if -margin < change.low and change.high < margin:
         outcome = "equivalent"

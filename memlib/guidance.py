@@ -7,7 +7,6 @@ from it. Ho and Salimans write 1 + w for this scale.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memlib.errors import InputError
+from memlib.numbers import is_number
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,6 @@ class Constant:
 
     def start(self, batch: int) -> Scales:
         return known_ahead(self, batch)
-
-
-def is_number(value: Any) -> bool:
-    """Say whether `value` is a finite number (and not True or False)."""
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def constant(scale: float) -> Constant:

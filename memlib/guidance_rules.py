@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from memlib.errors import InputError
-from memlib.guidance import Scales, StepInfo, is_number, known_ahead
+from memlib.guidance import Scales, StepInfo, known_ahead
+from memlib.numbers import is_number, is_whole
 
 VARIANTS = ("text", "as_published")
 SHAPES = ("linear", "cosine")
@@ -53,7 +54,7 @@ class StaticTransition:
             _check_numbers(self, time=self.time)
         elif self.step is None:
             object.__setattr__(self, "step", DEFAULT_STEP)
-        if self.step is not None and (isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 0):
+        if self.step is not None and not is_whole(self.step):
             raise InputError(f"The step of {self.name} is {self.step!r}: give a whole number from 0 (plain guidance) on.")
 
     @property

@@ -19,6 +19,7 @@ from memlib.denoising import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.guidance import Rule, as_rule
+from memlib.numbers import is_whole
 from memlib.prefixes import begun
 from memlib.speed import kernels, speed_of
 
@@ -139,7 +140,7 @@ def sample_batches(
             raise InputError(f"A pair names a prompt row outside 0 to {len(embedding) - 1}.")
     if batch_size is None:
         batch_size = substrate.batch_size()
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if not is_whole(batch_size, 1):
         raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
     rule = as_rule(guidance)
     substrate.scheduler(scheduler, steps)
@@ -241,6 +242,6 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     if not seeds:
         raise InputError("There are no seeds: give at least one.")
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        if not is_whole(seed) or seed >= 2**64:
             raise InputError(f"Seed {seed!r} is not usable: give whole numbers from 0 to 2**64 - 1.")
     return seeds

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -51,7 +52,7 @@ class Speed:
             raise InputError("Unguided first steps are shared only where the conditional half is left out of them: switch on skip_unused as well.")
         if self.compile is not None and self.compile not in MODES:
             raise InputError(f"Unknown way to compile {self.compile!r}: use one of {', '.join(MODES)}, or None.")
-        if self.decode_batch is not None and (isinstance(self.decode_batch, bool) or not isinstance(self.decode_batch, int) or self.decode_batch < 1):
+        if self.decode_batch is not None and not is_whole(self.decode_batch, 1):
             raise InputError(f"{self.decode_batch!r} pictures cannot be decoded at once: use a whole number of at least 1, or None.")
 
     @classmethod

@@ -17,6 +17,7 @@ from memlib.checkpoints import check_folder, read_pipeline, weights_hash
 from memlib.deltas import DELTA_FILE, apply_delta
 from memlib.devices import bfloat16_pays, device_of
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 from memlib.sources import SUBSTRATES, data_folder, family_of, locate
 from memlib.speed import Speed, prepare
 
@@ -102,7 +103,7 @@ class Substrate:
         total = scheduler.config.num_train_timesteps
         # With an offset, a schedule of all training steps would run past its own end.
         most = total - (1 if kind == "ddim" and scheduler.config.steps_offset else 0)
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        if not is_whole(steps, 1) or steps > most:
             raise InputError(f"{steps!r} sampling steps are not possible: use a whole number from 1 to {most}.")
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler

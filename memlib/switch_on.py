@@ -9,13 +9,14 @@ import numpy as np
 
 from memlib.errors import InputError
 from memlib.guidance_rules import StaticTransition
+from memlib.numbers import is_whole
 
 REFERENCE_STEPS = 50
 
 
 def switch_steps(steps: int, every: int) -> list[int]:
     """Steps 0, `every`, 2 `every`, ... of a schedule; raises InputError unless `every` is a whole number of at least 1."""
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if not is_whole(every, 1):
         raise InputError(f"Guidance cannot be switched on at every {every!r} steps: use a whole number of at least 1.")
     return list(range(0, steps, every))
 

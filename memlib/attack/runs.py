@@ -20,6 +20,7 @@ from memlib.embeddings import Embedding, Tokens, encode_prompts
 from memlib.errors import InputError, NotMeasured
 from memlib.keys import digest, picture_recipe
 from memlib.mitigations import Mitigation, get
+from memlib.numbers import is_whole
 from memlib.sampling import SAMPLER_VERSION, sample_batches, uncond_states
 
 VERSION = 1  # Part of the store's keys: raise it when the same attack gives other embeddings.
@@ -93,7 +94,7 @@ class Attack:
 
     def run(self, targets: Targets, start: str = "prompt", restarts: int = 1) -> Attacked:
         """Attack every target `restarts` times from `start` (see `memlib.attack.starts`); what was done before comes from the store."""
-        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+        if not is_whole(restarts, 1):
             raise InputError(f"{restarts!r} restarts are not possible: use a whole number of at least 1.")
         x, shape = self.experiment, (len(targets), restarts)
         # One at a time, so that the last digits of states, and with them the keys, do not depend on the other prompts.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memlib.errors import InputError
+from memlib.numbers import is_number, is_whole
 
 # Powers of two are exact, and half precision has no small gradients.
 HALF_SCALE = 2.0**10
@@ -36,9 +37,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name, low in (("steps", 0), ("samples", 1), ("every", 1), ("seeds", 1), ("sampling_steps", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not is_whole(value, low):
                 raise InputError(f"The budget has {name} {value!r}: use a whole number of at least {low}.")
-        if isinstance(self.lr, bool) or not isinstance(self.lr, (int, float)) or not self.lr > 0:
+        if not is_number(self.lr) or not self.lr > 0:
             raise InputError(f"The budget has the learning rate {self.lr!r}: use a number above 0.")
 
     @property

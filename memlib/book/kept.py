@@ -9,11 +9,9 @@ its notebook and in the ledger, beside MiniSD's and the reported figures. Nothin
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import nbformat
 
@@ -21,6 +19,7 @@ from memlib.book.layout import DEFAULT_SUBSTRATE, Layout
 from memlib.book.outputs import problem_of
 from memlib.errors import InputError
 from memlib.verdicts import Verdict, read_verdicts
+from memlib.writing import replacing
 
 # Of papermill's record: what the run was given and when it was.
 RECORD = ("parameters", "start_time", "duration")
@@ -50,13 +49,8 @@ def keep(layout: Layout) -> tuple[Path, list[str]]:
             anew.append(executed.stem)
     if not anew:
         raise InputError(f"Nothing to keep: no notebook was executed on {layout.substrate} with as many prompts as are kept; run 'make book' first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(dict(sorted(notebooks.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path, anew
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from memlib.detectors.base import Detector, Scores, register
 from memlib.errors import InputError, NotMeasured
 from memlib.keys import digest
+from memlib.numbers import is_whole
 
 if TYPE_CHECKING:
     from memlib.group import Group
@@ -38,7 +39,7 @@ class TileAgreement(Detector):
     needs = "pictures"
 
     def measure(self, group: Group) -> Scores:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 2:
+        if not is_whole(self.size, 2):
             raise InputError(f"{self.size!r} pictures cannot agree: use a whole number of at least 2.")
         return _scores(group, lambda distances: agreement_distance(distances, self.size))
 

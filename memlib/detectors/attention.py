@@ -14,6 +14,7 @@ from memlib.denoising import Cost
 from memlib.detectors.base import Detector, Scores, register
 from memlib.detectors.runs import per_sample, whole_run
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 from memlib.sampling import Batch
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def chosen_layer(layers: list[str], layer: int) -> str:
 
     Raises InputError for a number that the model does not have; a model with one such block has its layer taken for -1.
     """
-    if isinstance(layer, bool) or not isinstance(layer, int) or not -1 <= layer < len(layers):
+    if not is_whole(layer, -1) or layer >= len(layers):
         raise InputError(f"There is no cross-attention layer {layer!r}: this model has 0 to {len(layers) - 1}, and -1 stands for the published one.")
     if layer >= 0:
         return layers[layer]

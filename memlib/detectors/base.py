@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 from memlib.registered import Registered, enter, find
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def get(name: str, **params: Any) -> Detector:
 
 def count_of_steps(steps: int, total: int) -> int:
     """How many of a run's `total` steps a parameter `steps` means: 0 stands for all. Raises InputError for a bad number."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if not is_whole(steps):
         raise InputError(f"{steps!r} first steps are not possible: use a whole number, 0 for all of them.")
     return min(steps, total) if steps else total
 

@@ -15,6 +15,7 @@ from memlib.denoising import Cost
 from memlib.detectors.base import Detector, Scores, register
 from memlib.detectors.runs import noise_pair, per_sample
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 from memlib.sampling import Batch, decode
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class OneStepEdges(Detector):
     source = "Webster 2023, black box"
 
     def measure(self, group: Group) -> Scores:
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+        if not is_whole(self.seeds, 1):
             raise InputError(f"{self.seeds!r} seeds are not possible: use a whole number of at least 1.")
         measure = {"measure": self.name, **{name: value for name, value in self.params.items() if name != "seeds"}}
         compute = partial(_edges, guidance=self.guidance, threshold=self.threshold, side=self.side)

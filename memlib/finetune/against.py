@@ -29,6 +29,7 @@ from memlib.group import Group
 from memlib.keys import digest
 from memlib.minisd.trainer import Trainer
 from memlib.mitigations import get
+from memlib.numbers import is_whole
 from memlib.prompts import PromptSet
 from memlib.substrates import load
 from memlib.writing import replacing
@@ -52,7 +53,7 @@ class Against:
     def __post_init__(self) -> None:
         for name, what in (("rounds", "rounds"), ("seeds", "seeds of surrogates"), ("kept", "surrogates of a picture")):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise InputError(f"Fine-tuning against memorization cannot have {value!r} {what}: use a whole number of at least 1.")
         if not self.mitigations:
             raise InputError("Surrogates are made under mitigations, and none is named: name at least one.")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from memlib.errors import InputError
+from memlib.numbers import is_whole
 from memlib.sources import data_folder
 
 # What recipes against memorization have beside (`memlib.finetune.against`).
@@ -53,7 +54,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("batch", 1), ("warmup", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not is_whole(value, low):
                 raise InputError(f"The recipe {self.name} has {name} {value!r}: use a whole number of at least {low}.")
         if not self.lr > 0 or not 0 <= self.caption_dropout <= 1:
             given = f"{self.lr!r} and {self.caption_dropout!r}"

@@ -7,7 +7,6 @@ search this is plain fine-tuning on the surrogates, the baseline. Source: Findin
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from memlib.metrics.pictures import squared
 from memlib.minisd.trainer import autocast, generator
 from memlib.mitigations import get
 from memlib.sampling import uncond_states
+from memlib.writing import replacing
 
 STARTS = ("prompt", "random")  # one embedding from each in every round
 PIXELS_ALIKE = 0.5
@@ -128,10 +128,8 @@ class SurrogatePart(FinetunePart):
         if number != self._round:
             path = self.folder / f"triggers-{number:02d}.safetensors"
             if not path.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                save_file({"states": self._searched(number)}, partial)
-                os.replace(partial, path)
+                with replacing(path) as partial:
+                    save_file({"states": self._searched(number)}, partial)
             self._triggers, self._round = load_file(path)["states"].float(), number
         return self._triggers
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from memlib.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,14 @@ class RunTable:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Put the rows of finished runs into the file, in place of those that it may have of the same runs."""
         new = {self._key(row) for row in rows}
-        partial = self.file.with_suffix(".partial")
         with FileLock(self.locks / f"{self.file.stem}.lock"):
             kept = [row for row in self.rows() if self._key(row) not in new]
             # As text, so that rows read back and new ones sort alike.
             written = [{name: str(row.get(name, "")) for name in self.columns} for row in rows]
-            with open(partial, "w", encoding="utf-8", newline="") as handle:
+            with replacing(self.file) as partial, open(partial, "w", encoding="utf-8", newline="") as handle:
                 writer = csv.DictWriter(handle, self.columns, lineterminator="\n", extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(sorted([*kept, *written], key=self.order))
-            os.replace(partial, self.file)
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in self.key)

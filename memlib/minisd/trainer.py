@@ -7,7 +7,6 @@ from a generator seeded with (seed, k), so a run that was killed and resumed mak
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -21,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from memlib.errors import InputError
+from memlib.writing import replacing
 
 
 class Part(Protocol):
@@ -76,9 +76,8 @@ def commit() -> str:
 
 
 def _save(path: Path, state: dict) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 class Trainer:

@@ -20,8 +20,9 @@ from memlib.denoising import Cost, to_epsilon
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError, NotMeasured
 from memlib.first_gap import HALF_SCALE, norm_scale
-from memlib.guidance import StepInfo, is_number
+from memlib.guidance import StepInfo
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number
 from memlib.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
 from memlib.sampling import Batch
 

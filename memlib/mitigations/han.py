@@ -18,16 +18,17 @@ from memlib.calibration import checked_quantile, published_applies, reference_qu
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
-from memlib.guidance import Rule, is_number
+from memlib.guidance import Rule
 from memlib.guidance_rules import StaticTransition
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number, is_whole
 from memlib.sampling import Batch
 
 PUBLISHED_TARGET = 0.9
 
 
 def _check_count(what: str, value: Any, mitigation: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise InputError(f"The {what} of {mitigation} is {value!r}: use a whole number from {least} on.")
 
 

@@ -17,6 +17,7 @@ from memlib.embeddings import Embedding, Tokens
 from memlib.errors import InputError
 from memlib.interventions import MASK_ORDERS, mask_padding
 from memlib.mitigations.base import Mitigation, prompt_generator, register
+from memlib.numbers import is_number, is_whole
 
 UNCHANGED = "nothing: there is no padding"
 
@@ -93,11 +94,11 @@ class PadMask(Mitigation):
     needs_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)) or not 0 <= self.fraction <= 1:
+        if not is_number(self.fraction) or not 0 <= self.fraction <= 1:
             raise InputError(f"Cannot mask a fraction of {self.fraction!r}: use a number from 0 to 1 (0.7 is 70 %).")
         if self.which not in MASK_ORDERS:
             raise InputError(f"Unknown choice of padding {self.which!r}: use one of {', '.join(MASK_ORDERS)}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+        if not is_whole(self.seed):
             raise InputError(f"The seed of pad-mask is {self.seed!r}: use a whole number from 0 on.")
 
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:

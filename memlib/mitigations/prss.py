@@ -24,11 +24,12 @@ from memlib.denoising import Cost, to_epsilon
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError
 from memlib.first_step import FirstStep, first_magnitudes
-from memlib.guidance import Constant, Scales, StepInfo, is_number
+from memlib.guidance import Constant, Scales, StepInfo
 from memlib.keys import digest
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
 from memlib.mitigations.wen import OptimizedEmbeddingStrict, check_target
+from memlib.numbers import is_number
 from memlib.prompts import load_prompts
 from memlib.sampling import Batch
 

@@ -23,6 +23,7 @@ from memlib.embeddings import Embedding, Tokens, encode, tokenize
 from memlib.errors import InputError
 from memlib.keys import digest
 from memlib.mitigations.base import Difference, Mitigation, get, register
+from memlib.numbers import is_number, is_whole
 from memlib.prompts import choose_prompts
 from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
 from memlib.pruning.weight_sets import shuffled, union
@@ -52,7 +53,7 @@ class _Pruning(Mitigation):
             raise InputError(f"Unknown scope {self.scope!r} of {self.name}: use prompt (each prompt its own weights) or all (one model for all).")
         for name, low, unset in (("count", 1, True), ("random", 0, True), ("first_seed", 0, False)):
             value = getattr(self, name)
-            if not (value is None and unset) and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            if not (value is None and unset) and not is_whole(value, low):
                 raise InputError(f"The {name} of {self.name} is {value!r}: use a whole number from {low} on{' or None' if unset else ''}.")
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
@@ -151,7 +152,7 @@ class Nemo(_Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         checked_quantile(self.quantile)
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 2 or self.step not in (0, 1):
+        if not is_whole(self.seeds, 2) or self.step not in (0, 1):
             raise InputError(f"nemo takes at least 2 seeds and step 0 or 1, not {self.seeds!r} and {self.step!r}.")
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
@@ -191,11 +192,11 @@ class Wanda(_Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in (("ratio", self.ratio), ("share", self.share)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            if not is_number(value) or not 0 < value <= 1:
                 raise InputError(f"The {name} of wanda is {value!r}: give a number above 0, up to 1.")
         if self.base not in wanda.BASES:
             raise InputError(f"Unknown base {self.base!r} of wanda: use one of {', '.join(wanda.BASES)}.")
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (self.seeds, self.steps)):
+        if any(not is_whole(n, 1) for n in (self.seeds, self.steps)):
             raise InputError(f"wanda takes at least one seed and one step, not {self.seeds!r} and {self.steps!r}.")
 
     def norms(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:

@@ -19,8 +19,8 @@ from memlib.attention import cross_attention_layers
 from memlib.denoising import Cost
 from memlib.embeddings import CONTEXT_LENGTH
 from memlib.errors import InputError
-from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number, is_whole
 from memlib.sampling import Batch
 
 
@@ -90,7 +90,7 @@ class MaskedAttention(Mitigation):
     def __post_init__(self) -> None:
         if not is_number(self.scale):
             raise InputError(f"The scale of ren is {self.scale!r}: give a finite number (1.25 is published, 1 changes nothing).")
-        if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
+        if not is_whole(self.images, 1):
             raise InputError(f"The number of images of ren is {self.images!r}: give a whole number of at least 1.")
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:

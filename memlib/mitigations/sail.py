@@ -19,8 +19,8 @@ from memlib.calibration import checked_quantile, has_sd1_latents, is_default, re
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_gap import FirstGap, norm_scale
-from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number, is_whole
 from memlib.sampling import Batch
 from memlib.sharpness_search import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
 
@@ -81,7 +81,7 @@ class Sail(Mitigation):
             raise InputError(f"The learning rate of sail is {self.lr!r}: give a number above 0.")
         for name in ("steps", "candidates", "rounds"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise InputError(f"The {name} of sail are {value!r}: use a whole number of at least 1.")
         if self.objective not in OBJECTIVES:
             raise InputError(f"Unknown objective {self.objective!r} of sail: use one of {', '.join(OBJECTIVES)}.")

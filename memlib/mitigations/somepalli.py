@@ -17,8 +17,8 @@ from torch import Tensor
 from memlib.denoising import Cost
 from memlib.embeddings import Tokens
 from memlib.errors import InputError
-from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
+from memlib.numbers import is_number, is_whole
 from memlib.sampling import Batch
 
 DRAWN_TOKENS = 49_400  # The program draws among these; the last of CLIP's 49,408 are left out.
@@ -44,7 +44,7 @@ class _AddedWords(Mitigation):
 
     def __post_init__(self) -> None:
         for what, value in (("count", self.count), ("seed", self.seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_whole(value):
                 raise InputError(f"The {what} of {self.name} is {value!r}: use a whole number from 0 on.")
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
@@ -136,7 +136,7 @@ class EmbeddingNoise(Mitigation):
     def __post_init__(self) -> None:
         if not is_number(self.strength) or self.strength < 0:
             raise InputError(f"The strength of embedding-noise is {self.strength!r}: give a number from 0 on.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+        if not is_whole(self.seed):
             raise InputError(f"The seed of embedding-noise is {self.seed!r}: use a whole number from 0 on.")
 
     @property

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from memlib import guidance_rules as rules
 from memlib.errors import InputError
-from memlib.guidance import Rule, is_number
+from memlib.guidance import Rule
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number
 
 
 class _Guided(Mitigation):

@@ -20,8 +20,8 @@ from memlib.calibration import checked_quantile, published_applies, reference_qu
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.first_step import FirstStep, first_magnitudes, weighted
-from memlib.guidance import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.numbers import is_number, is_whole
 from memlib.sampling import Batch, initial_latents
 
 WEIGHT_DECAY = 0.01  # AdamW's own default, which the program leaves as it is.
@@ -147,7 +147,7 @@ class OptimizedEmbedding(Mitigation):
         if not is_number(self.lr) or self.lr <= 0:
             raise InputError(f"The learning rate of {self.name} is {self.lr!r}: give a number above 0.")
         for what, value in (("iterations", self.iterations), ("images", self.images)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise InputError(f"The number of {what} of {self.name} is {value!r}: give a whole number of at least 1.")
 
     def threshold(self, substrate: Any, batch: Batch) -> float:

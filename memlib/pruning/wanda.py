@@ -21,6 +21,7 @@ from memlib.denoising import Cost
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError
 from memlib.keys import digest
+from memlib.numbers import is_number
 from memlib.pruning.weight_sets import WeightSet
 from memlib.sampling import SAMPLER_VERSION, initial_latents, trajectory, uncond_states
 from memlib.store import Store
@@ -101,7 +102,7 @@ def weights(model: Any, target: Norms, base: Norms, ratio: float = 0.01) -> Weig
 
     At least one weight of a row is looked at. Raises InputError for a ratio outside 0 to 1.
     """
-    if isinstance(ratio, bool) or not 0 < ratio <= 1:
+    if not is_number(ratio) or not 0 < ratio <= 1:
         raise InputError(f"A ratio of {ratio!r} of the weights is not possible: use a number above 0, up to 1 (0.01 is published).")
     chosen = {}
     for name, layer in feed_forward_layers(model).items():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from memlib.attention import cross_attention_layers, entropy
 from memlib.errors import InputError
 from memlib.minisd.training_mitigations.base import TrainingMitigation
+from memlib.numbers import is_whole
 from memlib.registered import enter
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class SampleFilter(TrainingMitigation):
     sign: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.quantile < 1 or isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+        if not 0 < self.quantile < 1 or not is_whole(self.window, 1):
             raise InputError(
                 f"A filter at quantile {self.quantile} of {self.window} scores is not possible: use 0 < quantile < 1 and a window of 1 or more."
             )
