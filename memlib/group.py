@@ -6,18 +6,22 @@ Pictures and scores come from the store when they were made before.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from memlib import care, scores
 from memlib.embeddings import Embedding, encode_prompts
-from memlib.guidance import Rule
+from memlib.errors import InputError, NotMeasured
+from memlib.guidance import Rule, as_rule
 from memlib.interventions import INTERVENTIONS, apply
+from memlib.keys import digest
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.prompts import PromptSet
 from memlib.stats import Estimate, mean_interval, paired_difference
@@ -81,6 +85,27 @@ class Group:
             while len(self._pictures) > 1 and sum(pictures.nbytes for pictures in self._pictures.values()) > HELD_BYTES:
                 del self._pictures[next(iter(self._pictures))]
         return self._pictures[edit]
+
+    def make(self, edits: Iterable[Edit]) -> None:
+        """Make the absent pictures of several edits in common batches, for small groups that fill none by themselves.
+
+        Only edits that are guided alike and do nothing while sampling can share a batch; the others, and edits that cannot be used here,
+        are left to `pictures`.
+        """
+        x, alike = self.experiment, {}
+        for edit in dict.fromkeys(edits):
+            guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
+            if edit in self._pictures or mitigation is not None:
+                continue
+            rule = as_rule(guidance)
+            with suppress(InputError, NotMeasured):  # `pictures` says what is wrong
+                alike.setdefault((rule.name, digest(rule.params)), (guidance, []))[1].append(self._edited(edit).states)
+        for guidance, states in alike.values():
+            if len(states) > 1:
+                # What tokens they had no longer matters: nothing but the states is looked at where no mitigation acts.
+                together = self.embedding.select(list(range(len(self))) * len(states)).replace(torch.cat(states))
+                x.store.ensure(x.substrate, together, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
+                               progress=x.progress, cost=x.cost)  # fmt: skip
 
     def some_pictures(self, edit: Edit, rows: Sequence[int], n_seeds: int | None = None) -> np.ndarray:
         """The pictures of these prompts alone, with the first `n_seeds` seeds, uint8 [R, S, H, W, 3]; as `pictures`, and no others are made."""

@@ -14,6 +14,7 @@ def summary(groups: Sequence[Group], edits: Sequence[Edit], scores: Sequence[str
     """Means with intervals, one row per group and edit, one column per score; "not measured" where it is not."""
     rows = []
     for group in groups:
+        group.make(edits)
         for key in edits:
             means = {score: group.mean(score, key) for score in scores}
             rows.append({"prompts": f"{group.label} ({len(group)})", "edit": edit_name(key),

@@ -61,7 +61,7 @@ n_shown = 12  # of these, so many of each set in the planes
 behind = 40  # positions behind <eot> in the figure
 seed = 0  # of t-SNE
 device = "auto"  # auto, cpu, cuda
-dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 
 # %%
 refuse_unknown()

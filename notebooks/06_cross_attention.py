@@ -60,7 +60,7 @@ steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
 device = "auto"  # auto, cpu, cuda
-dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
 # %%

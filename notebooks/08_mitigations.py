@@ -64,7 +64,7 @@ steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
 device = "auto"  # auto, cpu, cuda
-dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
@@ -195,6 +195,8 @@ def interval(values):
     return None if values is None else mean_interval(values)
 
 
+few_known.make(at(s, which) for which in MASK_ORDERS for s in shares)
+few_other.make(at(s) for s in shares)
 curves = {which: {s: few_known.mean("similarity to original", at(s, which)) for s in shares} for which in MASK_ORDERS}
 kept = {s: interval(fidelity(few_other, at(s))) for s in shares}
 pd.DataFrame(

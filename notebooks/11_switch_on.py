@@ -29,6 +29,8 @@
 # prompts that are **not** memorized, which have no training picture, uses similarity to their own picture under plain guidance.
 
 # %%
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -38,9 +40,12 @@ from myst_nb import glue
 from memlib import plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
+from memlib.devices import device_of
 from memlib.experiment import Experiment
 from memlib.interactive import Story, switch_figure
+from memlib.speed import Speed
 from memlib.stats import Estimate, mean_interval, share_interval
+from memlib.substrates import load
 from memlib.switch_on import REFERENCE_STEPS, comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
 from memlib.transitions import VARIANTS, trace
 
@@ -63,9 +68,12 @@ batch_size = None  # pictures at once; None: from free memory
 # %%
 refuse_unknown()
 plots.style()
+# Before the switch the prompt does not count: these steps are done once for all prompts and switches with a seed (see memlib.prefixes).
+sharing = replace(Speed.on(device_of(device)), skip_unused=True, shared_prefix=True)
 run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size,
+    loaded=load(substrate, device, dtype, sharing),
+)  # fmt: skip
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 groups = [known, other]
 swept = switch_steps(steps, every)

@@ -89,7 +89,7 @@ steps = 25  # denoising steps: half of what the texts take, so that all methods 
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
 device = "auto"  # auto, cpu, cuda
-dtype = "auto"  # auto: float16 on a GPU, float32 on a CPU
+dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
@@ -117,7 +117,7 @@ for name in names:
 # What each does, and its strengths from weak to strong. Published thresholds of magnitudes belong to Stable Diffusion's latents; on other models
 # they are replaced by quantiles over prompts that are not memorized, which are then the strengths.
 
-# %%
+# %% tags=["full-width"]
 methods_shown = pd.DataFrame(describe()).set_index("mitigation").loc[[m.name for m in chosen], ["what it does", "source", "extra cost"]]
 methods_shown.insert(0, "acts on", ["" if m.name == "none" else m.family for m in chosen])
 methods_shown["strengths"] = ["–" if m.strengths is None else f"{m.strengths[0]}: {', '.join(f'{v:g}' for v in m.strengths[1])}" for m in chosen]
@@ -184,7 +184,7 @@ for key, outcome in outcomes.items():
 # those that a gradient goes back through twice: a guided step of one picture is two. *Guided* is the number of pictures in which guidance
 # ever begins: a dynamic transition without a transition ignores the prompt, and a low similarity is then no mitigation.
 
-# %%
+# %% tags=["full-width"]
 for key, r in found.items():
     display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"))
     shown = table(r.rows, r.thresholds.get("copy_threshold"))
@@ -192,7 +192,7 @@ for key, r in found.items():
     shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
     display(shown)
 
-# %%
+# %% tags=["full-width"]
 if pre is not None:
     count = f"{len(pre.other_prompts)} prompts, {min(n_other_seeds, n_seeds)} seeds"
     display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
@@ -203,7 +203,7 @@ if pre is not None:
 # Time and memory are measured by a command of their own, all methods in one process and in turn: `python -m memlib.bench mitigations`. Its table
 # for this substrate is shown where it was kept.
 
-# %%
+# %% tags=["full-width"]
 kept = data_folder() / "bench" / f"{Path(substrate).name}.csv"
 if kept.is_file():
     timed = pd.read_csv(kept)
@@ -240,7 +240,7 @@ else:
 # is the share of resamples in which a method has the largest area. More settings can only dominate more, so the area of the registered setting
 # alone stands beside.
 
-# %%
+# %% tags=["full-width"]
 ranked = {}
 for title, (curves, reference) in panels.items():
     if reference is not None and (areas := rank(curves, reference, usual[title], same_prompts=title != OTHERS)):
@@ -287,7 +287,7 @@ for key in [key for key in found if key != "pretrained"][-1:]:
 # [page of discrepancies](../book/discrepancies.md). Means under our default and under the other, and the paired difference; memorized
 # prompts of the pre-trained model, with as many seeds as in the curves.
 
-# %%
+# %% tags=["full-width"]
 scores = ("similarity to training", "alignment with prompt", "quality")
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import memlib.sampling
+from memlib.errors import InputError
 from memlib.experiment import Experiment
 from memlib.group import Group
+from memlib.mitigations import get
 from memlib.prompts import load_prompts
+from memlib.store import Store
 
 
 class Brightness:
@@ -73,6 +77,24 @@ def test_some_pictures_are_the_same_ones_and_no_others_are_made(start):
     assert group.experiment.store.made == 2
     assert np.array_equal(group.pictures("h")[[2, 0], :1], some) and group.experiment.store.made == 6
     assert np.array_equal(group.some_pictures("h", [1]), group.pictures("h")[[1]])
+
+
+def test_edits_that_are_guided_alike_are_made_in_one_batch(start, monkeypatch, tmp_path):
+    alike = ["none", "f", "h", get("random-token", count=2)]
+    alone = start()
+    expected = [alone.pictures(edit) for edit in alike]
+    group, batches = start(), []
+    group.experiment.store = Store(tmp_path / "another")
+    sample = memlib.sampling.sample_batches
+    monkeypatch.setattr("memlib.sampling.sample_batches", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
+    group.make([*alike, get("static-transition"), get("ren"), "no edit"])
+    assert batches == [4 * 3 * 2], "what is guided otherwise, acts while sampling or is unknown is left out"
+    for edit, pictures in zip(alike, expected, strict=True):
+        assert np.abs(group.pictures(edit).astype(int) - pictures).max() <= 1 and group.keys(edit) == alone.keys(edit)
+    group.make(alike)
+    assert len(batches) == 1
+    with pytest.raises(InputError):
+        group.pictures("no edit")
 
 
 def test_pictures_beyond_the_limit_are_read_from_the_store_again(start, monkeypatch):
