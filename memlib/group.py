@@ -86,26 +86,31 @@ class Group:
                 del self._pictures[next(iter(self._pictures))]
         return self._pictures[edit]
 
-    def make(self, edits: Iterable[Edit]) -> None:
+    def make(self, edits: Iterable[Edit]) -> dict[Edit, float]:
         """Make the absent pictures of several edits in common batches, for small groups that fill none by themselves.
 
         Only edits that are guided alike and do nothing while sampling can share a batch; the others, and edits that cannot be used here,
-        are left to `pictures`.
+        are left to `pictures`. Returns the U-Net rows that a picture took, for the edits of batches in which pictures were made.
         """
-        x, alike = self.experiment, {}
+        x, alike, rows = self.experiment, {}, {}
         for edit in dict.fromkeys(edits):
             guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
             if edit in self._pictures or mitigation is not None:
                 continue
             rule = as_rule(guidance)
             with suppress(InputError, NotMeasured):  # `pictures` says what is wrong
-                alike.setdefault((rule.name, digest(rule.params)), (guidance, []))[1].append(self._edited(edit).states)
+                alike.setdefault((rule.name, digest(rule.params)), (guidance, {}))[1][edit] = self._edited(edit).states
         for guidance, states in alike.values():
-            if len(states) > 1:
-                # What tokens they had no longer matters: nothing but the states is looked at where no mitigation acts.
-                together = self.embedding.select(list(range(len(self))) * len(states)).replace(torch.cat(states))
-                x.store.ensure(x.substrate, together, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
-                               progress=x.progress, cost=x.cost)  # fmt: skip
+            if len(states) < 2:
+                continue
+            # What tokens they had no longer matters: nothing but the states is looked at where no mitigation acts.
+            together = self.embedding.select(list(range(len(self))) * len(states)).replace(torch.cat(list(states.values())))
+            before = x.cost.evaluations, x.cost.pictures
+            x.store.ensure(x.substrate, together, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
+                           progress=x.progress, cost=x.cost)  # fmt: skip
+            if made := x.cost.pictures - before[1]:
+                rows |= dict.fromkeys(states, (x.cost.evaluations - before[0]) / made)
+        return rows
 
     def some_pictures(self, edit: Edit, rows: Sequence[int], n_seeds: int | None = None) -> np.ndarray:
         """The pictures of these prompts alone, with the first `n_seeds` seeds, uint8 [R, S, H, W, 3]; as `pictures`, and no others are made."""

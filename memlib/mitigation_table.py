@@ -48,12 +48,14 @@ def measure(
 
     The first seed's pictures of `shown` prompts are kept; U-Net rows are left out without `count`.
     """
-    found = []
-    for mitigation in dict.fromkeys([get("none"), *mitigations]):
+    found, every = [], list(dict.fromkeys([get("none"), *mitigations]))
+    missing = {m: m.missing(group.experiment.substrate) for m in every}
+    made = group.make(m for m in every if not missing[m])
+    for mitigation in every:
         try:
-            if why := mitigation.missing(group.experiment.substrate):
-                raise NotMeasured(why)
-            pictures, rows = counted(group, mitigation) if count else (group.pictures(mitigation), float("nan"))
+            if missing[mitigation]:
+                raise NotMeasured(missing[mitigation])
+            pictures, rows = counted(group, mitigation, made.get(mitigation)) if count else (group.pictures(mitigation), float("nan"))
         except (InputError, NotMeasured) as error:
             if mitigation.name == "none":
                 raise
@@ -64,11 +66,11 @@ def measure(
     return found
 
 
-def counted(group: Any, mitigation: Mitigation) -> tuple[np.ndarray, float]:
+def counted(group: Any, mitigation: Mitigation, known: float | None = None) -> tuple[np.ndarray, float]:
     """Return the pictures of a group under a mitigation, [N, S, H, W, 3], and the U-Net rows that one of them took.
 
     Rows are counted while pictures are made, and kept in the store beside them. Where all pictures were there before and no count was, one
-    prompt's are made once more. What a calibration takes belongs to the model and is not counted.
+    prompt's are made once more, unless `known` says what a picture took. What a calibration takes belongs to the model and is not counted.
     """
     x = group.experiment
     guidance = mitigation.guidance(x.guidance)
@@ -79,6 +81,8 @@ def counted(group: Any, mitigation: Mitigation) -> tuple[np.ndarray, float]:
     rows, made = x.cost.evaluations, x.cost.pictures
     pictures = group.pictures(mitigation)
     made = x.cost.pictures - made
+    if known is not None:
+        return pictures, x.store.score(key, lambda: known)
     if made == len(group) * len(x.seeds):
         return pictures, x.store.score(key, lambda: (x.cost.evaluations - rows) / made)
     return pictures, x.store.score(key, lambda: _rows_of_one_prompt(group, mitigation))

@@ -88,10 +88,13 @@ class PromptSet:
         return self if count is None else self.select(range(min(count, len(self))))
 
     def sample(self, count: int, seed: int) -> PromptSet:
-        """Return `count` prompts drawn without replacement, in the set's order; the seed fixes which."""
+        """Return `count` prompts drawn without replacement, in the set's order; the seed fixes which.
+
+        A smaller draw is part of a larger one, so that what was made for one serves the other.
+        """
         if not 1 <= count <= len(self):
             raise InputError(f"{count} prompts were asked for, {self.name!r} has {len(self)}: ask for 1 to {len(self)}.")
-        return self.select(np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False)))
+        return self.select(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
 
     def unique(self) -> PromptSet:
         """Return the set without repeated prompts; each keeps its first row."""

@@ -111,8 +111,6 @@ def curves(group: Any, kept: Any, methods: Sequence[Mitigation], strengths: bool
     """
     settings = {m.name: settings_of(m, strengths) for m in [get("none"), *methods]}
     every = list(dict.fromkeys(m for made in settings.values() for m in made))
-    for one in (group, kept):
-        one.make(m for m in every if not m.missing(one.experiment.substrate))
     left = {row.title: row.score(LEFT) for row in measure(group, every, [LEFT], count=False)}
     right = {row.title: row.score(KEPT) for row in measure(kept, every, [KEPT], count=False)}
     found = {

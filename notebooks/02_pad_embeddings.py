@@ -46,7 +46,7 @@ from memlib.summaries import long_table, summary
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 24  # at most so many prompts of each set
+n_prompts = 18  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none

@@ -56,6 +56,7 @@ memorized = None  # prompt set, a name or file (csv, txt, jsonl); None: MiniSD's
 not_memorized = "not memorized"  # the contrast: likewise
 n_prompts = 12  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ...
+n_other_seeds = 1  # of them, for prompts that are not memorized
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -82,7 +83,7 @@ if memorized is None and miniature:
     pairs = load_prompts("minisd-duplicated")
     memorized = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
 known = {name: x.group(memorized or "memorized", n_prompts, "duplicated") for name, x in runs.items()}
-other = {name: x.group(not_memorized, n_prompts, "not memorized") for name, x in runs.items()}
+other = {name: x.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) for name, x in runs.items()}
 metric = run.metrics.copy
 
 # %% [markdown]

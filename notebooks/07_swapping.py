@@ -46,8 +46,8 @@ from memlib.interventions import swap
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 24  # at most so many prompts of each set are drawn, as in the other notebooks
-n_exchanged = 8  # the first so many of them are exchanged, each with every other
+n_prompts = 18  # at most so many prompts of each set are drawn, as in the other notebooks
+n_exchanged = 7  # the first so many of them are exchanged, each with every other
 n_seeds = 2  # seeds 0, 1, ... of the unedited pictures
 n_seeds_exchanged = 1  # the first so many of them for the exchanges
 steps = 50  # denoising steps

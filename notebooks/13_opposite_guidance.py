@@ -48,10 +48,10 @@ from memlib.transitions import trace
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 24  # at most so many prompts of each set
+n_prompts = 18  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
-n_pictures = 12  # prompts of each set of which pictures are made under each method
-n_timed = 6  # turns of every method in which time is taken, one picture at a time
+n_pictures = 8  # prompts of each set of which pictures are made under each method
+n_timed = 4  # turns of every method in which time is taken, one picture at a time
 weaker = -2.0  # a second strength of opposite guidance, that of the authors' program for static transition points
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance after the transition

@@ -60,7 +60,8 @@ from memlib.triggers import between, spread
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-n_prompts = 8  # at most so many memorized pictures, and of each control
+n_prompts = 8  # at most so many memorized pictures
+n_controls = 6  # at most so many pictures of each control
 n_table = 4  # of them, attacked under every mitigation, and from elsewhere after pruning
 # Mitigations attacked beside none and pruning, by name; None: all that are registered.
 methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]
@@ -87,7 +88,7 @@ known = run.group(memorized, n_prompts, "memorized")
 budget = Budget(attack_steps, attack_samples, attack_lr, attack_every, check_seeds, check_steps)
 aims: dict[str, Targets] = {}
 if (own := targets(known)) is not None and run.metrics.copy.available:
-    aims = {"memorized": own, **controls(run, n_prompts)}
+    aims = {"memorized": own, **controls(run, n_controls)}
 names_of_others = [name for name in REGISTRY if name not in ("none", "nemo", "wanda")] if methods is None else methods
 print({label: len(found) for label, found in aims.items()} or "No training pictures, or no copy descriptor: nothing can be attacked here.")
 print(

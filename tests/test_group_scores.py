@@ -87,12 +87,12 @@ def test_edits_that_are_guided_alike_are_made_in_one_batch(start, monkeypatch, t
     group.experiment.store = Store(tmp_path / "another")
     sample = memlib.sampling.sample_batches
     monkeypatch.setattr("memlib.sampling.sample_batches", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
-    group.make([*alike, get("static-transition"), get("ren"), "no edit"])
+    rows = group.make([*alike, get("static-transition"), get("ren"), "no edit"])
+    assert rows == dict.fromkeys(alike, 4.0), "two guided steps"
     assert batches == [4 * 3 * 2], "what is guided otherwise, acts while sampling or is unknown is left out"
     for edit, pictures in zip(alike, expected, strict=True):
         assert np.abs(group.pictures(edit).astype(int) - pictures).max() <= 1 and group.keys(edit) == alone.keys(edit)
-    group.make(alike)
-    assert len(batches) == 1
+    assert group.make(alike) == {} and len(batches) == 1
     with pytest.raises(InputError):
         group.pictures("no edit")
 

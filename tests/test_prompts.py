@@ -164,6 +164,7 @@ def test_select_first_sample_unique(tmp_path):
     drawn = numbered(tmp_path, [f"{n:02}" for n in range(50)]).sample(20, seed=4)
     assert len(set(drawn.prompts)) == 20 and list(drawn.prompts) == sorted(drawn.prompts)
     again = numbered(tmp_path, [f"{n:02}" for n in range(50)])
+    assert all(set(again.sample(n, seed=4).prompts) < set(drawn.prompts) for n in (1, 6, 19))
     assert again.sample(20, seed=4).prompts == drawn.prompts != again.sample(20, seed=5).prompts
     wrong = (lambda: ten.select([10]), lambda: ten.select([True]), lambda: ten.select([0.5]), lambda: ten.select([]))
     for call in (*wrong, lambda: ten.first(0), lambda: ten.sample(11, seed=0)):
