@@ -93,6 +93,8 @@ class Group:
         are left to `pictures`. Returns the U-Net rows that a picture took, for the edits of batches in which pictures were made.
         """
         x, alike, rows = self.experiment, {}, {}
+        if len(self) * len(x.seeds) >= (x.batch_size or x.substrate.batch_size()):
+            return rows  # Full batches by themselves, and too many embeddings to hold them all at once.
         for edit in dict.fromkeys(edits):
             guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
             if edit in self._pictures or mitigation is not None:
