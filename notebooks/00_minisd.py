@@ -46,7 +46,7 @@ from memlib.prompts import load_prompts
 # %% tags=["parameters"]
 models = ["minisd-v1", "minisd-v2"]  # the first one is measured in full
 n_seeds = 2  # seeds of the dose-response curve; the committed list of memorized prompts uses 10
-n_held_out = 24  # held-out prompts for alignment, background and main thing
+n_held_out = 16  # held-out prompts for alignment, background and main thing
 held_out_seeds = 2  # seeds of those
 
 # %%

@@ -53,7 +53,7 @@ from memlib.transitions import VARIANTS, trace
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 8  # at most so many memorized prompts
+n_prompts = 6  # at most so many memorized prompts
 n_others = 3  # at most so many prompts that are not memorized
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 every = 2  # guidance is switched on at steps 0, every, 2 every, ...

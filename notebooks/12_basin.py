@@ -59,7 +59,7 @@ from memlib.stats import share_interval
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 6  # at most so many memorized prompts
+n_prompts = 5  # at most so many memorized prompts
 n_others = 4  # at most so many prompts that are not memorized
 n_seeds = 1  # seeds 0, 1, ... for every prompt
 n_cuts = 6  # steps at which the basin is cut, evenly from step 0 to four fifths of the schedule

@@ -83,7 +83,7 @@ n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
 n_swept_seeds = 1  # seeds in the curves over strengths
-n_timed = 4  # turns of every method in which time is taken, one picture at a time
+n_timed = 3  # turns of every method in which time is taken, one picture at a time
 n_shown = 3  # prompts whose pictures are shown
 steps = 25  # denoising steps: half of what the texts take, so that all methods in all scenarios are made in minutes
 guidance = 7.5  # classifier-free guidance; 1 is none
@@ -130,9 +130,8 @@ methods_shown
 # The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
 # duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
-# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Methods that search before
-# they draw, other than those that `basin` compares with, are measured on the pre-trained model alone (`-p only_pretrained null` measures them
-# everywhere).
+# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Some methods that no text
+# compares across scenarios are measured on the pre-trained model alone, for time (`-p only_pretrained null` measures them everywhere).
 
 # %%
 def measured(key):

@@ -62,7 +62,7 @@ substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a 
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 n_prompts = 8  # at most so many memorized pictures
 n_controls = 6  # at most so many pictures of each control
-n_table = 4  # of them, attacked under every mitigation, and from elsewhere after pruning
+n_table = 3  # of them, attacked under every mitigation, and from elsewhere after pruning
 # Mitigations attacked beside none and pruning, by name; None: all that are registered.
 methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]
 restarts = 2  # runs begun at other prompts for each picture
