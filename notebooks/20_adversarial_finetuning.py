@@ -60,8 +60,8 @@ plain = "auto"  # the one fine-tuned on the surrogates alone; auto: <substrate>-
 without = "auto"  # the one trained without duplicates; auto: <substrate>-dedup
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 8  # at most so many memorized pictures
-n_others = 16  # at most so many prompts that are not memorized
+n_prompts = 10  # at most so many memorized pictures
+n_others = 20  # at most so many prompts that are not memorized
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 attack_steps = 40  # steps of Adam
 attack_samples = 4  # noised copies of the picture in each
@@ -167,9 +167,9 @@ if found:
 # %% [markdown]
 # ## Through training
 #
-# Training goes in rounds, each with a search of its own, and the model at the end of each round was attacked and judged as above, on the same
-# prompts (`data/minisd/remedy_rounds.csv`). Step 0 is the model before fine-tuning, as this page measured it. The model trained without the
-# duplicates knows no steps of fine-tuning and is a level line. Models of rounds are measured as they stood in training; the last one is kept
+# Training goes in rounds, each with a search of its own, and the model at the end of each round was attacked and judged as above, on a draw of
+# ten memorized and twenty other prompts that is named in the table (`data/minisd/remedy_rounds.csv`). Where it is this page's own draw, step 0
+# is the model before fine-tuning, as this page measured it, and the model trained without the duplicates a level line. Models of rounds are measured as they stood in training; the last one is kept
 # with the project in rounded form, so that its figures above may differ a little.
 
 # %%
