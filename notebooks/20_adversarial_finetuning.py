@@ -52,6 +52,7 @@ from memlib.errors import InputError
 from memlib.experiment import Experiment
 from memlib.minisd import remedy_rounds
 from memlib.minisd.paths import settings
+from memlib.prompts import choose_prompts
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the model before fine-tuning: minisd-v1, sd14, sd21, or a folder with a diffusers pipeline
@@ -86,6 +87,13 @@ wanted = {
 }
 run = Experiment(substrate, n_seeds=n_seeds, **sampling)
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
+ours = substrate == settings()["remedies"]["base"] and adversarial == plain == "auto"
+rounds = remedy_rounds.read_rounds() if ours else None
+if rounds is not None and (memorized, not_memorized, n_prompts, n_others) == ("memorized", "not memorized", 10, 20):
+    # The models of single rounds were measured on a draw of as many prompts, which serves here too: their curves begin with this page's figures.
+    drawn = [choose_prompts(kind, run.substrate.family) for kind in (memorized, not_memorized)]
+    drawn = [prompts.select(prompts.table["prompt"].isin(rounds["prompt"]).to_numpy()) for prompts in drawn]
+    known, other = run.group(drawn[0], None, "memorized"), run.group(drawn[1], None, "not memorized")
 models, absent = {"before": run}, {}
 for name, place in list(wanted.items())[1:]:
     try:
@@ -167,15 +175,13 @@ if found:
 # %% [markdown]
 # ## Through training
 #
-# Training goes in rounds, each with a search of its own, and the model at the end of each round was attacked and judged as above, on a draw of
-# ten memorized and twenty other prompts that is named in the table (`data/minisd/remedy_rounds.csv`). Where it is this page's own draw, step 0
-# is the model before fine-tuning, as this page measured it, and the model trained without the duplicates a level line. Models of rounds are measured as they stood in training; the last one is kept
+# Training goes in rounds, each with a search of its own, and the model at the end of each round was attacked and judged as above, on the same
+# prompts (`data/minisd/remedy_rounds.csv`). Step 0 is the model before fine-tuning, as this page measured it. The model trained without the
+# duplicates knows no steps of fine-tuning and is a level line. Models of rounds are measured as they stood in training; the last one is kept
 # with the project in rounded form, so that its figures above may differ a little.
 
 # %%
 block, curves = settings()["remedies"], {}
-ours = substrate == block["base"] and adversarial == plain == "auto"
-rounds = remedy_rounds.read_rounds() if ours else None
 if rounds is not None:
     at_hand = {
         name: pd.DataFrame(remedy_rounds.rows_of({start: found[name, start] for start in ("prompt", "other")}, groups[name][1]))
