@@ -14,6 +14,7 @@ from memlib import care
 from memlib.errors import InputError
 from memlib.group import Group
 from memlib.metrics import metrics_for
+from memlib.numbers import is_whole
 from memlib.prompts import PromptSet, choose_prompts, load_prompts
 from memlib.provenance import Provenance, provenance
 from memlib.sampling import Cost
@@ -45,7 +46,7 @@ class Experiment:
         pictures: str = "auto",
     ):
         self.started = time.monotonic()
-        if not isinstance(n_seeds, int) or n_seeds < 1:
+        if not is_whole(n_seeds, 1):
             raise InputError(f"n_seeds is {n_seeds!r}: use a whole number of at least 1.")
         self.substrate: Substrate = load(substrate, device, dtype) if loaded is None else loaded
         care.choose(pictures, self.substrate.family)

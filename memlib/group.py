@@ -19,9 +19,9 @@ import torch
 from memlib import care, scores
 from memlib.embeddings import Embedding, encode_prompts
 from memlib.errors import InputError, NotMeasured
-from memlib.guidance import Rule, as_rule
+from memlib.guidance import Rule
 from memlib.interventions import INTERVENTIONS, apply
-from memlib.keys import digest
+from memlib.keys import described_guidance, digest
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.prompts import PromptSet
 from memlib.stats import Estimate, mean_interval, paired_difference
@@ -99,9 +99,8 @@ class Group:
             guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
             if edit in self._pictures or mitigation is not None:
                 continue
-            rule = as_rule(guidance)
             with suppress(InputError, NotMeasured):  # `pictures` says what is wrong
-                alike.setdefault((rule.name, digest(rule.params)), (guidance, {}))[1][edit] = self._edited(edit).states
+                alike.setdefault(digest(described_guidance(guidance)), (guidance, {}))[1][edit] = self._edited(edit).states
         for guidance, states in alike.values():
             if len(states) < 2:
                 continue

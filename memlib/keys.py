@@ -66,13 +66,14 @@ def picture_recipe(
         "dtype": str(substrate.dtype),
         "uncond": digest(uncond.float()),
         "steps": int(steps),
-        "guidance": _describe_guidance(guidance),
+        "guidance": described_guidance(guidance),
         # Infinity stands in DPM-Solver's configuration (lambda_min_clipped); a key takes it as a text.
         "scheduler": {"class": type(schedule).__name__, **json.loads(json.dumps(config, default=repr), parse_constant=str)},
     }
 
 
-def _describe_guidance(guidance: Any) -> dict[str, Any]:
+def described_guidance(guidance: Any) -> dict[str, Any]:
+    """Return a number or a rule of `memlib.guidance` as a key names it; raises InputError for a rule without a name and parameters."""
     if isinstance(guidance, (int, float)):
         return {"rule": "constant", "scale": float(guidance)}
     try:

@@ -152,9 +152,11 @@ def effect_share(none: np.ndarray, method: np.ndarray, own: np.ndarray) -> Estim
 def _estimate(statistic: Any, tables: Sequence[np.ndarray]) -> Estimate:
     rows = [np.arange(len(table)) for table in tables]
     value = statistic(*rows)
-    found = bootstrap(rows, statistic, vectorized=False, paired=False, n_resamples=RESAMPLES, method="percentile",
-                      confidence_level=LEVEL, rng=np.random.default_rng(0))  # fmt: skip
-    # Infinite resamples (a share of nothing) belong to the upper end: quantiles are taken of the draws themselves.
+    # Infinite resamples (a share of nothing) belong to the upper end: quantiles are taken of the draws themselves, and the
+    # deviation that scipy takes beside them means nothing.
+    with np.errstate(invalid="ignore"):
+        found = bootstrap(rows, statistic, vectorized=False, paired=False, n_resamples=RESAMPLES, method="percentile",
+                          confidence_level=LEVEL, rng=np.random.default_rng(0))  # fmt: skip
     low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
     return Estimate(value, float(low), float(high), sum(map(len, tables)), max(table.shape[1] for table in tables))
 

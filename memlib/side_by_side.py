@@ -11,6 +11,7 @@ import numpy as np
 from memlib.mitigation_table import Row, alignment_by_chance, measure
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.pareto import Reference, Setting
+from memlib.sampling import SAMPLER_VERSION
 from memlib.scenarios import SCORES, Result, Scenario, at_transition, transition_under
 from memlib.transitions import trace
 
@@ -34,7 +35,7 @@ class SideBySide:
 
     `curves` and `other_curves` hold the settings of each method by name, with similarity of the scenario's prompts and alignment of the same or
     of the others; `reference` and `other_reference` the worst corners, None where something is not measured. `variants` are measured on the
-    scenario's prompts in `variant_rows`.
+    scenario's prompts in `variant_rows`. `recipe` says what all numbers hang on, see `recipe`.
     """
 
     scenario: Scenario
@@ -53,6 +54,7 @@ class SideBySide:
     variant_rows: list[Row] = field(default_factory=list)
     thresholds: dict[str, float] = field(default_factory=dict)
     provenance: Any = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     def pictures(self, others: bool = False) -> dict[str, np.ndarray]:
         """Rows for `memlib.plots.montage`: the first seed's pictures under each method, the training pictures last."""
@@ -78,9 +80,9 @@ def side_by_side(
     result = Result(scenario, run.substrate.name, quiet.transition(), quiet.difference, nothing, nothing, prompts=group.prompts.prompts)
     result.guided = {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
     for row in rows:
-        if not row.reason:
-            result.names[row.title], result.scores[row.title] = row.mitigation.name, {name: row.score(name) for name in SCORES}
+        enter(result, row)
     found = SideBySide(scenario, run.substrate.name, group.prompts.prompts, rows, result, thresholds=run.thresholds)
+    found.recipe = recipe(group, other, swept_seeds)
     if group.training is not None:
         found.training = np.stack([pictures[0] for pictures in group.training[:shown]])
     swept_seeds = swept_seeds if strengths else None
@@ -95,6 +97,23 @@ def side_by_side(
         found.variant_rows = measure(few, [m for variant in variants for m in (variant.ours, variant.other)])
     found.provenance = run.provenance()
     return found
+
+
+def recipe(group: Any, other: Any, swept_seeds: int) -> dict[str, Any]:
+    """Return what all numbers of a scenario share: weights, sampling, prompts, numbers of seeds, metrics. Precision and device are left out."""
+    run = group.experiment
+    seeds = [len(run.seeds), 0 if other is None else len(other.experiment.seeds), swept_seeds]
+    return {
+        "weights": run.substrate.weights_hash, "sampler": SAMPLER_VERSION, "scheduler": run.scheduler, "steps": run.steps, "guidance": run.guidance,
+        "prompts": list(group.prompts.prompts), "other prompts": [] if other is None else list(other.prompts.prompts),
+        "seeds, of others, of curves": seeds, "metrics": {role: metric.fingerprint for role, metric in run.metrics.items() if metric.available},
+    }  # fmt: skip
+
+
+def enter(result: Result, row: Row) -> None:
+    """Put a row's scores into a scenario's result, if there are any."""
+    if not row.reason:
+        result.names[row.title], result.scores[row.title] = row.mitigation.name, {name: row.score(name) for name in SCORES}
 
 
 def settings_of(method: Mitigation, strengths: bool = True) -> list[Mitigation]:

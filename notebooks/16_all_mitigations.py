@@ -47,12 +47,11 @@
 import gc
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from myst_nb import glue
 
-from memlib import bench, plots
+from memlib import bench, kept_scenarios, plots
 from memlib.book.parameters import refuse_unknown
 from memlib.claims import claim, judge
 from memlib.equivalence import relative_change
@@ -80,6 +79,7 @@ methods = None  # names of mitigations; None: all that are registered
 only_pretrained = ["amg", "bright-ending", "han-batch", "han-sample", "nemo", "prss", "sail", "wanda"]  # in the last scenario alone; None: everywhere
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["pretrained"]  # scenarios in which strengths are tried; None: all of them
+keep_rows = False  # True: leave every number under data/measured, for runs that measure less
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
@@ -131,8 +131,11 @@ methods_shown
 # The scenarios are those of `basin` (see [](14_scenarios)): a model fine-tuned on a small set, on one ten times larger, on class captions, on
 # duplicates among single pictures, and the pre-trained model with its own memorized prompts. Static transition points are put where each
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
-# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`). Some methods that no text
-# compares across scenarios are measured on the pre-trained model alone, for time (`-p only_pretrained null` measures them everywhere).
+# it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`).
+#
+# Not everything is measured anew each time: methods that no text compares across scenarios, and strengths outside scenario 4, come from a run
+# of this notebook that measured all of it (`-p only_pretrained None -p swept None -p keep_rows True`, some twenty minutes from nothing on two
+# cores). They are taken only where prompts, seeds, weights, metrics and sampling are those of this run, and are named below each table.
 
 # %%
 def measured(key):
@@ -154,6 +157,13 @@ def measured(key):
     sweep = strengths and (swept is None or key in swept)
     methods_here = [m for m in chosen if pretrained or m.name not in dear]
     found = side_by_side(SCENARIOS[key], group, methods_here, other, sweep, n_swept_seeds, variants, n_shown)
+    path = kept_scenarios.path_of(key, substrate)
+    if keep_rows:
+        kept_scenarios.keep(found, path)
+    kept = kept_scenarios.read(path)
+    compared = kept_scenarios.disagreement(found, kept)
+    if taken := kept_scenarios.complete(found, kept, chosen, strengths and not sweep):
+        from_kept[key] = taken, compared, kept.provenance
     if pretrained:
         for name in ("random-token", "random-number"):
             if name in by_name:
@@ -161,7 +171,7 @@ def measured(key):
     return found
 
 
-with_changed = {}
+with_changed, from_kept = {}, {}
 outcomes = {}
 for key in keys:
     outcomes[key] = measured(key)
@@ -192,6 +202,9 @@ for key, r in found.items():
     guided = r.result.guided
     shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
     display(shown)
+    if key in from_kept:
+        taken, (count, apart), source = from_kept[key]
+        print(f"From the kept run: {', '.join(taken)}. {count} rows measured in both differ by at most {apart:.3f} in a mean. {source}")
 
 # %% tags=["full-width"]
 if pre is not None:
@@ -346,8 +359,7 @@ pd.DataFrame(
 
 # %%
 earlier = {m.name for m in earlier_methods()}
-with np.errstate(invalid="ignore"):  # a resample in which the text's own methods lower nothing gives an infinite share
-    shares = {name: by for name, by in shares_of_effect({key: r.result for key, r in found.items()}).items() if by}
+shares = {name: by for name, by in shares_of_effect({key: r.result for key, r in found.items()}).items() if by}
 if shares:
     display(pd.DataFrame({name: {label(key): told(by.get(key)) for key in SCENARIOS} for name, by in shares.items()}))
 else:

@@ -52,7 +52,6 @@ from memlib.errors import InputError
 from memlib.experiment import Experiment
 from memlib.minisd import remedy_rounds
 from memlib.minisd.paths import settings
-from memlib.prompts import choose_prompts
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the model before fine-tuning: minisd-v1, sd14, sd21, or a folder with a diffusers pipeline
@@ -89,11 +88,6 @@ run = Experiment(substrate, n_seeds=n_seeds, **sampling)
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 ours = substrate == settings()["remedies"]["base"] and adversarial == plain == "auto"
 rounds = remedy_rounds.read_rounds() if ours else None
-if rounds is not None and (memorized, not_memorized, n_prompts, n_others) == ("memorized", "not memorized", 10, 20):
-    # The models of single rounds were measured on a draw of as many prompts, which serves here too: their curves begin with this page's figures.
-    drawn = [choose_prompts(kind, run.substrate.family) for kind in (memorized, not_memorized)]
-    drawn = [prompts.select(prompts.table["prompt"].isin(rounds["prompt"]).to_numpy()) for prompts in drawn]
-    known, other = run.group(drawn[0], None, "memorized"), run.group(drawn[1], None, "not memorized")
 models, absent = {"before": run}, {}
 for name, place in list(wanted.items())[1:]:
     try:

@@ -1,0 +1,112 @@
+"""What a run with all mitigations leaves for shorter ones: taken as it was measured, and only where both are the same experiment."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memlib import kept_scenarios
+from memlib.errors import InputError
+from memlib.experiment import Experiment
+from memlib.mitigation_table import Row
+from memlib.mitigations import get
+from memlib.pareto import Reference, Setting
+from memlib.scenarios import SCENARIOS, Result
+from memlib.side_by_side import SideBySide, recipe, settings_of, side_by_side
+
+METHODS = [get("none"), get("pad-mask"), get("ren"), get("amg")]
+NOTHING = np.zeros((0, 0))
+SCORES = ("similarity to training", "alignment with prompt", "quality")
+
+
+def scenario(methods, value=0.5, strengths=True):
+    """Made-up numbers of two prompts and seeds under some methods; the last has a reason in place of numbers."""
+    rows = [Row(m, {name: np.full((2, 2), value + 0.1 * place) for name in SCORES}, 100.0 + place) for place, m in enumerate(methods[:-1])]
+    rows.append(Row(methods[-1], reason="It has no training pictures."))
+    result = Result(SCENARIOS["small"], "m", NOTHING, NOTHING, NOTHING, NOTHING)
+    found = SideBySide(SCENARIOS["small"], "m", ("a", "b"), rows, result, provenance="commit: abc")
+    found.recipe = {"weights": "w", "seeds": (2, 0, 1), "prompts": ["a", "b"]}
+    for m in methods[:-1] if strengths else ():
+        found.curves[m.name] = [Setting(s.title, np.full((2, 1), value + n / 7), np.zeros((2, 1))) for n, s in enumerate(settings_of(m))]
+    found.reference = Reference(0.9, 0.1, 0.8) if strengths else Reference(0.5, 0.5, 0.5)
+    return found
+
+
+@pytest.fixture
+def kept(tmp_path):
+    kept_scenarios.keep(scenario(METHODS), tmp_path / "kept.jsonl")
+    return kept_scenarios.read(tmp_path / "kept.jsonl")
+
+
+def test_a_run_takes_what_it_lacks_and_keeps_what_it_has(kept):
+    few = scenario([METHODS[0], METHODS[2]], value=0.25, strengths=False)
+    few.rows = few.rows[:1]
+    taken = kept_scenarios.complete(few, kept, METHODS)
+    assert taken == ["pad-mask", "ren", "amg", "curves over strengths"]
+    assert [row.title for row in few.rows] == ["none", "pad-mask", "ren", "amg"]
+    assert few.rows[0].score("quality").mean() == 0.25 and few.rows[1].score("quality") == pytest.approx(np.full((2, 2), 0.6))
+    assert [row.evaluations for row in few.rows[:3]] == [100, 101, 102] and few.rows[3].reason == "It has no training pictures."
+    assert few.result.names == {"pad-mask": "pad-mask", "ren": "ren"} and few.result.score("quality", "ren").mean() == pytest.approx(0.7)
+    whole = scenario(METHODS)
+    assert few.reference == whole.reference and list(few.curves) == list(whole.curves)
+    for name, settings in few.curves.items():
+        assert [s.title for s in settings] == [s.title for s in whole.curves[name]]
+        assert [s.left.shape for s in settings] == [(2, 1)] * len(settings)
+        np.testing.assert_allclose([s.left for s in settings], [s.left for s in whole.curves[name]], atol=1e-4)
+
+
+def test_curves_stay_where_they_were_measured_here(kept):
+    few = scenario(METHODS, value=0.25)
+    before = dict(few.curves)
+    assert kept_scenarios.complete(few, kept, METHODS, curves=False) == [] and few.curves == before
+
+
+@pytest.mark.parametrize("other", [{"weights": "x"}, {"seeds": [2, 0, 2]}, {"prompts": ["a", "c"]}])
+def test_another_experiment_takes_nothing(kept, other):
+    few = scenario(METHODS[:2], strengths=False)
+    few.recipe |= other
+    assert kept_scenarios.complete(few, kept, METHODS) == [] and [row.title for row in few.rows] == ["none", "pad-mask"]
+    assert kept_scenarios.disagreement(few, kept) == (0, 0.0)
+
+
+def test_a_mitigation_with_other_parameters_or_version_is_another_one(kept, monkeypatch):
+    few = scenario(METHODS[:2], strengths=False)
+    few.rows = few.rows[:1]
+    monkeypatch.setattr(type(get("ren")), "version", get("ren").version + 1)
+    taken = kept_scenarios.complete(few, kept, [METHODS[0], get("pad-mask", fraction=0.3), METHODS[2]])
+    assert taken == ["curves over strengths"] and list(few.curves) == ["none"]
+
+
+def test_rows_measured_twice_are_compared(kept):
+    assert kept_scenarios.disagreement(scenario(METHODS), kept) == (3, 0.0)
+    moved = scenario(METHODS)
+    moved.rows[1].scores["quality"][0] += 0.1
+    count, apart = kept_scenarios.disagreement(moved, kept)
+    assert count == 3 and apart == pytest.approx(0.05)
+
+
+def test_nothing_kept_and_a_broken_file(tmp_path):
+    assert kept_scenarios.read(tmp_path / "none.jsonl") is None
+    assert kept_scenarios.complete(scenario(METHODS), None, METHODS) == []
+    (tmp_path / "broken.jsonl").write_text(json.dumps({"recipe": {}}) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"broken\.jsonl cannot be read"):
+        kept_scenarios.read(tmp_path / "broken.jsonl")
+
+
+def test_a_run_on_a_checkpoint_is_completed_to_the_whole_run(sd1_tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
+    run = Experiment(str(sd1_tiny), n_seeds=1, steps=2, dtype="float32", device="cpu", store=tmp_path / "store")
+    group = run.group(str(prompts))
+    methods = [get("none"), get("pad-mask"), get("ren")]
+    whole = side_by_side(SCENARIOS["small"], group, methods, group)
+    kept_scenarios.keep(whole, tmp_path / "kept.jsonl")
+    few = side_by_side(SCENARIOS["small"], group, methods[:1], group, strengths=False)
+    assert kept_scenarios.complete(few, kept_scenarios.read(tmp_path / "kept.jsonl"), methods) == ["pad-mask", "ren"]
+    for part in ("rows", "others"):
+        assert [row.evaluations for row in getattr(few, part)] == [row.evaluations for row in getattr(whole, part)]
+    assert recipe(group, None, 1) != recipe(group.part(1), None, 1)
+    assert kept_scenarios.complete(replace(few, recipe=recipe(group, group, 3)), kept_scenarios.read(tmp_path / "kept.jsonl"), methods) == []
