@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.mitigations import REGISTRY, get
 from memlib.sampling import uncond_states
+from memlib.store import Store
 from memlib.substrates import load
 
 
@@ -123,6 +125,18 @@ def test_the_command(sd1_tiny, tmp_path, capsys):
     assert "ratio to none" in printed and "pad-swap" in printed and "hardware" in printed
     written = pd.read_csv(out)
     assert written["mitigation"].tolist() == ["none", "pad-swap"] and written["ratio"][0] == 1 and "commit" in written["provenance"][0]
+
+
+def test_what_earlier_runs_found_for_a_prompt_is_searched_again(sd1_tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "store"))
+    seen = []
+    monkeypatch.setattr(bench, "choose_prompts", lambda *_: SimpleNamespace(prompts=("a cat",)))
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: (seen.append(Store().score({"searched": 1}, lambda: 2.0)), {}))
+    monkeypatch.setattr(bench, "table", lambda *_: pd.DataFrame(columns=list(bench.COLUMNS)))
+    Store().score({"searched": 1}, lambda: 1.0)
+    for _ in range(2):
+        assert command_line.main(["mitigations", "--substrate", str(sd1_tiny), "--device", "cpu", "--only", "none"]) == 0
+    assert seen == [2.0, 2.0] and Store().score({"searched": 1}, lambda: 3.0) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +225,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="write the table to this CSV file")
 
 
+@contextmanager
+def _empty_store() -> Iterator[None]:
+    """Meanwhile the store is an empty one: what earlier runs found for a prompt (neurons, say) would make its method look cheap."""
+    before = os.environ.get("MEMLIB_STORE")
+    with tempfile.TemporaryDirectory(prefix="memlib-bench-") as folder:
+        os.environ["MEMLIB_STORE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("MEMLIB_STORE")
+            if before is not None:
+                os.environ["MEMLIB_STORE"] = before
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Carry out the command."""
     started = time.monotonic()
@@ -239,7 +256,8 @@ def run(arguments: argparse.Namespace) -> None:
         kinds = KINDS if arguments.prompts == "both" else (arguments.prompts,)
         prompts = {kind: choose_prompts(kind, substrate.family, arguments.pictures).prompts for kind in kinds}
     sampler = Sampler(substrate, arguments.steps, arguments.guidance, arguments.scheduler, arguments.batch_size)
-    found = table(*measure(sampler, mitigations, prompts, arguments.pictures, progress=sys.stderr.isatty()))
+    with _empty_store():
+        found = table(*measure(sampler, mitigations, prompts, arguments.pictures, progress=sys.stderr.isatty()))
     print(as_text(found))
     facts = {
         "substrate": substrate.name, "pictures": f"{arguments.pictures} of each, {arguments.batch_size} at once",
