@@ -51,7 +51,7 @@ not_memorized = "not memorized"  # the contrast: likewise
 n_prompts = 18  # at most so many prompts of each set
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_pictures = 8  # prompts of each set of which pictures are made under each method
-n_timed = 3  # turns of every method in which time is taken, one picture at a time
+n_timed = None  # turns of every method in which time is taken; None: the kept times of the substrate, or 5 turns where there are none
 weaker = -2.0  # a second strength of opposite guidance, that of the authors' program for static transition points
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance after the transition
@@ -232,20 +232,15 @@ rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]]
 # %% [markdown]
 # ## What it costs
 #
-# One picture at a time, not from the store, from prompt to picture, the methods in turn on the same prompts after each was run once.
-# U-Net evaluations count rows: a guided step of one picture is two.
+# One picture at a time, not from the store, from prompt to picture, the methods in turn on the same prompts after each was run once; medians
+# over turns. U-Net evaluations count rows: a guided step of one picture is two. Times hang on the machine and on what runs beside: those
+# kept with the project were taken on an idle one by `python -m memlib.bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
-runs, _ = bench.measure(sampler, methods, {"memorized": known.prompts.prompts}, n_timed)
-seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
-pd.DataFrame(
-    {
-        "U-Net evaluations per picture": evaluations.mean().round(1),
-        "seconds per picture": {name: mean_interval(seconds[name].to_numpy()).text(3) for name in seconds},
-        "time, as a multiple of none": {name: mean_interval((seconds[name] / seconds["none"]).to_numpy()).text(3) for name in seconds},
-    }
-)
+times = bench.times(sampler, methods, known.prompts.prompts, n_timed)
+print(times.source)
+times.table()
 
 # %%
 claim("B8").reported_rows()[["place", "method", "metric", "value", "setting", "source"]]
@@ -262,9 +257,9 @@ quantities = {
     "share_with_transition": share_interval(without >= 0),
     "share_with_transition_opposite": share_interval(opposed >= 0),
 }
-for what, values in (("evaluations", evaluations), ("seconds", seconds)):
-    dearest = values.drop(columns="none").mean().idxmax()
-    quantities[f"{what}_to_none"] = mean_interval((values[dearest] / values["none"]).to_numpy())
+for what in ("evaluations", "seconds"):
+    dearest = times.extreme(what, [m.title for m in methods], largest=True)
+    quantities[f"{what}_to_none"] = times.ratio(what, dearest)
 
 verdicts = {
     name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names

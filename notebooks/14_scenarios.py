@@ -69,7 +69,7 @@ not_memorized = "not memorized"  # the contrast: likewise
 methods = ["static-transition", "static-transition-opposite", "dynamic-transition", "dynamic-transition-opposite"]  # by name; None: all registered
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
-n_timed = 2  # turns of every method in which time is taken, one picture at a time
+n_timed = None  # turns of every method in which time is taken; None: the kept times of the substrate, or 5 turns where there are none
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -293,21 +293,16 @@ if grid.size:
 # ## What it costs
 #
 # One picture at a time, not from the store, from prompt to picture, the methods in turn on the pre-trained model's prompts after each was run once; the
-# U-Nets of all scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two.
+# U-Nets of all scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two. Times kept with the project were taken
+# on an idle machine by `python -m memlib.bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype)
-known = run.group(memorized, n_timed)
+known = run.group(memorized, n_timed or bench.TURNS)
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
-runs, _ = bench.measure(sampler, chosen, {"memorized": known.prompts.prompts}, n_timed)
-seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
-pd.DataFrame(
-    {
-        "U-Net evaluations per picture": evaluations.mean().round(1),
-        "seconds per picture": {name: mean_interval(seconds[name].to_numpy()).text(3) for name in seconds},
-        "time, as a multiple of none": {name: mean_interval((seconds[name] / seconds["none"]).to_numpy()).text(3) for name in seconds},
-    }
-)
+times = bench.times(sampler, chosen, known.prompts.prompts, n_timed)
+print(times.source)
+times.table()
 
 
 # %% [markdown]

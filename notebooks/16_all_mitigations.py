@@ -84,7 +84,7 @@ n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
 n_swept_seeds = 1  # seeds in the curves over strengths
-n_timed = 5  # turns of every method in which time is taken, one picture at a time
+n_timed = None  # turns of every method in which time is taken; None: the kept times of the substrate, or 5 turns where there are none
 n_shown = 3  # prompts whose pictures are shown
 steps = 25  # denoising steps: half of what the texts take, so that all methods in all scenarios are made in minutes
 guidance = 7.5  # classifier-free guidance; 1 is none
@@ -369,23 +369,19 @@ else:
 # ## Who is cheapest?
 #
 # Time is taken where it can decide: on no mitigation and on every method that needs no more U-Net evaluations than it; what evaluates the U-Net
-# more often takes longer. One picture at a time, not from the store, from prompt to picture, the methods in turn.
+# more often takes longer. One picture at a time, not from the store, from prompt to picture, the methods in turn; medians over turns. Kept times
+# are those of the benchmark above (`-p n_timed 5` takes them anew).
 
 # %%
 run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
 EDITS = ("pad-swap", "pad-swap-eot-mask", "pad-mask")
 rows_needed = {} if pre is None else {row.mitigation.name: row.evaluations for row in pre.rows if not row.reason}
 quick = [by_name[name] for name, rows in rows_needed.items() if name in ("none", "ren", *EDITS) or rows <= rows_needed["none"]]
-known = run.group(memorized, n_timed)
+known = run.group(memorized, n_timed or bench.TURNS)
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
-runs, _ = bench.measure(sampler, quick, {"memorized": known.prompts.prompts}, n_timed)
-seconds, evaluations = (bench.by_turn(runs, value) for value in ("seconds", "evaluations"))
-pd.DataFrame(
-    {
-        "U-Net evaluations per picture": evaluations.mean().round(1),
-        "time, as a multiple of none": {name: mean_interval((seconds[name] / seconds["none"]).to_numpy()).text(3) for name in seconds},
-    }
-).sort_values("U-Net evaluations per picture")
+times = bench.times(sampler, quick, known.prompts.prompts, n_timed)
+print(times.source)
+times.table().sort_values(["U-Net evaluations per picture", "seconds per picture"])
 
 
 # %% [markdown]
@@ -403,29 +399,20 @@ def relative(rows, score, name):
     return relative_change(by[name].score(score), by["none"].score(score), float(base.mean()))
 
 
-def ratio(values, first, second):
-    return None if first is None or second is None else mean_interval((values[first] / values[second]).to_numpy())
-
-
-def extreme(values, among, largest):
-    """The name among some with the largest or smallest mean; None where there is none."""
-    means = values[[name for name in among if name in values]].mean()
-    return None if means.empty else means.idxmax() if largest else means.idxmin()
-
-
 quantities = {"weakest_scenario": weakest_scenario(shares) if set(shares) == earlier else None}
 quantities["similarity"] = None if pre is None else change(pre.rows, "ren", "similarity to training")
 for short, score in (("alignment", "alignment with prompt"), ("quality", "quality")):
     quantities[short] = None if pre is None else relative(pre.rows, score, "ren")
     quantities[f"{short}_others"] = None if pre is None else relative(pre.others, score, "ren")
-rest = [name for name in seconds if name not in ("none", "sot-pad", *EDITS)]
-complete = set(EDITS) <= set(seconds)
+timed = {run.mitigation for run in times.runs}
+rest = sorted(timed - {"none", "sot-pad", *EDITS})
 own = {}
-for what, values in (("evaluations", evaluations), ("seconds", seconds)):
-    dearest = extreme(values, EDITS, largest=True) if complete else None
-    own[f"{what}_to_none"] = ratio(values, dearest, "none")
-    own[f"{what}_to_cheapest"] = ratio(values, dearest, extreme(values, rest, largest=False))
-    quantities[f"{what}_to_none"] = ratio(values, "ren" if "ren" in values else None, "none")
+for what in ("evaluations", "seconds"):
+    dearest = times.extreme(what, EDITS, largest=True) if set(EDITS) <= timed else None
+    cheapest = times.extreme(what, rest)
+    own[f"{what}_to_none"] = None if dearest is None else times.ratio(what, dearest)
+    own[f"{what}_to_cheapest"] = None if dearest is None or cheapest is None else times.ratio(what, dearest, cheapest)
+    quantities[f"{what}_to_none"] = times.ratio(what, "ren")
 
 verdicts = {}
 for name in names:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from memlib.architectures import build, sd14_parts
 from memlib.bench import __main__ as command_line
 from memlib.bench import mitigations as bench
-from memlib.architectures import build, sd14_parts
 from memlib.bench.mitigations import Memory, Run, Sampler, as_text, chosen, measure, table
 from memlib.denoising import Cost
 from memlib.errors import InputError
@@ -131,7 +131,7 @@ def test_what_earlier_runs_found_for_a_prompt_is_searched_again(sd1_tiny, tmp_pa
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "store"))
     seen = []
     monkeypatch.setattr(bench, "choose_prompts", lambda *_: SimpleNamespace(prompts=("a cat",)))
-    monkeypatch.setattr(bench, "measure", lambda *_, **__: (seen.append(Store().score({"searched": 1}, lambda: 2.0)), {}))
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: (seen.append(Store().score({"searched": 1}, lambda: 2.0)) or [], {}))
     monkeypatch.setattr(bench, "table", lambda *_: pd.DataFrame(columns=list(bench.COLUMNS)))
     Store().score({"searched": 1}, lambda: 1.0)
     for _ in range(2):

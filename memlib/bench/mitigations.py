@@ -152,10 +152,10 @@ def _runs(
 
 
 def by_turn(runs: Sequence[Run], value: str) -> pd.DataFrame:
-    """A quantity of the runs ("seconds", "evaluations", ...), one row a turn, one column a mitigation, no mitigation first."""
+    """A quantity of the runs ("seconds", "evaluations", ...), a row for each kind of prompts and turn, a column a mitigation, none first."""
     frame = pd.DataFrame([asdict(run) for run in runs])
     names = dict.fromkeys(["none", *frame["mitigation"]])
-    return frame.pivot(index="turn", columns="mitigation", values=value)[list(names)]
+    return frame.pivot(index=["prompts", "turn"], columns="mitigation", values=value)[list(names)]
 
 
 def table(runs: Sequence[Run], left_out: Mapping[str, str]) -> pd.DataFrame:
@@ -223,6 +223,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto")
     command.add_argument("--force", action="store_true", help="build the full-size model on a CPU as well")
     command.add_argument("--out", type=Path, help="write the table to this CSV file")
+    command.add_argument("--runs", type=Path, help="write every run to this CSV file; pages take data/bench/SUBSTRATE-runs.csv")
 
 
 @contextmanager
@@ -245,8 +246,9 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("pictures", "batch_size"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: use a whole number of at least 1.")
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise InputError(f"There is no folder {str(arguments.out.parent)!r} to write {arguments.out.name} to: make it first.")
+    for path in (arguments.out, arguments.runs):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"There is no folder {str(path.parent)!r} to write {path.name} to: make it first.")
     mitigations = chosen(arguments.only, every_step=arguments.architecture is not None)
     if arguments.architecture:
         substrate = build(arguments.architecture, arguments.device, arguments.dtype, arguments.force)
@@ -257,7 +259,8 @@ def run(arguments: argparse.Namespace) -> None:
         prompts = {kind: choose_prompts(kind, substrate.family, arguments.pictures).prompts for kind in kinds}
     sampler = Sampler(substrate, arguments.steps, arguments.guidance, arguments.scheduler, arguments.batch_size)
     with _empty_store():
-        found = table(*measure(sampler, mitigations, prompts, arguments.pictures, progress=sys.stderr.isatty()))
+        runs, left_out = measure(sampler, mitigations, prompts, arguments.pictures, progress=sys.stderr.isatty())
+    found = table(runs, left_out)
     print(as_text(found))
     facts = {
         "substrate": substrate.name, "pictures": f"{arguments.pictures} of each, {arguments.batch_size} at once",
@@ -267,3 +270,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{line}")
     if arguments.out is not None:
         found.assign(provenance=line).to_csv(arguments.out, index=False)
+    if arguments.runs is not None:
+        from memlib.bench.timing import write
+
+        write(runs, line, arguments.runs)
