@@ -157,10 +157,7 @@ def measured(key):
     sweep = strengths and (swept is None or key in swept)
     methods_here = [m for m in chosen if pretrained or m.name not in dear]
     found = side_by_side(SCENARIOS[key], group, methods_here, other, sweep, n_swept_seeds, variants, n_shown)
-    path = kept_scenarios.path_of(key, substrate)
-    if keep_rows:
-        kept_scenarios.keep(found, path)
-    kept = kept_scenarios.read(path)
+    kept = kept_scenarios.read(kept_scenarios.path_of(key, substrate))
     compared = kept_scenarios.disagreement(found, kept)
     if taken := kept_scenarios.complete(found, kept, chosen, strengths and not sweep):
         from_kept[key] = taken, compared, kept.provenance
@@ -178,6 +175,9 @@ for key in keys:
     gc.collect()  # one model at a time
 found = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, SideBySide)}
 pre = found.get("pretrained")
+for key in found if keep_rows else ():
+    if key not in from_kept:  # what was not measured here in full is not kept again
+        kept_scenarios.keep(found[key], kept_scenarios.path_of(key, substrate))
 
 
 def label(key):
