@@ -273,7 +273,8 @@ print(verdict.claim, verdict.verdict)
 NOT = "not measured"
 for name in a4.quantities:
     glue(name, found[name].text(2) if name in found else NOT, display=False)
-for name, key in (("magnitude-filter", "magnitude"), ("random-caption", "random"), ("several-captions", "several")):
+CHANGES = {"magnitude-filter": "magnitude", "random-caption": "random", "several-captions": "several", "random-words": "words", "repeated-words": "repeated"}
+for name, key in CHANGES.items():
     glue(f"effect_{key}", effects[name]["16 to 128 copies"].difference().text(2) if name in effects else NOT, display=False)
     glue(f"change_{key}", qualities[name]["change of alignment"].text(2) if name in qualities else NOT, display=False)
 for name, key in (("entropy-filter", "entropy"), ("magnitude-filter", "magnitude")):
@@ -294,9 +295,15 @@ glue("verdict_A4", verdict.verdict, display=False)
 # takes {glue:text}`cost_entropy` of the plain time.
 #
 # Beside it, not judged: the magnitude filter leaves out {glue:text}`left_magnitude_128` and {glue:text}`left_magnitude_once`, changes the share reproduced by
-# {glue:text}`effect_magnitude` and alignment by {glue:text}`change_magnitude`, and its step takes {glue:text}`cost_magnitude` of the plain time. One random
-# caption in ten changes the share by {glue:text}`effect_random`, several captions per picture by {glue:text}`effect_several`, with alignment
-# changed by {glue:text}`change_random` and {glue:text}`change_several`.
+# {glue:text}`effect_magnitude` and alignment by {glue:text}`change_magnitude`, and its step takes {glue:text}`cost_magnitude` of the plain time. Changes of
+# the captions, and what they cost:
+#
+# | captions | change of the share reproduced | change of alignment |
+# |---|---|---|
+# | one in ten replaced by four random tokens | {glue:text}`effect_random` | {glue:text}`change_random` |
+# | twenty for a repeated picture | {glue:text}`effect_several` | {glue:text}`change_several` |
+# | two random tokens added to one in ten | {glue:text}`effect_words` | {glue:text}`change_words` |
+# | two words repeated in one in ten | {glue:text}`effect_repeated` | {glue:text}`change_repeated` |
 #
 # What a miniature can't say: the filters were published for *fine-tuning* a model that draws well already, on data of which a small part is
 # repeated. Here a model learns from nothing on data most of which is repeated, and high and low noise share one threshold, as in the published
