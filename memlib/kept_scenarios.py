@@ -20,13 +20,14 @@ from memlib.errors import InputError
 from memlib.mitigation_table import Row
 from memlib.mitigations import Mitigation
 from memlib.pareto import Reference, Setting
-from memlib.side_by_side import SideBySide, enter, settings_of
+from memlib.side_by_side import SideBySide, Variant, enter, settings_of
 from memlib.writing import replacing
 
 # Scores are kept with so many digits; intervals are shown with two or three.
 DIGITS = 4
 # For the scenario's own prompts and for those that are not memorized: rows, curves and worst corner of `SideBySide`.
 PARTS = {"rows": ("curves", "reference"), "others": ("other_curves", "other_reference")}
+VARIANTS = "variant_rows"
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,21 @@ def read(path: Path) -> Kept | None:
         raise InputError(f"The measured scenario {path.name} cannot be read: restore it from the repository or delete it.") from error
 
 
-def complete(found: SideBySide, kept: Kept | None, methods: Sequence[Mitigation], curves: bool = True) -> list[str]:
-    """Put into `found` what it lacks of `methods`, and with `curves` all curves over strengths, which must share one worst corner.
+def fitting(recipe: dict[str, Any], path: Path) -> Kept | None:
+    """Return what is kept in a file if it was measured with this recipe (`memlib.side_by_side.recipe`), else None."""
+    kept = read(path)
+    return kept if kept is not None and kept.recipe == json.loads(json.dumps(recipe)) else None
+
+
+def complete(
+    found: SideBySide, kept: Kept | None, methods: Sequence[Mitigation], curves: bool = True, variants: Sequence[Variant] = ()
+) -> list[str]:
+    """Put into `found` what it lacks of `methods`, and with `curves` all curves over strengths, which must share one worst corner; and of
+    `variants` those of which both ways are kept, if it has none.
 
     Returns what was taken from `kept`, titles of mitigations for a word under the table; nothing where it has another recipe.
     """
-    if not _fits(found, kept):
+    if kept is None or not _fits(found, kept):
         return []
     taken = []
     at_hand = {row.mitigation.name: row for row in found.rows}
@@ -87,6 +97,8 @@ def complete(found: SideBySide, kept: Kept | None, methods: Sequence[Mitigation]
         setattr(found, part, sorted(rows.values(), key=lambda row: order.get(row.mitigation.name, -1)))
         if curves and _take_curves(found, kept, part, [at_hand[m.name].mitigation if m.name in at_hand else m for m in methods]):
             taken.append("curves over strengths")
+    if variants and not found.variants and _take_variants(found, kept, variants):
+        taken.append("what published programs do otherwise")
     return list(dict.fromkeys(taken))
 
 
@@ -95,7 +107,7 @@ def disagreement(found: SideBySide, kept: Kept | None) -> tuple[int, float]:
 
     To be called before `complete`; (0, 0.0) where nothing can be compared.
     """
-    if not _fits(found, kept):
+    if kept is None or not _fits(found, kept):
         return 0, 0.0
     differences, compared = [0.0], 0
     for part in PARTS:
@@ -109,8 +121,15 @@ def disagreement(found: SideBySide, kept: Kept | None) -> tuple[int, float]:
     return compared, max(differences)
 
 
-def _fits(found: SideBySide, kept: Kept | None) -> bool:
-    return kept is not None and kept.recipe == json.loads(json.dumps(found.recipe))
+def _fits(found: SideBySide, kept: Kept) -> bool:
+    return kept.recipe == json.loads(json.dumps(found.recipe))
+
+
+def _take_variants(found: SideBySide, kept: Kept, variants: Sequence[Variant]) -> bool:
+    lines = {m: kept.rows.get((VARIANTS, _text(m.key))) for variant in variants for m in (variant.ours, variant.other)}
+    found.variants = [v for v in variants if lines[v.ours] is not None and lines[v.other] is not None]
+    found.variant_rows = [_row(m, line) for m, line in lines.items() if line is not None]
+    return bool(found.variants)
 
 
 def _take_curves(found: SideBySide, kept: Kept, part: str, methods: Sequence[Mitigation]) -> bool:
@@ -130,11 +149,12 @@ def _lines(found: SideBySide) -> Iterator[dict[str, Any]]:
     references = {part: None if c is None else [c.left, c.kept, c.unharmed] for part, c in corners.items()}
     yield {"recipe": found.recipe, "provenance": str(found.provenance), "references": references}
     methods = {row.mitigation.name: row.mitigation for row in found.rows}
-    for part, (curves, _) in PARTS.items():
+    for part in (*PARTS, VARIANTS):
         for row in getattr(found, part):
             scores = {name: None if values is None else _numbers(values) for name, values in row.scores.items()}
             rows = None if row.reason else row.evaluations
             yield {"part": part, "title": row.title, "key": row.mitigation.key, "scores": scores, "evaluations": rows, "reason": row.reason}
+    for part, (curves, _) in PARTS.items():
         for name, settings in getattr(found, curves).items():
             keys = {m.title: m.key for m in settings_of(methods[name])}
             yield {"part": part, "keys": [keys[s.title] for s in settings], "titles": [s.title for s in settings],

@@ -62,7 +62,7 @@ from memlib.mitigations import REGISTRY, describe, get
 from memlib.orders import orders, tally
 from memlib.pareto import rank
 from memlib.scenarios import SCENARIOS, earlier_methods, place, shares_of_effect, weakest_scenario
-from memlib.side_by_side import SideBySide, side_by_side, variants_of
+from memlib.side_by_side import SideBySide, recipe, side_by_side, variants_of
 from memlib.sources import data_folder
 from memlib.stats import mean_interval
 
@@ -79,7 +79,7 @@ methods = None  # names of mitigations; None: all that are registered
 only_pretrained = ["amg", "bright-ending", "han-batch", "han-sample", "nemo", "prss", "sail", "wanda"]  # in the last scenario alone; None: everywhere
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["pretrained"]  # scenarios in which strengths are tried; None: all of them
-keep_rows = False  # True: leave every number under data/measured, for runs that measure less
+keep_rows = False  # True: take nothing from the kept run, measure everything everywhere and keep it under data/measured
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
@@ -96,6 +96,8 @@ batch_size = None  # pictures at once; None: from free memory
 # %%
 refuse_unknown()
 plots.style()
+if keep_rows and (methods is not None or not strengths or scenarios is not None):
+    raise InputError("keep_rows keeps all methods at all strengths in all scenarios: leave methods, strengths and scenarios as they are.")
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 dear = {get(name).name for name in only_pretrained or ()}
 by_name = {m.name: m for m in chosen}
@@ -133,9 +135,10 @@ methods_shown
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
 # it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`).
 #
-# Not everything is measured anew each time: methods that no text compares across scenarios, and strengths outside scenario 4, come from a run
-# of this notebook that measured all of it (`-p only_pretrained None -p swept None -p keep_rows True`, some twenty minutes from nothing on two
-# cores). They are taken only where prompts, seeds, weights, metrics and sampling are those of this run, and are named below each table.
+# Not everything is measured anew each time: methods that no text compares across scenarios, strengths, and what published programs do otherwise
+# come from a run of this notebook that measured all of it (`-p keep_rows True`, some twenty minutes from nothing on two cores). They are taken
+# only where prompts, seeds, weights, metrics and sampling are those of this run, and are named below each table. On a substrate for which
+# nothing is kept all of it is measured in scenario 4, and the rest with `-p keep_rows True`.
 
 # %%
 def measured(key):
@@ -153,14 +156,16 @@ def measured(key):
     pretrained = key == "pretrained"
     group = run.group(memorized if pretrained else where[1], n_prompts, SCENARIOS[key].title)
     other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) if pretrained else None
+    path = kept_scenarios.path_of(key, substrate)
+    kept = None if keep_rows else kept_scenarios.fitting(recipe(group, other, n_swept_seeds), path)
+    # What is kept is not measured again, but for the registered settings of the methods that texts compare across scenarios.
     variants = variants_of(chosen) if pretrained else ()
-    sweep = strengths and (swept is None or key in swept)
-    methods_here = [m for m in chosen if pretrained or m.name not in dear]
-    found = side_by_side(SCENARIOS[key], group, methods_here, other, sweep, n_swept_seeds, variants, n_shown)
-    kept = kept_scenarios.read(kept_scenarios.path_of(key, substrate))
-    compared = kept_scenarios.disagreement(found, kept)
-    if taken := kept_scenarios.complete(found, kept, chosen, strengths and not sweep):
-        from_kept[key] = taken, compared, kept.provenance
+    sweep = strengths and kept is None and (keep_rows or swept is None or key in swept)
+    here = [m for m in chosen if keep_rows or m.name not in dear or (pretrained and kept is None)]
+    found = side_by_side(SCENARIOS[key], group, here, other, sweep, n_swept_seeds, variants if kept is None else (), n_shown)
+    if kept is not None:
+        compared = kept_scenarios.disagreement(found, kept)
+        from_kept[key] = kept_scenarios.complete(found, kept, chosen, strengths, variants), compared, kept.provenance
     if pretrained:
         for name in ("random-token", "random-number"):
             if name in by_name:
@@ -176,8 +181,7 @@ for key in keys:
 found = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, SideBySide)}
 pre = found.get("pretrained")
 for key in found if keep_rows else ():
-    if key not in from_kept:  # what was not measured here in full is not kept again
-        kept_scenarios.keep(found[key], kept_scenarios.path_of(key, substrate))
+    kept_scenarios.keep(found[key], kept_scenarios.path_of(key, substrate))
 
 
 def label(key):
@@ -280,7 +284,7 @@ if ranked:
 # %% [markdown]
 # ## The pictures
 #
-# First seed, registered settings, and the training pictures where they are at hand.
+# First seed, registered settings, and the training pictures where they are at hand; of methods that were measured in this run.
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 if pre is not None:

@@ -14,7 +14,7 @@ from memlib.mitigations import REGISTRY, get
 from memlib.pareto import Reference, Setting
 from memlib.sampling import SAMPLER_VERSION
 from memlib.scenarios import SCENARIOS, Result, place
-from memlib.side_by_side import SideBySide, recipe, settings_of, side_by_side
+from memlib.side_by_side import SideBySide, Variant, recipe, settings_of, side_by_side
 from memlib.substrates import load
 
 METHODS = [get("none"), get("pad-mask"), get("ren"), get("amg")]
@@ -91,6 +91,30 @@ def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_a
     moved = [m.name for m in REGISTRY.values() if ("rows", json.dumps(m.key, sort_keys=True)) not in kept.rows]
     assert all(name.startswith("static") for name in moved)
     assert "dirty" not in kept.provenance
+
+
+def test_variants_are_taken_where_both_ways_are_kept(tmp_path):
+    ours, other, absent = get("ren"), get("ren", as_published=True), get("amg", as_published=True)
+    both, half = Variant("10", "every second row", ours, other), Variant("", "unprepared", get("amg"), absent)
+    whole = scenario(METHODS)
+    whole.variants = [both, half]
+    whole.variant_rows = [Row(m, {name: np.full((2, 1), value) for name in SCORES}, 100.0) for m, value in ((ours, 0.5), (other, 0.75))]
+    kept_scenarios.keep(whole, tmp_path / "kept.jsonl")
+    few = scenario(METHODS)
+    taken = kept_scenarios.complete(few, kept_scenarios.read(tmp_path / "kept.jsonl"), METHODS, curves=False, variants=[both, half])
+    assert taken == ["what published programs do otherwise"] and few.variants == [both]
+    assert {row.title: row.score("quality").mean() for row in few.variant_rows} == {"ren": 0.5, other.title: 0.75}
+    measured = scenario(METHODS)
+    measured.variants = [half]
+    kept_scenarios.complete(measured, kept_scenarios.read(tmp_path / "kept.jsonl"), METHODS, curves=False, variants=[both])
+    assert measured.variants == [half] and measured.variant_rows == []
+
+
+def test_what_is_kept_fits_one_recipe_alone(kept, tmp_path):
+    own = {"weights": "w", "seeds": (2, 0, 1), "prompts": ["a", "b"]}
+    assert kept_scenarios.fitting(own, tmp_path / "kept.jsonl") == kept
+    assert kept_scenarios.fitting(own | {"weights": "x"}, tmp_path / "kept.jsonl") is None
+    assert kept_scenarios.fitting(own, tmp_path / "none.jsonl") is None
 
 
 def test_rows_measured_twice_are_compared(kept):

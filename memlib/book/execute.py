@@ -92,7 +92,7 @@ def _planned(layout: Layout, parameters: Mapping[str, Any], profile: str | None,
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str, layout: Layout | None = None) -> str:
     """Hash of all that an executed notebook depends on: its cells, its parameters, `inputs` (code and data), and where it shows them
-    tables kept of other substrates' runs (`memlib.measured`). Its own it writes itself."""
+    tables kept of other substrates' runs (`memlib.measured`; its own it writes itself) and kept rows (`memlib.kept_scenarios`)."""
     cells = nbformat.read(notebook, as_version=4).cells
     content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
     shown = {}
@@ -100,6 +100,9 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str, layo
         tables = sorted((layout.root / "data" / "measured").glob("*.json"))
         own = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")
         shown = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tables if not path.name.endswith(own)}
+    if layout is not None and any("kept_scenarios" in cell.source for cell in cells) and not parameters.get("keep_rows"):
+        rows = sorted((layout.root / "data" / "measured").glob(f"*-{Path(layout.parameter).name}.jsonl"))
+        shown |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in rows}
     text = json.dumps([content, dict(parameters), inputs, *([shown] if shown else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

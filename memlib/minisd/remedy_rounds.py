@@ -29,7 +29,7 @@ KEY = ("remedy", "steps")
 COLUMNS = (*KEY, "prompts", "prompt", "at_once", "from_prompt", "from_other", "alignment", "quality")
 # What notebook 20 measures at its defaults.
 BUDGET = Budget(steps=40, samples=4, every=10, sampling_steps=25)
-MEMORIZED, OTHERS, SEEDS = 10, 20, 2
+MEMORIZED, OTHERS, SEEDS = 8, 16, 2
 SAMPLING = {"steps": 50, "guidance": 7.5, "scheduler": "ddim"}
 SCORES = {"alignment": "alignment with prompt", "quality": "quality"}
 BACK, AT_ONCE = "brought back by the attack", "given by the prompt alone"
