@@ -60,7 +60,7 @@ from memlib.triggers import between, spread
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-n_prompts = 6  # at most so many memorized pictures
+n_prompts = 8  # at most so many memorized pictures
 n_controls = 6  # at most so many pictures of each control
 n_table = 3  # of them, attacked under every mitigation, and from elsewhere after pruning
 # Mitigations attacked beside none and pruning, by name; None: all that are registered.
