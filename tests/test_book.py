@@ -152,8 +152,10 @@ def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
 def test_whoever_stops_the_command_stops_its_notebooks(layout, signal_name):
     write_notebook(layout.sources / "00_a.ipynb", 'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(300)')
-    imports = "from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout"
-    code = f"{imports}; execute(Layout(Path({str(layout.root)!r})))"
+    imports = "import signal; from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout"
+    # A shell lets what it runs in the background ignore SIGINT, these tests too.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{imports}; {heard}; execute(Layout(Path({str(layout.root)!r})))"
     command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     written = layout.sources / "pid"
     assert soon(lambda: written.exists() and written.read_text())

@@ -215,10 +215,14 @@ def test_the_notebooks_defaults_are_those_of_the_rounds():
         return SimpleNamespace(**{"seeds": (0, 1), "steps": 50, "guidance": 7.5, "scheduler": "ddim"} | changed)
 
     page = (minisd_folder().parents[1] / "notebooks" / "20_adversarial_finetuning.py").read_text(encoding="utf-8")
-    for line in ("n_prompts = 10 ", "n_others = 20 ", "n_seeds = 2 ", "attack_steps = 40 ", "attack_samples = 4 ", "attack_every = 10 ",
+    counts = [f"n_prompts = {remedy_rounds.MEMORIZED} ", f"n_others = {remedy_rounds.OTHERS} "]
+    for line in (*counts, "n_seeds = 2 ", "attack_steps = 40 ", "attack_samples = 4 ", "attack_every = 10 ",
                  "check_steps = 25 ", "steps = 50 ", "guidance = 7.5 ", 'scheduler = "ddim" '):  # fmt: skip
         assert f"\n{line}" in page
-    assert (remedy_rounds.MEMORIZED, remedy_rounds.OTHERS) == (10, 20)
+    # The table has those prompts, of each model.
+    rows = remedy_rounds.read_rounds()
+    counted = rows.groupby(["remedy", "steps", "prompts"]).size().unstack()
+    assert (counted["memorized"] == remedy_rounds.MEMORIZED).all() and (counted["not memorized"] == remedy_rounds.OTHERS).all()
     assert remedy_rounds.measured_alike(run(), Budget(40, 4, every=10, sampling_steps=25))
     assert not remedy_rounds.measured_alike(run(steps=25), Budget(40, 4, every=10, sampling_steps=25))
     assert not remedy_rounds.measured_alike(run(), Budget(40, 8, every=10, sampling_steps=25))
