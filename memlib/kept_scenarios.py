@@ -40,6 +40,10 @@ class Kept:
     curves: dict[tuple[str, str], dict[str, Any]]
     references: dict[str, Reference | None]
 
+    def fits(self, recipe: dict[str, Any]) -> bool:
+        """Whether all of it was measured with this recipe (`memlib.side_by_side.recipe`)."""
+        return self.recipe == json.loads(json.dumps(recipe))
+
 
 def path_of(scenario: str, substrate: str) -> Path:
     """Return where a scenario (a key of `memlib.scenarios.SCENARIOS`) of a substrate is kept."""
@@ -67,9 +71,9 @@ def read(path: Path) -> Kept | None:
 
 
 def fitting(recipe: dict[str, Any], path: Path) -> Kept | None:
-    """Return what is kept in a file if it was measured with this recipe (`memlib.side_by_side.recipe`), else None."""
+    """Return what is kept in a file if it fits a recipe, else None."""
     kept = read(path)
-    return kept if kept is not None and kept.recipe == json.loads(json.dumps(recipe)) else None
+    return kept if kept is not None and kept.fits(recipe) else None
 
 
 def complete(
@@ -80,7 +84,7 @@ def complete(
 
     Returns what was taken from `kept`, titles of mitigations for a word under the table; nothing where it has another recipe.
     """
-    if kept is None or not _fits(found, kept):
+    if kept is None or not kept.fits(found.recipe):
         return []
     taken = []
     at_hand = {row.mitigation.name: row for row in found.rows}
@@ -107,7 +111,7 @@ def disagreement(found: SideBySide, kept: Kept | None) -> tuple[int, float]:
 
     To be called before `complete`; (0, 0.0) where nothing can be compared.
     """
-    if kept is None or not _fits(found, kept):
+    if kept is None or not kept.fits(found.recipe):
         return 0, 0.0
     differences, compared = [0.0], 0
     for part in PARTS:
@@ -119,10 +123,6 @@ def disagreement(found: SideBySide, kept: Kept | None) -> tuple[int, float]:
             pairs = [(values, line["scores"].get(name)) for name, values in row.scores.items()]
             differences += [abs(float(np.mean(values) - np.mean(other))) for values, other in pairs if values is not None and other is not None]
     return compared, max(differences)
-
-
-def _fits(found: SideBySide, kept: Kept) -> bool:
-    return kept.recipe == json.loads(json.dumps(found.recipe))
 
 
 def _take_variants(found: SideBySide, kept: Kept, variants: Sequence[Variant]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +52,20 @@ def sd2_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from checkpoints import build_sd2
 
     return build_sd2(tmp_path_factory.mktemp("checkpoints") / "sd2-tiny")
+
+
+@pytest.fixture
+def tiny_group(sd1_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Any]:
+    """Makes a group of two prompts (``prompts.csv``) on the tiny checkpoint, with so many seeds and steps, a store of its own and no metrics."""
+    from memlib.experiment import Experiment
+
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
+
+    def make(n_seeds: int, steps: int) -> Any:
+        run = Experiment(str(sd1_tiny), n_seeds=n_seeds, steps=steps, dtype="float32", device="cpu", store=tmp_path / "store")
+        return run.group(str(prompts))
+
+    return make

@@ -8,7 +8,6 @@ import pytest
 
 from memlib import kept_scenarios
 from memlib.errors import InputError
-from memlib.experiment import Experiment
 from memlib.mitigation_table import Row
 from memlib.mitigations import REGISTRY, get
 from memlib.pareto import Reference, Setting
@@ -133,13 +132,8 @@ def test_nothing_kept_and_a_broken_file(tmp_path):
         kept_scenarios.read(tmp_path / "broken.jsonl")
 
 
-def test_a_run_on_a_checkpoint_is_completed_to_the_whole_run(sd1_tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
-    monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
-    prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
-    run = Experiment(str(sd1_tiny), n_seeds=1, steps=2, dtype="float32", device="cpu", store=tmp_path / "store")
-    group = run.group(str(prompts))
+def test_a_run_on_a_checkpoint_is_completed_to_the_whole_run(tiny_group, tmp_path):
+    group = tiny_group(1, 2)
     methods = [get("none"), get("pad-mask"), get("ren")]
     whole = side_by_side(SCENARIOS["small"], group, methods, group)
     kept_scenarios.keep(whole, tmp_path / "kept.jsonl")

@@ -18,13 +18,8 @@ class Brightness:
 
 
 @pytest.fixture
-def group(sd1_tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
-    monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
-    prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
-    run = Experiment(str(sd1_tiny), n_seeds=2, steps=2, dtype="float32", device="cpu", store=tmp_path / "store")
-    return run.group(str(prompts))
+def group(tiny_group):
+    return tiny_group(2, 2)
 
 
 def test_rows_are_counted_once_and_kept(group, sd1_tiny, tmp_path):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from memlib import side_by_side as module
-from memlib.experiment import Experiment
 from memlib.mitigation_table import Row
 from memlib.mitigations import REGISTRY, get
 from memlib.scenarios import SCENARIOS
@@ -42,13 +41,8 @@ def test_every_difference_is_a_variant_and_texts_that_disagree_are_too():
     assert variants_of([get("pad-swap")]) == []
 
 
-def test_a_scenario_without_metrics_or_training_pictures(sd1_tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
-    monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
-    prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
-    run = Experiment(str(sd1_tiny), n_seeds=2, steps=3, dtype="float32", device="cpu", store=tmp_path / "store")
-    group = run.group(str(prompts))
+def test_a_scenario_without_metrics_or_training_pictures(tiny_group):
+    group = tiny_group(2, 3)
     methods = [get("none"), get("pad-mask"), get("static-transition"), get("amg")]
     found = side_by_side(SCENARIOS["pretrained"], group, methods, group, strengths=True, variants=variants_of(methods), shown=1)
     assert [row.mitigation.name for row in found.rows] == [row.mitigation.name for row in found.others] == [m.name for m in methods]

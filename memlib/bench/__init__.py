@@ -3,7 +3,7 @@
 Pages take times with `times`.
 """
 
-from memlib.bench.mitigations import Sampler, by_turn, measure
+from memlib.bench.mitigations import Sampler
 from memlib.bench.timing import TURNS, Times, times
 
-__all__ = ["TURNS", "Sampler", "Times", "by_turn", "measure", "times"]
+__all__ = ["TURNS", "Sampler", "Times", "times"]

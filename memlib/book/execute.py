@@ -95,14 +95,15 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str, layo
     tables kept of other substrates' runs (`memlib.measured`; its own it writes itself) and kept rows (`memlib.kept_scenarios`)."""
     cells = nbformat.read(notebook, as_version=4).cells
     content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
-    shown = {}
-    if layout is not None and any("memlib.measured" in cell.source for cell in cells if cell.cell_type == "code"):
-        tables = sorted((layout.root / "data" / "measured").glob("*.json"))
-        own = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")
-        shown = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tables if not path.name.endswith(own)}
-    if layout is not None and any("kept_scenarios" in cell.source for cell in cells) and not parameters.get("keep_rows"):
-        rows = sorted((layout.root / "data" / "measured").glob(f"*-{Path(layout.parameter).name}.jsonl"))
-        shown |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in rows}
+    kept: list[Path] = []
+    if layout is not None:
+        folder, source = layout.root / "data" / "measured", "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        if "memlib.measured" in source:
+            own = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")
+            kept += [path for path in folder.glob("*.json") if not path.name.endswith(own)]
+        if "kept_scenarios" in source and not parameters.get("keep_rows"):
+            kept += folder.glob(f"*-{Path(layout.parameter).name}.jsonl")
+    shown = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
     text = json.dumps([content, dict(parameters), inputs, *([shown] if shown else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
