@@ -109,8 +109,8 @@ def trajectory(
     gives them: in the scheduler's own scaling, not scaled again. Steps keep their index in the whole schedule. For schedulers that
     remember nothing of earlier steps (ddim, euler).
 
-    `lean` says that nobody looks at the predictions or changes the text or the model meanwhile, so that the substrate's `Speed` may
-    reuse what stays the same and leave out what the guidance does not use.
+    `lean` says that nobody looks at the predictions meanwhile, so that the substrate's `Speed` may leave out what the guidance does not
+    use.
 
     Raises InputError for shapes that do not fit, steps or `start` out of range, or an unknown scheduler.
     """
@@ -165,15 +165,14 @@ def _denoise(
 ) -> Iterator[Step]:
     batch, total = len(latents), len(solver.timesteps)
     scales, speed = rule.start(batch), speed_of(substrate)
-    with torch.no_grad():
-        cache = TextCache(substrate.unet, text) if lean and speed.cached_text else None
+    cache = TextCache(substrate.unet) if speed.cached_text and not speed.compile else None
     ahead = getattr(rule, "ahead", None) if lean and speed.skip_unused else None
     options = {"eta": eta, "generator": list(generators)} if eta else {}
     for index, t in enumerate(solver.timesteps[start:], start):
         # A scale of 0 uses the unconditional half alone, 1 the conditional one.
         known = None if ahead is None or watched(substrate.unet) else ahead(index, total, float(t))
         rows = {0.0: slice(0, batch), 1.0: slice(batch, 2 * batch)}.get(known, slice(0, 2 * batch))
-        with torch.no_grad(), nullcontext() if cache is None else cache.over(rows):
+        with torch.no_grad(), nullcontext() if cache is None else cache.used():
             model_input = solver.scale_model_input(latents, t).to(substrate.dtype)
             doubled = torch.cat([model_input, model_input])[rows]
             output = substrate.unet(doubled, t, encoder_hidden_states=text[rows], return_dict=False)[0].float()

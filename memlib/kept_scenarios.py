@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from memlib import measured
-from memlib.errors import InputError
 from memlib.mitigation_table import Row
 from memlib.mitigations import Mitigation
 from memlib.pareto import Reference, Setting
@@ -60,14 +59,12 @@ def read(path: Path) -> Kept | None:
     """Return what is kept in a file, None where there is none; raises InputError for one that cannot be read."""
     if not path.is_file():
         return None
-    try:
+    with measured.reading(path, "measured scenario"):
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         references = {part: None if corner is None else Reference(*corner) for part, corner in head["references"].items()}
         rows = {(line["part"], _text(line["key"])): line for line in lines if "key" in line}
         curves = {(line["part"], _text(line["keys"])): line for line in lines if "keys" in line}
         return Kept(head["recipe"], head["provenance"], rows, curves, references)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"The measured scenario {path.name} cannot be read: restore it from the repository or delete it.") from error
 
 
 def fitting(recipe: dict[str, Any], path: Path) -> Kept | None:

@@ -7,6 +7,8 @@ provenance, and every later build of the page shows it. Nothing here is typed or
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,16 @@ def load(page: str) -> list[Measured]:
     """Return the tables kept for `page`, one per substrate; raises InputError for a file that cannot be read."""
     found = []
     for path in sorted(folder().glob(f"{page}-*.json")):
-        try:
+        with reading(path, "measured table"):
             fields = json.loads(path.read_text(encoding="utf-8"))
             found.append(Measured(**{**fields, "verdict": Verdict.from_json(fields["verdict"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"The measured table {path.name} cannot be read: restore it from the repository or delete it.") from error
     return found
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Raise InputError in place of what a damaged file with kept numbers raises inside; `what` is what such a file holds."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"The {what} {path.name} cannot be read: restore it from the repository or delete it.") from error

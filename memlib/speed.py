@@ -6,15 +6,15 @@ precision makes them differ from batch to batch anyway. `python -m memlib.bench 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from memlib.errors import InputError
 from memlib.numbers import is_whole
@@ -26,7 +26,8 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 class Speed:
     """How a substrate computes.
 
-    - `cached_text`: keys and values of the text are projected once a trajectory and not at each step, as the text stays the same;
+    - `cached_text`: keys and values of the text are projected once a trajectory and not at each step, as the text stays the same (a
+      compiled U-Net does it at each step);
     - `skip_unused`: where the guidance of a step is known to be 0 or 1 before it and nobody looks at the step, only the one half of the
       batch that counts is computed;
     - `shared_prefix`: first steps whose guidance is known to be 0 and that nobody looks at are done once for a seed and kept for other
@@ -99,69 +100,42 @@ def watched(unet: Any) -> bool:
     return bool(unet._forward_pre_hooks or unet._forward_hooks)
 
 
-class ProjectedText:
-    """Stands in for `AttnProcessor2_0` of a cross-attention layer: the same operations, with keys and values given."""
-
-    def __init__(self) -> None:
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
-
-    # The parameters' names are those of diffusers' processors: Attention.forward looks at them.
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        mixed = scaled_dot_product_attention(query, self.key, self.value, dropout_p=0.0, is_causal=False)
-        mixed = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2).to(query.dtype)))
-        if attn.residual_connection:
-            mixed = mixed + hidden_states
-        return mixed / attn.rescale_output_factor
-
-
 class TextCache:
-    """Keys and values of one trajectory's text [R, 77, d] in every plain cross-attention layer of a U-Net.
+    """Keys and values of the text in every cross-attention layer of a U-Net, projected once as long as text and weights stay the same.
 
-    They are put in place for single calls, with `over`, and layers whose processor is another one by then (because attention is
-    recorded or edited) are left to it.
+    They stand in for the layers' own only within `used`. A text is the same if it lies in the same memory, which is held here so that no
+    other can take its place, and was not written to. Hooks of the projections are called every time. Where a gradient is taken, and for
+    tensors of inference mode, which do not count how often they were written to, nothing is kept.
     """
 
-    def __init__(self, unet: Any, text: Tensor):
-        self._layers: list[tuple[Attention, ProjectedText, Tensor, Tensor]] = []
-        if getattr(unet, "encoder_hid_proj", None) is not None:
-            return  # What the layers see is then not the text itself.
-        for module in unet.modules():
-            if isinstance(module, Attention) and module.is_cross_attention and _plain(module):
-                key, value = (project(text).unflatten(-1, (module.heads, -1)).transpose(1, 2) for project in (module.to_k, module.to_v))
-                # One object per layer and not per trajectory, so that a compiled U-Net finds what it was compiled with.
-                processor = module.__dict__.setdefault("_memlib_projected_text", ProjectedText())
-                self._layers.append((module, processor, key, value))
-
-    def __len__(self) -> int:
-        return len(self._layers)
+    def __init__(self, unet: Any):
+        self._layers = [module for module in unet.modules() if isinstance(module, Attention) and module.is_cross_attention]
+        self._seen: dict[torch.nn.Module, tuple[list[Tensor], list[tuple[Any, ...]], Tensor]] = {}
 
     @contextmanager
-    def over(self, rows: slice) -> Iterator[None]:
-        """Use the keys and values of these rows of the text, for one call of the U-Net on as many samples."""
-        replaced = []
+    def used(self) -> Iterator[None]:
+        """Use what is kept, and keep what is new, within."""
+        replaced: list[tuple[torch.nn.Module, Callable[..., Tensor] | None]] = []
         try:
-            for attn, processor, key, value in self._layers:
-                if type(attn.processor) is AttnProcessor2_0:
-                    replaced.append((attn, attn.processor))
-                    processor.key, processor.value = key[rows], value[rows]
-                    attn.processor = processor
+            for layer in self._layers:
+                for projection in (layer.to_k, layer.to_v):
+                    replaced.append((projection, projection.__dict__.get("forward")))
+                    projection.forward = partial(self._project, projection, projection.forward)
             yield
         finally:
-            for attn, original in replaced:
-                attn.processor.key = attn.processor.value = None
-                attn.processor = original
+            for projection, own in reversed(replaced):
+                del projection.forward
+                if own is not None:  # a library's that was put in the place of the class's
+                    projection.forward = own
 
-
-def _plain(attn: Attention) -> bool:
-    """Whether `ProjectedText` does what the layer does."""
-    others = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
-    return type(attn.processor) is AttnProcessor2_0 and all(part is None for part in others)
+    def _project(self, projection: torch.nn.Module, forward: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
+        tensors = [text, *projection.parameters()]
+        if torch.is_grad_enabled() or any(tensor.is_inference() for tensor in tensors):
+            return forward(text)
+        states = [(t.data_ptr(), t._version, t.shape, t.stride(), t.dtype) for t in tensors]
+        seen = self._seen.get(projection)
+        if seen is not None and seen[1] == states:
+            return seen[2]
+        projected = forward(text)
+        self._seen[projection] = tensors, states, projected
+        return projected

@@ -13,7 +13,8 @@ import torch
 from memlib.architectures import build, sd14_parts
 from memlib.bench import __main__ as command_line
 from memlib.bench import mitigations as bench
-from memlib.bench.mitigations import Memory, Run, Sampler, as_text, chosen, measure, table
+from memlib.bench.mitigations import Memory, Sampler, as_text, chosen, measure, table
+from memlib.bench.runs import Run
 from memlib.denoising import Cost
 from memlib.errors import InputError
 from memlib.mitigations import REGISTRY, get
@@ -59,12 +60,6 @@ def test_ratios_are_taken_within_a_turn():
     assert "memorized prompts" in text and "2.000 [2.000, 2.200]" in text and "not measured: no pictures." in text
     one = table([run for run in runs if run.turn == 0], {})
     assert one["ratio"].tolist() == [1, 2] and "[one picture]" in as_text(one)
-
-
-def test_a_quantity_by_turn_has_no_mitigation_first():
-    runs = [Run("memorized", name, turn, 10 * turn + n, 100, 0, 0) for turn in (1, 0) for n, name in enumerate(("dear", "none", "cheap"))]
-    found = bench.by_turn(runs, "seconds")
-    assert list(found) == ["none", "dear", "cheap"] and found.to_numpy().tolist() == [[1, 0, 2], [11, 10, 12]]
 
 
 def test_mitigations_take_turns_and_begin_in_turn(monkeypatch):

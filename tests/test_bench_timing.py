@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from memlib.bench import timing as module
-from memlib.bench.mitigations import Run
-from memlib.bench.timing import TURNS, Times, kept, path_of, times, write
+from memlib.bench.runs import Run, by_turn, path_of, read, write
+from memlib.bench.timing import TURNS, Times, times
 from memlib.errors import InputError
 from memlib.mitigations import get
 
@@ -51,13 +51,13 @@ def test_runs_of_both_kinds_of_prompts_are_turns_of_their_own(runs):
 
 
 def test_kept_runs_come_back_and_are_taken_where_all_are_there(runs, monkeypatch):
-    assert kept("made-up") is None
+    assert read("made-up") is None
     write(runs, "substrate: made-up; commit: abc", path_of("made-up"))
-    back = kept("folder/made-up")
-    assert back.runs == runs and back.source == "substrate: made-up; commit: abc"
+    back, source = read("folder/made-up")
+    assert back == runs and source == "substrate: made-up; commit: abc"
     monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("was timed anew"))
     found = times(Sampled, [get("none"), get("ren")], ["a"])
-    assert {run.mitigation for run in found.runs} == {"none", "ren"} and found.source == back.source
+    assert {run.mitigation for run in found.runs} == {"none", "ren"} and found.source == source
 
 
 @pytest.mark.parametrize(("mitigations", "turns", "expected"), [(["ren"], 3, 3), (["ren", "amg"], None, TURNS)])
@@ -73,8 +73,13 @@ def test_they_are_timed_anew_where_that_is_asked_for_or_one_is_not_there(mitigat
 def test_a_broken_file_is_named(data):
     path_of("made-up").write_text("mitigation,seconds\nnone,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"made-up-runs\.csv cannot be read"):
-        kept("made-up")
+        read("made-up")
 
+
+def test_a_quantity_by_turn_has_no_mitigation_first():
+    runs = [Run("memorized", name, turn, 10 * turn + n, 100, 0, 0) for turn in (1, 0) for n, name in enumerate(("dear", "none", "cheap"))]
+    found = by_turn(runs, "seconds")
+    assert list(found) == ["none", "dear", "cheap"] and found.to_numpy().tolist() == [[1, 0, 2], [11, 10, 12]]
 
 def test_one_turn_has_no_interval():
     ratio = Times([Run("p", name, 0, 1.0, 2.0, 0, 1.0) for name in ("none", "ren")], "").ratio("seconds", "ren")

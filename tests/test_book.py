@@ -141,12 +141,13 @@ print(os.environ["OMP_NUM_THREADS"])
 
 
 def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout):
-    write_notebook(layout.sources / "00_a.ipynb", "1")
-    write_notebook(layout.sources / "01_b.ipynb", "import time", "time.sleep(3)")
-    write_notebook(layout.sources / "02_c.ipynb", 'raise ValueError("no such thing")')
-    with pytest.raises(InputError, match="02_c stopped"):
+    """The two that took longest when they were committed begin first."""
+    write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")', papermill={"duration": 20.0})
+    write_notebook(layout.sources / "01_b.ipynb", "1", papermill={"duration": 5.0})
+    write_notebook(layout.sources / "02_c.ipynb", "import time", "time.sleep(3)", papermill={"duration": 10.0})
+    with pytest.raises(InputError, match="00_a stopped"):
         running.execute(layout, say=lambda line: None, jobs=2)
-    assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["01_b"]
+    assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["02_c"]
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])

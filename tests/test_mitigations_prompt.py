@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,10 +24,10 @@ from memlib.guidance import constant
 from memlib.mitigations import get
 from memlib.mitigations.bright_ending import bright_masks
 from memlib.mitigations.prss import ReAnchoring, search
-from memlib.mitigations.ren import attention_edited
 from memlib.mitigations.wen import optimize
 from memlib.sampling import Batch, initial_latents, sample, uncond_states
 from memlib.sources import data_folder
+from memlib.speed import Speed
 from memlib.store import Store
 from memlib.substrates import load
 
@@ -424,25 +425,15 @@ def test_lengths_are_each_prompts_own(sd1):
         torch.testing.assert_close(denoised(sd1, picked(batch, [i]), get("ren"))[0], together[i], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda c: c.__name__)
-def test_another_text_is_projected_anew_under_the_edit(context, sd1):
-    keep, factors = torch.arange(77)[None] < torch.tensor([[9], [6]]), torch.tensor([1.0, 1.25])
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(2, 77, sd1.unet.config.cross_attention_dim, generator=generator) for _ in range(2))
-    x = torch.randn(2, 4, sd1.unet.config.sample_size, sd1.unet.config.sample_size, generator=generator)
-
-    def alone(text):
-        with attention_edited(sd1.unet, keep, factors):
-            return sd1.unet(x, 500, encoder_hidden_states=text, return_dict=False)[0]
-
-    with context():
-        expected = [alone(text) for text in (first, second, second + 1)]
-        changed = second.clone()
-        with attention_edited(sd1.unet, keep, factors):
-            got = [sd1.unet(x, 500, encoder_hidden_states=text, return_dict=False)[0] for text in (first, first, changed)]
-            got.append(sd1.unet(x, 500, changed.add_(1), return_dict=False)[0])
-    torch.testing.assert_close(got, [expected[0], *expected], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(expected[0], expected[1], rtol=1e-3, atol=1e-3)
+def test_keys_are_projected_once_a_trajectory_and_rescaled_every_time(sd1, monkeypatch):
+    batch, layers = real_batch(sd1), cross_attention_layers(sd1).values()
+    keys, calls, multiply = {id(layer.to_k) for layer in layers}, [], torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: (id(self) in keys and calls.append(x.shape[1]), multiply(self, x))[1])
+    plain, cached = (replace(sd1, speed=Speed(cached_text=on)) for on in (False, True))
+    expected = denoised(plain, batch, get("ren"))
+    assert len(calls) == batch.steps * len(keys) and set(calls) == {int(batch.embedding.tokens.lengths.max()) + 2}
+    calls.clear()
+    assert torch.equal(denoised(cached, batch, get("ren")), expected) and len(calls) == len(keys)
 
 
 def test_the_u_net_is_as_before_also_after_an_exception(sd1):

@@ -37,21 +37,63 @@ def test_projecting_the_text_once_changes_no_bit(tiny):
     plain, spent = drawn(tiny, PLAIN)
     cached, same = drawn(tiny, Speed(cached_text=True))
     assert np.array_equal(plain, cached) and spent == same == 4 * 3 * 2
-    assert len(TextCache(tiny.unet, uncond_states(tiny))) == len([m for n, m in tiny.unet.named_modules() if n.endswith("attn2")])
 
 
-def test_the_projections_save_the_products_that_they_stand_for(tiny):
-    calls = []
-    hooks = [m.to_k.register_forward_hook(lambda *_: calls.append(1)) for n, m in tiny.unet.named_modules() if n.endswith("attn2")]
-    try:
-        drawn(tiny, PLAIN)
-        plain = len(calls)
+def test_the_projections_save_the_products_that_they_stand_for(tiny, monkeypatch):
+    layers = [m for n, m in tiny.unet.named_modules() if n.endswith("attn2")]
+    texts = {id(projection) for layer in layers for projection in (layer.to_k, layer.to_v)}
+    calls, multiply = [], torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: (id(self) in texts and calls.append(1), multiply(self, x))[1])
+    made = []
+    for options in ({"speed": PLAIN}, {"speed": Speed(cached_text=True)}, {"speed": Speed(cached_text=True), "keep": lambda *_: None}):
         calls.clear()
-        drawn(tiny, Speed(cached_text=True))
+        drawn(tiny, **options)
+        made.append(len(calls))
+    assert made == [2 * 3 * len(texts), 2 * len(texts), 2 * len(texts)]  # two batches of three steps
+
+
+def outputs(unet, calls):
+    """The U-Net's outputs for texts, one call after the other."""
+    x = torch.randn(2, 4, unet.config.sample_size, unet.config.sample_size, generator=torch.Generator().manual_seed(0))
+    return [unet(x, 500, encoder_hidden_states=text(), return_dict=False)[0] for text in calls]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda c: c.__name__)
+def test_another_text_and_other_weights_are_projected_anew(context, tiny):
+    generator = torch.Generator().manual_seed(1)
+    layer = next(m for n, m in tiny.unet.named_modules() if n.endswith("attn2"))
+    with context():
+        first, second = (torch.randn(2, 77, tiny.unet.config.cross_attention_dim, generator=generator) for _ in range(2))
+        longer = torch.cat([first, second])
+
+        def weights(factor):
+            with torch.no_grad():
+                layer.to_v.weight.mul_(factor)
+            return second
+
+        calls = [lambda: first, lambda: first, lambda: second, lambda: second.mul_(2), lambda: second[:, :9], lambda: longer[:2], lambda: longer[2:],
+                 lambda: weights(2.0), lambda: weights(0.5)]  # fmt: skip
+        plain = outputs(tiny.unet, calls)
+        second.mul_(0.5)
+        cache = TextCache(tiny.unet)
+        with cache.used():
+            cached = outputs(tiny.unet, calls)
+        second.mul_(0.5)
+    torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
+    others = [plain[i] for i in (0, 2, 3, 4, 7)]
+    assert all(not torch.allclose(a, b, rtol=1e-4, atol=1e-4) for i, a in enumerate(others) for b in others[:i])
+
+
+def test_hooks_of_a_projection_are_called_every_time(tiny):
+    layer = next(m for n, m in tiny.unet.named_modules() if n.endswith("attn2"))
+    text, seen = encode_prompts(tiny, ["a cat", "a dog"]).states, []
+    hook = layer.to_k.register_forward_hook(lambda module, args, output: seen.append(1) or output * len(seen))
+    try:
+        with torch.no_grad(), TextCache(tiny.unet).used():
+            first, second = outputs(tiny.unet, [lambda: text] * 2)
     finally:
-        for hook in hooks:
-            hook.remove()
-    assert plain == 2 * 3 * len(hooks) and len(calls) == 2 * len(hooks)
+        hook.remove()
+    assert len(seen) == 2 and not torch.allclose(first, second, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm", "euler"])
@@ -90,7 +132,7 @@ def test_nothing_is_left_out_where_somebody_looks(tiny):
     assert torch.is_grad_enabled()
 
 
-def test_recorded_layers_keep_their_processor(tiny):
+def test_recorded_attention_is_the_same(tiny):
     from memlib.attention import record
 
     plain, cached = [], []
@@ -101,13 +143,17 @@ def test_recorded_layers_keep_their_processor(tiny):
     assert np.array_equal(plain[0], cached[0])
 
 
-def test_processors_are_back_after_an_exception(tiny):
-    before = dict(tiny.unet.attn_processors)
-    cache = TextCache(tiny.unet, uncond_states(tiny))
-    with pytest.raises(RuntimeError), cache.over(slice(0, 1)):
-        assert tiny.unet.attn_processors != before
-        raise RuntimeError
-    assert tiny.unet.attn_processors == before
+def test_projections_are_back_after_an_exception_with_what_others_put_there(tiny):
+    layer = next(m for n, m in tiny.unet.named_modules() if n.endswith("attn2"))
+    own, theirs = layer.to_v.forward, lambda text: own(text)
+    layer.to_v.forward = theirs
+    try:
+        with pytest.raises(RuntimeError, match="stopped"), TextCache(tiny.unet).used():
+            assert "forward" in vars(layer.to_k) and layer.to_v.forward is not theirs
+            raise RuntimeError("stopped")
+        assert "forward" not in vars(layer.to_k) and layer.to_v.forward is theirs
+    finally:
+        del layer.to_v.forward
 
 
 def test_layouts_and_fused_products_give_the_same_latents(sd1_tiny):

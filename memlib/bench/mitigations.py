@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from memlib.architectures import ARCHITECTURES, build
+from memlib.bench.runs import Run, write
 from memlib.denoising import Cost
 from memlib.embeddings import encode_prompts
 from memlib.errors import InputError, NotMeasured
@@ -37,19 +38,6 @@ from memlib.substrates import load
 
 KINDS = ("memorized", "not memorized")
 COLUMNS = ("prompts", "mitigation", "seconds", "ratio", "ratio_low", "ratio_high", "evaluations", "decodes", "peak_mib", "pictures", "note")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One timed batch: seconds, U-Net rows and decodes a picture, and the most memory in use meanwhile (MiB)."""
-
-    prompts: str
-    mitigation: str
-    turn: int
-    seconds: float
-    evaluations: float
-    decodes: float
-    peak_mib: float
 
 
 @dataclass(frozen=True)
@@ -149,13 +137,6 @@ def _runs(
                 for mitigation in mitigations[shift:] + mitigations[:shift]:
                     yield sampler.timed(kind, mitigation, texts[turn % len(texts)], turn, uncond)
                     bar.update()
-
-
-def by_turn(runs: Sequence[Run], value: str) -> pd.DataFrame:
-    """A quantity of the runs ("seconds", "evaluations", ...), a row for each kind of prompts and turn, a column a mitigation, none first."""
-    frame = pd.DataFrame([asdict(run) for run in runs])
-    names = dict.fromkeys(["none", *frame["mitigation"]])
-    return frame.pivot(index=["prompts", "turn"], columns="mitigation", values=value)[list(names)]
 
 
 def table(runs: Sequence[Run], left_out: Mapping[str, str]) -> pd.DataFrame:
@@ -271,6 +252,4 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         found.assign(provenance=line).to_csv(arguments.out, index=False)
     if arguments.runs is not None:
-        from memlib.bench.timing import write
-
         write(runs, line, arguments.runs)

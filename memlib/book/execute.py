@@ -64,7 +64,7 @@ def execute(
     if pending:
         jobs = min(jobs or jobs_for(layout.substrate), len(pending))
         if jobs > 1:
-            pending.reverse()  # the later pages compare more and take longest: begun last, they would run alone
+            pending.sort(key=lambda one: -_minutes(one[0]))  # by the run that each was committed with: a long one begun last would run alone
         say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
         with _planned(layout, dict(parameters or {}), profile, [path for path, *_ in pending], say) if plan else nullcontext():
             run_beside([(_run, (path, target, given[path], layout)) for path, target, *_ in pending], jobs, ended)

@@ -29,9 +29,8 @@ def attention_edited(unet: Any, keep: Tensor, factors: Tensor) -> Iterator[None]
     """Mask text positions and rescale the first one in every cross-attention layer of what `unet` computes inside.
 
     `keep` is boolean [B, 77], False for positions that get no attention, and `factors` [B] multiply the logits of position 0,
-    one row for each row of the U-Net's batch. The text is cut after the last position that any row keeps, and projected once as long
-    as it stays the same. The U-Net is as before afterwards, also after an exception. Raises InputError for a U-Net whose projections
-    were fused.
+    one row for each row of the U-Net's batch. The text is cut after the last position that any row keeps. The U-Net is as before
+    afterwards, also after an exception. Raises InputError for a U-Net whose projections were fused.
     """
     layers = cross_attention_layers(unet).values()
     if any(getattr(layer, "fused_projections", False) for layer in layers):
@@ -49,43 +48,16 @@ def attention_edited(unet: Any, keep: Tensor, factors: Tensor) -> Iterator[None]
             kwargs = {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"][:, :length]}
         return args, kwargs if whole else {**kwargs, "encoder_attention_mask": kept}
 
+    def rescale(projection: Any, args: tuple, keys: Tensor) -> Tensor:
+        return keys * scale.to(keys)
+
     with ExitStack() as patches:
         if not bool(keep.all()):
             patches.callback(model.register_forward_pre_hook(mask, with_kwargs=True).remove)
-        for layer in layers:
-            for name, factor in (("to_k", scale if bool((factors != 1).any()) else None), ("to_v", None)):
-                patches.callback(setattr, layer, name, getattr(layer, name))
-                setattr(layer, name, _Projected(getattr(layer, name), factor))
+        if bool((factors != 1).any()):
+            for layer in layers:
+                patches.callback(layer.to_k.register_forward_hook(rescale).remove)
         yield
-
-
-class _Projected(torch.nn.Module):
-    """A projection of the text, times `factor` [B, L, 1], made once as long as the text is the same one: it is in all steps of a trajectory.
-
-    A text is the same if it lies in the same memory, which is held here so that no other can take its place, and was not changed there.
-    """
-
-    def __init__(self, projection: torch.nn.Module, factor: Tensor | None):
-        super().__init__()
-        self.projection, self.factor = projection, factor
-        self._seen: tuple[Tensor, int, Tensor] | None = None
-
-    def forward(self, text: Tensor) -> Tensor:
-        fixed = not torch.is_grad_enabled() and not text.is_inference()  # a tensor of inference mode does not count its changes
-        if fixed and self._seen is not None:
-            seen, version, projected = self._seen
-            if version == text._version and _place(seen) == _place(text):
-                return projected
-        projected = self.projection(text)
-        if self.factor is not None:
-            projected = projected * self.factor.to(projected)
-        if fixed:
-            self._seen = text, text._version, projected
-        return projected
-
-
-def _place(text: Tensor) -> tuple[Any, ...]:
-    return text.data_ptr(), text.shape, text.stride(), text.dtype
 
 
 @register
@@ -111,7 +83,7 @@ class MaskedAttention(Mitigation):
     label: ClassVar[str] = "attention masked and rescaled"
     summary: ClassVar[str] = "Padding gets no cross-attention, and the logit of the start token is multiplied by 1.25."
     source: ClassVar[str] = "attn, clip Table 4"
-    cost: ClassVar[str] = "a mask and one product per cross-attention layer"
+    cost: ClassVar[str] = "text cut to the prompt, one product per cross-attention layer"
     full_prompt: ClassVar[str] = "only the attention to the start token is changed"
     family: ClassVar[str] = "attention"
     reported: ClassVar[tuple[str, ...]] = ("ren",)
