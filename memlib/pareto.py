@@ -61,6 +61,17 @@ class Ranked:
     first: float
 
 
+def front(curves: Mapping[str, Sequence[Setting]]) -> list[tuple[str, int]]:
+    """Return the settings, as (method, place among its settings), that no other one equals or beats in both means; least similar first."""
+    means = {(name, place): (s.left.mean(), s.kept.mean()) for name, settings in curves.items() for place, s in enumerate(settings)}
+    found, best = [], -np.inf
+    for which in sorted(means, key=lambda which: (means[which][0], -means[which][1])):
+        if means[which][1] > best:
+            found.append(which)
+            best = means[which][1]
+    return found
+
+
 def dominated_area(left: np.ndarray, kept: np.ndarray, corner: tuple[np.ndarray | float, np.ndarray | float]) -> np.ndarray:
     """Return the area [...] that K points dominate above and to the left of a `corner` (two numbers or [...]), from `left` and `kept` [..., K].
 

@@ -212,21 +212,23 @@ for key, r in found.items():
 
 # %% tags=["full-width"]
 if pre is not None:
-    count = f"{len(pre.other_prompts)} prompts, {min(n_other_seeds, n_seeds)} seeds"
+    seeds = min(n_other_seeds, n_seeds)
+    count = f"{len(pre.other_prompts)} prompts, {seeds} seed{'' if seeds == 1 else 's'}"
     display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
     shown = table(pre.others, pre.thresholds.get("copy_threshold"))
     display(shown.drop(columns=["similarity to training", "95th percentile", "above the threshold", "diversity"]))
 
 # %% [markdown]
-# Time and memory are measured by a command of their own, all methods in one process and in turn: `python -m memlib.bench mitigations`. Its table
-# for this substrate is shown where it was kept.
+# Time and memory are measured by a command of their own, all methods in one process and in turn, with an empty store:
+# `python -m memlib.bench mitigations`. Its table for this substrate is shown where it was kept: medians over pictures, and the time as a multiple
+# of that without mitigation in the same turn, with a 95 % interval by bootstrap over turns.
 
 # %% tags=["full-width"]
 kept = data_folder() / "bench" / f"{Path(substrate).name}.csv"
 if kept.is_file():
     timed = pd.read_csv(kept)
     print(timed["provenance"].iloc[0])
-    display(timed.drop(columns=["provenance"]).round(3).fillna(""))
+    display(bench.for_page(timed))
 else:
     print("Not measured here: python -m memlib.bench mitigations --out writes it.")
 
@@ -234,10 +236,12 @@ else:
 # ## What is left against what is kept
 #
 # Each method at its strengths, joined from weak to strong (the strongest is filled; a static transition ends with the scenario's own point),
-# where strengths are tried (on fewer seeds); the star is no mitigation. Better is to the left and above. The dotted lines meet in the worst
-# corner: the similarity without mitigation, and the alignment that pictures have with the prompts of *other* pictures. In the last panel
-# alignment is that of prompts that are not memorized. MiniSD's memorized captions are titles that do not say what their picture shows, so that
-# in scenario 4 alignment with them can hardly fall; the last panel is the one that tells. What papers report is not mixed in.
+# where strengths are tried (on fewer seeds); the star is no mitigation. Better is to the left and above: settings that no other one beats in
+# both means are joined by steps and have names and 95 % intervals. With few prompts intervals are wide, and another draw may put others there;
+# the areas below say how often. The dotted lines meet in the worst corner: the similarity without mitigation, and the alignment that pictures
+# have with the prompts of *other* pictures. In the last panel alignment is that of prompts that are not memorized. MiniSD's memorized captions
+# are titles that do not say what their picture shows, so that in scenario 4 alignment with them can hardly fall; the last panel is the one that
+# tells. What papers report is not mixed in.
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
@@ -254,9 +258,9 @@ else:
 
 # %% [markdown]
 # The area that a method's settings dominate together, in units of the rectangle from that corner to a similarity of 0 at unharmed alignment: 1
-# would mean that nothing is left and nothing lost. Intervals by bootstrap over prompts, the same ones for every method and the corner; *first*
-# is the share of resamples in which a method has the largest area. More settings can only dominate more, so the area of the registered setting
-# alone stands beside.
+# would mean that nothing is left and nothing lost, more than 1 that pictures agree with the prompt better than without mitigation. Intervals by
+# bootstrap over prompts, the same ones for every method and the corner; *first* is the share of resamples in which a method has the largest
+# area. More settings can only dominate more, so the area of the registered setting alone stands beside.
 
 # %% tags=["full-width"]
 ranked = {}

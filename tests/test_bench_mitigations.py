@@ -13,7 +13,7 @@ import torch
 from memlib.architectures import build, sd14_parts
 from memlib.bench import __main__ as command_line
 from memlib.bench import mitigations as bench
-from memlib.bench.mitigations import Memory, Sampler, as_text, chosen, measure, table
+from memlib.bench.mitigations import Memory, Sampler, as_text, chosen, for_page, measure, table
 from memlib.bench.runs import Run
 from memlib.denoising import Cost
 from memlib.errors import InputError
@@ -60,6 +60,20 @@ def test_ratios_are_taken_within_a_turn():
     assert "memorized prompts" in text and "2.000 [2.000, 2.200]" in text and "not measured: no pictures." in text
     one = table([run for run in runs if run.turn == 0], {})
     assert one["ratio"].tolist() == [1, 2] and "[one picture]" in as_text(one)
+
+
+def test_the_table_of_a_page_has_a_row_for_each_mitigation_whatever_the_prompts(tmp_path):
+    runs = [Run(kind, name, turn, s, 100.4, 0, 10 * turn + peak) for kind, factor, peak in (("memorized", 1.0, 0), ("not memorized", 0.5, 7))
+            for name, s in (("none", 1.0), ("slow", 3 * factor), ("quick", factor)) for turn in (0, 1)]  # fmt: skip
+    table(runs, {"amg": "no pictures."}).to_csv(tmp_path / "kept.csv", index=False)
+    shown = for_page(pd.read_csv(tmp_path / "kept.csv"))
+    assert shown.index.tolist() == ["none", "quick", "slow"] and list(dict.fromkeys(shown.columns.get_level_values(0))) == [
+        "memorized prompts", "not memorized prompts", "memory",
+    ]  # fmt: skip
+    assert shown.loc["slow", "memorized prompts"].tolist() == [3.0, "3.00 [3.00, 3.00]", 100]
+    assert shown.loc["slow", "not memorized prompts"].tolist() == [1.5, "1.50 [1.50, 1.50]", 100]
+    assert shown["memory", "peak in MiB"].tolist() == [17, 17, 17]
+    assert for_page(table(runs[::2], {}))["memorized prompts", "as a multiple of none"]["slow"] == "3.00 [one picture]"
 
 
 def test_mitigations_take_turns_and_begin_in_turn(monkeypatch):

@@ -273,6 +273,8 @@ def test_committed_notebooks_are_in_order(path):
     assert path.stat().st_size < 3_000_000, "fewer or smaller figures"
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1 and "injected-parameters" not in tags
+    streams = {output.get("name") for cell in notebook.cells for output in cell.get("outputs", [])}
+    assert "stderr" not in streams, "a warning stands on the page"
     assert str(ROOT) not in path.read_text(encoding="utf-8") and str(Path.home()) + "/" not in path.read_text(encoding="utf-8")
 
 

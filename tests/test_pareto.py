@@ -6,7 +6,7 @@ import pytest
 
 from memlib import plots
 from memlib.errors import InputError
-from memlib.pareto import Reference, Setting, dominated_area, rank
+from memlib.pareto import Reference, Setting, dominated_area, front, rank
 
 CORNER = (1.0, 0.0)
 
@@ -91,6 +91,13 @@ def test_areas_are_those_beyond_no_mitigation_on_the_same_prompts():
     assert found["beyond"].area.value == pytest.approx(1)
 
 
+def test_the_front_is_what_nothing_beats_in_both():
+    curves = {"none": [setting("none", 0.9, 0.7, 0)], "a": [setting("weak", 0.6, 0.6, 0), setting("strong", 0.2, 0.5, 0)],
+              "beaten": [setting("b", 0.6, 0.55, 0)], "even": [setting("c", 0.2, 0.5, 0)]}  # fmt: skip
+    assert front(curves) == [("a", 1), ("a", 0), ("none", 0)]
+    assert front({name: curves[name] for name in ("beaten", "even")}) == [("even", 0), ("beaten", 0)]
+
+
 def test_the_figures_show_every_method_in_the_colour_of_its_family():
     curves = {name: [setting(name, 0.5, 0.3, 0.05), setting(name + "+", 0.3, 0.25, 0.05)] for name in ("none", "a", "b", "c")}
     families = {"none": "text", "a": "text", "b": "noise", "c": "noise"}
@@ -98,6 +105,7 @@ def test_the_figures_show_every_method_in_the_colour_of_its_family():
     figure = plots.trade_off({"one": (curves, reference), "two": (curves, None), "three": (curves, None)}, families, "left", "kept")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["none", "a (text)", "b (noise)", "c (noise)"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a"]  # of equal ones the first; none has its star
     colours = [handle.get_color() for handle in figure.legends[0].legend_handles]
     assert colours[0] == "black" and colours[1] != colours[2] == colours[3]
     bars = plots.dominance({"one": rank(curves, reference)}, families)

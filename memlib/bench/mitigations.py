@@ -170,12 +170,33 @@ def as_text(found: pd.DataFrame) -> str:
             if row.note:
                 lines.append(f"{row.mitigation:42} {row.note}")
                 continue
-            interval = "[one picture]" if np.isnan(row.ratio_low) else f"[{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
             lines.append(
-                f"{row.mitigation[:42]:42} {row.seconds:10.3f} {f'{row.ratio:.3f} {interval}':>24} {row.evaluations:11.0f} "
-                f"{row.decodes:8.0f} {row.peak_mib:9.0f}"
+                f"{row.mitigation[:42]:42} {row.seconds:10.3f} {_ratio(row, 3):>24} {row.evaluations:11.0f} {row.decodes:8.0f} {row.peak_mib:9.0f}"
             )
     return "\n".join(lines)
+
+
+def _ratio(row: Any, digits: int) -> str:
+    interval = "one picture" if np.isnan(row.ratio_low) else f"{row.ratio_low:.{digits}f}, {row.ratio_high:.{digits}f}"
+    return f"{row.ratio:.{digits}f} [{interval}]"
+
+
+def for_page(found: pd.DataFrame) -> pd.DataFrame:
+    """The table (`table`, or what ``--out`` wrote of it) as a page shows it: a row a mitigation, columns by kind of prompts.
+
+    None comes first and then what is quick with the first kind of prompts; the peak is the largest of all kinds. What was not measured is
+    left out.
+    """
+    found = found[found["pictures"] > 0]
+    kinds = {}
+    for kind, part in found.set_index("mitigation").groupby("prompts", sort=False):
+        ratios, evaluations = [_ratio(row, 2) for row in part.itertuples()], part["evaluations"].round().astype(int)
+        kinds[f"{kind} prompts"] = pd.DataFrame(
+            {"seconds per picture": part["seconds"].round(2), "as a multiple of none": ratios, "U-Net evaluations": evaluations}
+        )
+    shown = pd.concat(kinds, axis=1)
+    shown["memory", "peak in MiB"] = found.groupby("mitigation")["peak_mib"].max().round().astype(int)
+    return shown
 
 
 def chosen(names: Sequence[str] | None, every_step: bool) -> list[Mitigation]:

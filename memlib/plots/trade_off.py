@@ -10,13 +10,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
+from memlib.pareto import front
 from memlib.plots.style import COLOURS
 
 if TYPE_CHECKING:
-    from memlib.pareto import Reference, Ranked, Setting
+    from memlib.pareto import Ranked, Reference, Setting
 
 MARKERS = "osD^vP*X<>h8"
+LINE = 0.042  # height of a name, as a share of a panel's
 PLAIN = {"color": "black", "marker": "*", "markersize": 11, "linestyle": ""}
 
 
@@ -31,10 +34,11 @@ def trade_off(
     panels: Mapping[str, tuple[Mapping[str, Sequence[Setting]], Reference | None]], families: Mapping[str, str], xlabel: str, ylabel: str,
     columns: int = 2,
 ) -> Figure:  # fmt: skip
-    """Similarity left (better to the left) against alignment kept (better above), with intervals; colours tell the family of a method.
+    """Similarity left (better to the left) against alignment kept (better above); colours tell the family of a method.
 
-    Each panel holds the settings of each method, from weak to strong, joined by a line; the last one, the strongest, is filled. The method
-    "none" is a star, and the worst corner of the reference, from which dominated areas are counted, a dotted angle.
+    Each panel holds the settings of each method, from weak to strong, joined by a line; the last one, the strongest, is filled. Those that
+    no other one beats in both means (`memlib.pareto.front`) are joined by steps and have their intervals and names. The method "none" is a
+    star, and the worst corner of the reference, from which dominated areas are counted, a dotted angle.
     """
     looks = _looks({name: family for name, family in families.items() if name != "none"}) | {"none": PLAIN}
     lines = -(-len(panels) // columns)
@@ -45,6 +49,7 @@ def trade_off(
     for axis, (title, (curves, reference)) in zip(axes.flat, panels.items(), strict=False):
         for name, settings in curves.items():
             _curve(axis, settings, looks[name])
+        _front(axis, curves, looks)
         if reference is not None:
             axis.axvline(reference.left, color="black", linewidth=0.8, linestyle=":")
             axis.axhline(reference.kept, color="black", linewidth=0.8, linestyle=":")
@@ -59,13 +64,50 @@ def trade_off(
 
 
 def _curve(axis: Axes, settings: Sequence[Setting], look: Mapping) -> None:
-    pairs = [setting.estimates for setting in settings]
-    x, y = (np.array([pair[side].value for pair in pairs]) for side in (0, 1))
-    ends = [np.array([[pair[side].value - pair[side].low, pair[side].high - pair[side].value] for pair in pairs]).T.clip(0) for side in (0, 1)]
-    spread = {} if np.isnan(ends).any() else {"xerr": ends[0], "yerr": ends[1]}
-    look = {"linewidth": 1, "markersize": 5, **look}
-    axis.errorbar(x, y, **spread, elinewidth=0.5, markerfacecolor="white", **{**look, "alpha": 0.75})
-    axis.plot(x[-1:], y[-1:], zorder=3, **look)
+    x, y = zip(*(_point(setting) for setting in settings), strict=True)
+    look = {"linewidth": 0.8, "markersize": 4.5, **look}
+    axis.plot(x, y, markerfacecolor="white", **{**look, "alpha": 0.45})
+    axis.plot(x[-1:], y[-1:], **{**look, "alpha": 0.45})
+
+
+def _front(axis: Axes, curves: Mapping[str, Sequence[Setting]], looks: Mapping[str, Mapping]) -> None:
+    best = front(curves)
+    points = [_point(curves[name][place]) for name, place in best]
+    axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
+    for (name, place), (x, y) in zip(best, points, strict=True):
+        sides = curves[name][place].estimates
+        xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in sides)
+        spread = {} if np.isnan([xerr, yerr]).any() else {"xerr": xerr, "yerr": yerr}
+        look = {"markersize": 6, **looks[name], "linestyle": ""}
+        strongest = place == len(curves[name]) - 1
+        axis.errorbar(x, y, **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
+    # A method's name once, at its setting of the least similarity; in the left half to the right of it and below, else to the left and above.
+    places = {name: point for (name, _), point in reversed(list(zip(best, points, strict=True))) if name != "none"}
+    (low, high), line = axis.get_xlim(), LINE * np.ptp(axis.get_ylim())
+    rightwards = {name: x - low < (high - low) / 2 for name, (x, _) in places.items()}
+    for name, (x, y) in _apart({n: p for n, p in places.items() if rightwards[n]}, -line).items():
+        _name(axis, name, x, y - line / 2, (6, 0), "left", looks[name]["color"])
+    for name, (x, y) in _apart({n: p for n, p in places.items() if not rightwards[n]}, line).items():
+        _name(axis, name, x, y + line / 2, (-5, 0), "right", looks[name]["color"])
+
+
+def _apart(places: Mapping[str, tuple[float, float]], line: float) -> dict[str, tuple[float, float]]:
+    """Names with heights at least a line apart, moved up (or down, for a negative line) where they are closer."""
+    found: dict[str, tuple[float, float]] = {}
+    last = -np.inf
+    for name, (x, y) in sorted(places.items(), key=lambda item: np.sign(line) * item[1][1]):
+        last = max(np.sign(line) * y, last + abs(line))
+        found[name] = x, np.sign(line) * last
+    return found
+
+
+def _name(axis: Axes, name: str, x: float, y: float, offset: tuple[float, float], side: str, colour: str) -> None:
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    axis.annotate(name, (x, y), offset, textcoords="offset points", ha=side, va="center", fontsize=7, color=colour, path_effects=halo, zorder=4)
+
+
+def _point(setting: Setting) -> tuple[float, float]:
+    return float(setting.left.mean()), float(setting.kept.mean())
 
 
 def dominance(panels: Mapping[str, Mapping[str, Ranked]], families: Mapping[str, str], columns: int = 2) -> Figure:
