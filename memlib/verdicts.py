@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memlib.errors import InputError
+from memlib.numbers import counted
 from memlib.stats import Estimate
 
 VERDICTS = ("holds", "holds in part", "undecided", "does not hold", "not testable here")
@@ -77,7 +78,7 @@ class Verdict:
         return "\n".join([*lines, f"  {self._sample()}"] if self.n_prompts else lines)
 
     def _sample(self) -> str:
-        return f"{self.n_prompts} prompts" + (f", {self.n_seeds} seeds each" if self.n_seeds else "")
+        return counted(self.n_prompts, "prompt") + (f", {counted(self.n_seeds, 'seed')} each" if self.n_seeds else "")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": str(self), "text/html": self.to_html(), MIME: self.to_json()}

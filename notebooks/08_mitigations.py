@@ -132,7 +132,8 @@ table
 keys = ["none", *(key for m in chosen for key in m.reported)]
 rows_reported = reported(text="clip")
 rows_reported = rows_reported[rows_reported["method"].isin(keys) & rows_reported["place"].isin(["Table 4", "Table 5", "Section 4.2"])]
-rows_reported[["place", "method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
+rows_reported = rows_reported[["place", "method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
+rows_reported.astype(object).fillna("–")
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
 similarity = long_table(groups, [*chosen, all_masked], "similarity to original")

@@ -227,7 +227,7 @@ summary([few_known, few_other], [*shown, as_published], columns)
 rows_reported = reported(text="basin")
 rows_reported = rows_reported[rows_reported["method"].isin(["none", *(key for m in methods for key in m.reported)])]
 rows_reported = rows_reported[rows_reported["place"].isin(["Table 1", "Table 3", "Table 4"]) & (rows_reported["metric"] != "fid")]
-rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]].reset_index(drop=True)
+rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]].reset_index(drop=True).astype(object).fillna("–")
 
 # %% [markdown]
 # ## What it costs

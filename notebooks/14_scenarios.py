@@ -275,7 +275,7 @@ for key, r in found.items():
 # %%
 rows = reported(text="basin")
 rows = rows[rows["place"].isin([s.place for s in SCENARIOS.values()]) & rows["metric"].isin(["similarity_p95", "similarity", "clip_score"])]
-rows.pivot_table(index=["place", "setting", "method"], columns="metric", values="value", sort=False).round(3)
+rows.pivot_table(index=["place", "setting", "method"], columns="metric", values="value", sort=False).round(3).astype(object).fillna("–")
 
 # %% mystnb={"image": {"alt": "Mean similarity to training by mitigation and scenario, as a table of colours", "width": "100%"}}
 means = {key: {r.names[title]: r.score("similarity to training", title) for title in r.names} for key, r in found.items()}

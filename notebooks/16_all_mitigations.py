@@ -59,6 +59,7 @@ from memlib.errors import InputError
 from memlib.experiment import Experiment
 from memlib.mitigation_table import alignment_with_changed, change, table, told
 from memlib.mitigations import REGISTRY, describe, get
+from memlib.numbers import counted
 from memlib.orders import orders, tally
 from memlib.pareto import rank
 from memlib.scenarios import SCENARIOS, earlier_methods, place, shares_of_effect, weakest_scenario
@@ -201,7 +202,7 @@ for key, outcome in outcomes.items():
 
 # %% tags=["full-width"]
 for key, r in found.items():
-    display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"))
+    display(Markdown(f"**Scenario {label(key)}**, {counted(len(r.prompts), 'prompt')}, {counted(n_seeds, 'seed')}, model `{r.model}`"))
     shown = table(r.rows, r.thresholds.get("copy_threshold"))
     guided = r.result.guided
     shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
@@ -212,8 +213,7 @@ for key, r in found.items():
 
 # %% tags=["full-width"]
 if pre is not None:
-    seeds = min(n_other_seeds, n_seeds)
-    count = f"{len(pre.other_prompts)} prompts, {seeds} seed{'' if seeds == 1 else 's'}"
+    count = f"{counted(len(pre.other_prompts), 'prompt')}, {counted(min(n_other_seeds, n_seeds), 'seed')}"
     display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
     shown = table(pre.others, pre.thresholds.get("copy_threshold"))
     display(shown.drop(columns=["similarity to training", "95th percentile", "above the threshold", "diversity"]))

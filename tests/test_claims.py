@@ -237,6 +237,7 @@ def test_a_verdict_shows_itself_and_is_read_back_from_a_notebook(tmp_path):
     parser.feed(data["text/html"])
     assert parser.open == [] and "<b>&substrate" in "".join(parser.words)
     assert "0.900 [0.880, 0.920]" in data["text/html"] and "24 prompts, 10 seeds" in data["text/plain"]
+    assert str(replace(verdict, n_prompts=1, n_seeds=1)).endswith("1 prompt, 1 seed each")
 
     unsampled = judge(claim("C3b"), {name: replace(share, n_seeds=0) for name, share in long_prompts(0, 0, 0).items()})
     assert str(unsampled).endswith("24 prompts") and "24 prompts</small>" in unsampled.to_html()

@@ -20,6 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from memlib.book.ledger import NOT_TESTED, Entry, collect, counts
 from memlib.book.site import OTHER_VERDICTS
+from memlib.numbers import counted
 from memlib.verdicts import BADGES, VERDICTS, Verdict
 
 PUBLISHED = "sd14"
@@ -104,8 +105,8 @@ def _measured(entry: Entry, substrate: str) -> list[nodes.Node]:
     if not verdict.quantities:
         return [_paragraph(badge(verdict.verdict)), _state("not measured"), _paragraph(*inline(verdict.reason), classes=("claim-figures",))]
     lines = [_figure(entry.claim.quantities.get(name, name), estimate.text()) for name, estimate in verdict.quantities.items()]
-    seeds = f", {verdict.n_seeds} seeds" if verdict.n_seeds else ""
-    return [_paragraph(badge(verdict.verdict)), _state(f"measured, {verdict.n_prompts} prompts{seeds}"), *lines]
+    seeds = f", {counted(verdict.n_seeds, 'seed')}" if verdict.n_seeds else ""
+    return [_paragraph(badge(verdict.verdict)), _state(f"measured, {counted(verdict.n_prompts, 'prompt')}{seeds}"), *lines]
 
 
 def _figure(quantity: str, figure: str) -> nodes.paragraph:
