@@ -20,6 +20,7 @@ from memlib.detectors import REGISTRY
 from memlib.detectors.evaluation import evaluate, measure_all
 from memlib.errors import InputError, exit_status
 from memlib.experiment import Experiment
+from memlib.numbers import counted
 from memlib.plan.rates import calibrate
 from memlib.sources import data_folder
 
@@ -82,7 +83,7 @@ def as_text(table: pd.DataFrame) -> str:
         ours = f"not measured ({row.reason})" if row.agrees is None else f"{row.ours:.3f} [{row.low:.3f}, {row.high:.3f}]"
         verdict = {True: "theirs within our interval", False: "theirs outside our interval", None: ""}[row.agrees]
         theirs = f"theirs {row.theirs:.3f} ({row.setting}; {row.source})"
-        lines.append(f"{row.detector} with {row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, {row.metric}: ours {ours}, {theirs}. {verdict}".rstrip())
+        lines.append(f"{row.detector} with {counted(row.seeds, 'seed')}, {row.metric}: ours {ours}, {theirs}. {verdict}".rstrip())
     return "\n".join(lines)
 
 

@@ -34,6 +34,11 @@ class Setting:
         """Means of `left` and `kept` with intervals."""
         return mean_interval(self.left), mean_interval(self.kept)
 
+    @property
+    def means(self) -> tuple[float, float]:
+        """Means of `left` and `kept`."""
+        return float(self.left.mean()), float(self.kept.mean())
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -63,12 +68,12 @@ class Ranked:
 
 def front(curves: Mapping[str, Sequence[Setting]]) -> list[tuple[str, int]]:
     """Return the settings, as (method, place among its settings), that no other one equals or beats in both means; least similar first."""
-    means = {(name, place): (s.left.mean(), s.kept.mean()) for name, settings in curves.items() for place, s in enumerate(settings)}
+    means = {(name, place): setting.means for name, settings in curves.items() for place, setting in enumerate(settings)}
     found, best = [], -np.inf
-    for which in sorted(means, key=lambda which: (means[which][0], -means[which][1])):
-        if means[which][1] > best:
+    for which, (_, kept) in sorted(means.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if kept > best:
             found.append(which)
-            best = means[which][1]
+            best = kept
     return found
 
 

@@ -24,10 +24,11 @@ from memlib.guidance import constant
 from memlib.mitigations import get
 from memlib.mitigations.bright_ending import bright_masks
 from memlib.mitigations.prss import ReAnchoring, search
+from memlib.mitigations.ren import attention_edited
 from memlib.mitigations.wen import optimize
 from memlib.sampling import Batch, initial_latents, sample, uncond_states
 from memlib.sources import data_folder
-from memlib.speed import Speed
+from memlib.speed import Speed, TextCache
 from memlib.store import Store
 from memlib.substrates import load
 
@@ -434,6 +435,27 @@ def test_keys_are_projected_once_a_trajectory_and_rescaled_every_time(sd1, monke
     assert len(calls) == batch.steps * len(keys) and set(calls) == {int(batch.embedding.tokens.lengths.max()) + 2}
     calls.clear()
     assert torch.equal(denoised(cached, batch, get("ren")), expected) and len(calls) == len(keys)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda c: c.__name__)
+def test_another_text_is_projected_anew_under_the_edit(context, sd1):
+    keep, factors = torch.arange(77)[None] < torch.tensor([[9], [6]]), torch.tensor([1.0, 1.25])
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(2, 77, sd1.unet.config.cross_attention_dim, generator=generator) for _ in range(2))
+    x = torch.randn(2, 4, sd1.unet.config.sample_size, sd1.unet.config.sample_size, generator=generator)
+
+    def alone(text):
+        with attention_edited(sd1.unet, keep, factors):
+            return sd1.unet(x, 500, encoder_hidden_states=text, return_dict=False)[0]
+
+    with context():
+        expected = [alone(text) for text in (first, second, second + 1)]
+        changed = second.clone()
+        with attention_edited(sd1.unet, keep, factors), TextCache(sd1.unet).used():
+            got = [sd1.unet(x, 500, encoder_hidden_states=text, return_dict=False)[0] for text in (first, first, changed)]
+            got.append(sd1.unet(x, 500, changed.add_(1), return_dict=False)[0])
+    torch.testing.assert_close(got, [expected[0], *expected], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[1], rtol=1e-3, atol=1e-3)
 
 
 def test_the_u_net_is_as_before_also_after_an_exception(sd1):

@@ -33,7 +33,7 @@ class Times:
         With a bootstrap interval over turns; None where one of them was not run.
         """
         values = by_turn(self.runs, value)
-        return None if not {title, other} <= set(values) else _ratio(values[title], values[other])
+        return None if not {title, other} <= set(values) else _median_ratio(values[title], values[other])
 
     def extreme(self, value: str, among: Sequence[str], largest: bool = False) -> str | None:
         """The mitigation among some with the smallest (or largest) median ratio to no mitigation; None where none of them was run."""
@@ -46,11 +46,11 @@ class Times:
         seconds, evaluations = by_turn(self.runs, "seconds"), by_turn(self.runs, "evaluations")
         return pd.DataFrame({
             "U-Net evaluations per picture": evaluations.median().round(1), "seconds per picture": seconds.median().round(2),
-            "time, as a multiple of none": {title: _ratio(seconds[title], seconds["none"]).text(3) for title in seconds},
+            "time, as a multiple of none": {title: _median_ratio(seconds[title], seconds["none"]).text(3) for title in seconds},
         })  # fmt: skip
 
 
-def _ratio(values: pd.Series, others: pd.Series) -> Estimate:
+def _median_ratio(values: pd.Series, others: pd.Series) -> Estimate:
     return quantile_interval((values / others).to_numpy(), 0.5)
 
 

@@ -64,50 +64,35 @@ def trade_off(
 
 
 def _curve(axis: Axes, settings: Sequence[Setting], look: Mapping) -> None:
-    x, y = zip(*(_point(setting) for setting in settings), strict=True)
-    look = {"linewidth": 0.8, "markersize": 4.5, **look}
-    axis.plot(x, y, markerfacecolor="white", **{**look, "alpha": 0.45})
-    axis.plot(x[-1:], y[-1:], **{**look, "alpha": 0.45})
+    x, y = zip(*(setting.means for setting in settings), strict=True)
+    look = {"linewidth": 0.8, "markersize": 4.5, **look, "alpha": 0.45}
+    axis.plot(x, y, markerfacecolor="white", **look)
+    axis.plot(x[-1:], y[-1:], **look)
 
 
 def _front(axis: Axes, curves: Mapping[str, Sequence[Setting]], looks: Mapping[str, Mapping]) -> None:
-    best = front(curves)
-    points = [_point(curves[name][place]) for name, place in best]
-    axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
-    for (name, place), (x, y) in zip(best, points, strict=True):
-        sides = curves[name][place].estimates
-        xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in sides)
+    best = [(name, curves[name][place], place == len(curves[name]) - 1) for name, place in front(curves)]
+    axis.step(*zip(*(setting.means for _, setting, _ in best), strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
+    for name, setting, strongest in best:
+        xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in setting.estimates)
         spread = {} if np.isnan([xerr, yerr]).any() else {"xerr": xerr, "yerr": yerr}
         look = {"markersize": 6, **looks[name], "linestyle": ""}
-        strongest = place == len(curves[name]) - 1
-        axis.errorbar(x, y, **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
+        axis.errorbar(*setting.means, **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
     # A method's name once, at its setting of the least similarity; in the left half to the right of it and below, else to the left and above.
-    places = {name: point for (name, _), point in reversed(list(zip(best, points, strict=True))) if name != "none"}
-    (low, high), line = axis.get_xlim(), LINE * np.ptp(axis.get_ylim())
-    rightwards = {name: x - low < (high - low) / 2 for name, (x, _) in places.items()}
-    for name, (x, y) in _apart({n: p for n, p in places.items() if rightwards[n]}, -line).items():
-        _name(axis, name, x, y - line / 2, (6, 0), "left", looks[name]["color"])
-    for name, (x, y) in _apart({n: p for n, p in places.items() if not rightwards[n]}, line).items():
-        _name(axis, name, x, y + line / 2, (-5, 0), "right", looks[name]["color"])
+    places = {name: setting.means for name, setting, _ in reversed(best) if name != "none"}
+    middle = np.mean(axis.get_xlim())
+    _names(axis, {name: place for name, place in places.items() if place[0] < middle}, looks, upwards=False)
+    _names(axis, {name: place for name, place in places.items() if place[0] >= middle}, looks, upwards=True)
 
 
-def _apart(places: Mapping[str, tuple[float, float]], line: float) -> dict[str, tuple[float, float]]:
-    """Names with heights at least a line apart, moved up (or down, for a negative line) where they are closer."""
-    found: dict[str, tuple[float, float]] = {}
-    last = -np.inf
-    for name, (x, y) in sorted(places.items(), key=lambda item: np.sign(line) * item[1][1]):
-        last = max(np.sign(line) * y, last + abs(line))
-        found[name] = x, np.sign(line) * last
-    return found
-
-
-def _name(axis: Axes, name: str, x: float, y: float, offset: tuple[float, float], side: str, colour: str) -> None:
+def _names(axis: Axes, places: Mapping[str, tuple[float, float]], looks: Mapping[str, Mapping], upwards: bool) -> None:
+    """Write names beside their places, half a line above and to the left, or below and to the right; a line apart where they are closer."""
+    sign, line, last = 1 if upwards else -1, LINE * np.ptp(axis.get_ylim()), -np.inf
     halo = [withStroke(linewidth=2.5, foreground="white")]
-    axis.annotate(name, (x, y), offset, textcoords="offset points", ha=side, va="center", fontsize=7, color=colour, path_effects=halo, zorder=4)
-
-
-def _point(setting: Setting) -> tuple[float, float]:
-    return float(setting.left.mean()), float(setting.kept.mean())
+    for name, (x, y) in sorted(places.items(), key=lambda item: sign * item[1][1]):
+        last = max(sign * y + line / 2, last + line)
+        axis.annotate(name, (x, sign * last), (-5 if upwards else 6, 0), textcoords="offset points", ha="right" if upwards else "left",
+                      va="center", fontsize=7, color=looks[name]["color"], path_effects=halo, zorder=4)  # fmt: skip
 
 
 def dominance(panels: Mapping[str, Mapping[str, Ranked]], families: Mapping[str, str], columns: int = 2) -> Figure:
