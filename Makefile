@@ -33,11 +33,11 @@ env:
 	fi
 
 book: env
-	$(RUN) -m memlib.book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
-	$(RUN) -m memlib.book build --substrate "$(SUBSTRATE)"
+	$(RUN) -m memlib.companion.book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
+	$(RUN) -m memlib.companion.book build --substrate "$(SUBSTRATE)"
 
 outputs: env
-	$(RUN) -m memlib.book outputs
+	$(RUN) -m memlib.companion.book outputs
 
 test: env browser
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval-lax --nbval-current-env tests $(NOTEBOOKS)

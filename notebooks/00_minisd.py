@@ -33,15 +33,15 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.embeddings import encode_prompts
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.prompts.embedding import encode_prompts
 from memlib.experiment import Experiment
-from memlib.minisd.corpus import LEVELS
-from memlib.minisd.measure import copies_by_level, quality, reconstructed, similarity_to_training, training_record
-from memlib.minisd.paths import settings
-from memlib.minisd.prompt_sets import corpus, held_out_pictures, training_pictures
-from memlib.prompts import load_prompts
+from memlib.models.minisd.corpus import LEVELS
+from memlib.training.minisd.measure import copies_by_level, quality, reconstructed, similarity_to_training, training_record
+from memlib.models.minisd.paths import settings
+from memlib.models.minisd.prompt_sets import corpus, held_out_pictures, training_pictures
+from memlib.prompts.sets import load_prompts
 
 # %% tags=["parameters"]
 models = ["minisd-v1", "minisd-v2"]  # the first one is measured in full
@@ -141,8 +141,8 @@ print(f"PSNR on {len(real)} held-out pictures: mean {psnr.mean():.1f} dB, 5th pe
 
 # %% mystnb={"image": {"alt": "Precision and recall of the copy descriptor against the similarity threshold", "width": "70%"}}
 judge = run.metrics.copy
-from memlib.minisd.judges import load_descriptor, load_evaluator  # noqa: E402
-from memlib.minisd.paths import minisd_folder  # noqa: E402
+from memlib.models.minisd.judges import load_descriptor, load_evaluator  # noqa: E402
+from memlib.models.minisd.paths import minisd_folder  # noqa: E402
 
 config = load_descriptor(minisd_folder() / "judges" / "descriptor").config
 curve = pd.DataFrame(config["curve"]).melt("threshold", var_name="", value_name="share")

@@ -34,13 +34,13 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
 from memlib.experiment import Experiment
-from memlib.interventions import INTERVENTIONS
-from memlib.stats import group_difference
-from memlib.summaries import long_table, summary
+from memlib.prompts.interventions import INTERVENTIONS
+from memlib.judging.estimates import group_difference
+from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

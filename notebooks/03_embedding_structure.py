@@ -39,16 +39,16 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.prompts import choose_prompts, load_prompts
-from memlib.provenance import provenance
-from memlib.stats import group_difference, mean_interval, paired_difference
-from memlib.structure import SPANS, cosines_behind_eot, eot_pad_cosine, project, silhouettes, span_cosines, span_ranks
-from memlib.substrates import load
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.prompts.embedding import encode_prompts
+from memlib.base.errors import InputError
+from memlib.prompts.sets import choose_prompts, load_prompts
+from memlib.experiment.provenance import provenance
+from memlib.judging.estimates import group_difference, mean_interval, paired_difference
+from memlib.prompts.structure import SPANS, cosines_behind_eot, eot_pad_cosine, project, silhouettes, span_cosines, span_ranks
+from memlib.models.substrate import load
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

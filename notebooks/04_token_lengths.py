@@ -27,7 +27,7 @@
 #
 # The lists belong to their publishers and are not in this repository; their statistics are
 # (`data/token_lengths.csv`: a full histogram per list, with the list's address and SHA-256). With `refetch` the lists
-# are fetched and counted anew; `python -m memlib.token_lengths` writes the file.
+# are fetched and counted anew; `python -m memlib.prompts.lengths` writes the file.
 
 # %%
 import time
@@ -38,13 +38,13 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable
-from memlib.prompt_sources import load_sources
-from memlib.provenance import provenance
-from memlib.stats import share_interval
-from memlib.token_lengths import ENOUGH_PADDING, LIMIT, POOLED, SPECIAL_TOKENS, lengths, padding_left, read_statistics, statistics
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable
+from memlib.prompts.published import load_sources
+from memlib.experiment.provenance import provenance
+from memlib.judging.estimates import share_interval
+from memlib.prompts.lengths import ENOUGH_PADDING, LIMIT, POOLED, SPECIAL_TOKENS, lengths, padding_left, read_statistics, statistics
 
 # %% tags=["parameters"]
 refetch = False  # True: fetch the lists that are not at hand and count them here

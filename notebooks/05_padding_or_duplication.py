@@ -36,18 +36,18 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable
-from memlib.embeddings import PADDINGS, encode_prompts
-from memlib.errors import InputError
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable
+from memlib.prompts.embedding import PADDINGS, encode_prompts
+from memlib.base.errors import InputError
 from memlib.experiment import Experiment
-from memlib.interventions import apply
-from memlib.minisd import factorial
-from memlib.minisd.paths import settings
-from memlib.prompts import load_prompts
-from memlib.scores import nearest_training
-from memlib.stats import mean_interval, paired_difference, share_interval
+from memlib.prompts.interventions import apply
+from memlib.training.minisd import factorial
+from memlib.models.minisd.paths import settings
+from memlib.prompts.sets import load_prompts
+from memlib.experiment.scores import nearest_training
+from memlib.judging.estimates import mean_interval, paired_difference, share_interval
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -39,16 +39,16 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.attention import aligned_at_eot, cross_attention_layers, entropy, finest_down_layers
-from memlib.attention_runs import attention_of, last_maps
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable
-from memlib.embeddings import PADDINGS, encode_prompts
+from memlib.results import figures as plots
+from memlib.sampling.attention.record import aligned_at_eot, cross_attention_layers, entropy, finest_down_layers
+from memlib.sampling.attention.runs import attention_of, last_maps
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable
+from memlib.prompts.embedding import PADDINGS, encode_prompts
 from memlib.experiment import Experiment
-from memlib.interventions import apply, mask_padding
-from memlib.prompts import load_prompts
-from memlib.stats import Estimate, group_difference, mean_interval
+from memlib.prompts.interventions import apply, mask_padding
+from memlib.prompts.sets import load_prompts
+from memlib.judging.estimates import Estimate, group_difference, mean_interval
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

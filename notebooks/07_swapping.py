@@ -23,7 +23,7 @@
 # `clip` shows it for two prompts: exchanging the `<eot>` states does nothing, exchanging `<eot>` and padding exchanges the
 # pictures. Here it is done for **all ordered pairs** of a set of prompts, memorized ones and, for contrast, others.
 #
-# The text does not say what happens where two prompts differ in length. The rule taken (`memlib.interventions.swap`):
+# The text does not say what happens where two prompts differ in length. The rule taken (`memlib.prompts.interventions.swap`):
 # positions are counted from `<eot>`. The other prompt's `<eot>` state goes to the own `<eot>` position, its padding states from
 # left to right to the own padding positions; what is left over of a longer padding is dropped, a shorter one starts again at its
 # first state. Start and prompt states stay the prompt's own.
@@ -35,12 +35,12 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.equivalence import pair_interval
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.judging.equivalence import pair_interval
 from memlib.experiment import Experiment
-from memlib.interventions import swap
+from memlib.prompts.interventions import swap
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

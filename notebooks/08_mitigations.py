@@ -42,15 +42,15 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, reported
-from memlib.equivalence import equivalence, relative_change
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, reported
+from memlib.judging.equivalence import equivalence, relative_change
 from memlib.experiment import Experiment
-from memlib.interventions import MASK_ORDERS
+from memlib.prompts.interventions import MASK_ORDERS
 from memlib.mitigations import REGISTRY, describe, get
-from memlib.stats import mean_interval, paired_difference
-from memlib.summaries import long_table, summary
+from memlib.judging.estimates import mean_interval, paired_difference
+from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -33,13 +33,13 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable, reported
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable, reported
 from memlib.experiment import Experiment
-from memlib.measured import Measured, keep, load
+from memlib.results.measured import Measured, keep, load
 from memlib.mitigations import REGISTRY
-from memlib.prompts import load_prompts
-from memlib.stats import mean_interval, paired_difference
+from memlib.prompts.sets import load_prompts
+from memlib.judging.estimates import mean_interval, paired_difference
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # sd14 measures; others show what is reported and what was measured before

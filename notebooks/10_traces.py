@@ -37,13 +37,13 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
 from memlib.experiment import Experiment
-from memlib.roc import auc_interval, tpr_at_fpr
-from memlib.stats import Estimate, group_difference, mean_interval, share_interval
-from memlib.transitions import fall_step, steepest_fall, trace, transition_step
+from memlib.judging.roc import auc_interval, tpr_at_fpr
+from memlib.judging.estimates import Estimate, group_difference, mean_interval, share_interval
+from memlib.probes.transitions import fall_step, steepest_fall, trace, transition_step
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

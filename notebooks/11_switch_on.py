@@ -37,17 +37,17 @@ import pandas as pd
 from IPython.display import HTML, display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.devices import device_of
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.models.devices import device_of
 from memlib.experiment import Experiment
-from memlib.interactive import Story, switch_figure
-from memlib.speed import Speed
-from memlib.stats import Estimate, mean_interval, share_interval
-from memlib.substrates import load
-from memlib.switch_on import REFERENCE_STEPS, comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
-from memlib.transitions import VARIANTS, trace
+from memlib.results.figures.interactive import Story, switch_figure
+from memlib.models.speed import Speed
+from memlib.judging.estimates import Estimate, mean_interval, share_interval
+from memlib.models.substrate import load
+from memlib.probes.switch_on import REFERENCE_STEPS, comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
+from memlib.probes.transitions import VARIANTS, trace
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -68,7 +68,7 @@ batch_size = None  # pictures at once; None: from free memory
 # %%
 refuse_unknown()
 plots.style()
-# Before the switch the prompt does not count: these steps are done once for all prompts and switches with a seed (see memlib.prefixes).
+# Before the switch the prompt does not count: these steps are done once for all prompts and switches with a seed (see memlib.sampling.prefix).
 sharing = replace(Speed.on(device_of(device)), skip_unused=True, shared_prefix=True)
 run = Experiment(
     substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size,

@@ -47,13 +47,13 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.basin import KINDS, Basin
-from memlib.basin_width import widths
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
+from memlib.results import figures as plots
+from memlib.probes.basin import KINDS, Basin
+from memlib.probes.basin_width import widths
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
 from memlib.experiment import Experiment
-from memlib.stats import share_interval
+from memlib.judging.estimates import share_interval
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

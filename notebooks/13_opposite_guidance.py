@@ -35,14 +35,15 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import bench, plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, reported
+from memlib.companion import bench
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, reported
 from memlib.experiment import Experiment
 from memlib.mitigations import describe, get
-from memlib.stats import Estimate, mean_interval, paired_difference, share_interval
-from memlib.summaries import summary
-from memlib.transitions import trace
+from memlib.judging.estimates import Estimate, mean_interval, paired_difference, share_interval
+from memlib.experiment.tables import summary
+from memlib.probes.transitions import trace
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -234,7 +235,7 @@ rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]]
 #
 # One picture at a time, not from the store, from prompt to picture, the methods in turn on the same prompts after each was run once; medians
 # over turns. U-Net evaluations count rows: a guided step of one picture is two. Times hang on the machine and on what runs beside: those
-# kept with the project were taken on an idle one by `python -m memlib.bench mitigations` (`-p n_timed 5` takes them anew).
+# kept with the project were taken on an idle one by `python -m memlib.companion.bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)

@@ -30,7 +30,7 @@
 # That earlier methods work only in the scenario that they were made for (B7) is judged [with all mitigations](16_all_mitigations).
 #
 # The criteria below were fixed in `data/claims.yml` before anything ran. On MiniSD the scenarios are `minisd-v1` fine-tuned on fresh scenes that
-# it never saw, by the trainer that also fine-tunes Stable Diffusion (`python -m memlib.finetune`, see [](../book/running.md)); only the
+# it never saw, by the trainer that also fine-tunes Stable Diffusion (`python -m memlib.training.finetune`, see [](../book/running.md)); only the
 # U-Net is trained, as in the published fine-tunings. How often a picture is seen, and why, stands in `data/minisd/training.yml`. For another substrate
 # the fine-tuned folders are parameters, and a scenario without one is *not measured*.
 
@@ -45,22 +45,23 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from myst_nb import glue
 
-from memlib import bench, plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, reported
-from memlib.errors import InputError
+from memlib.companion import bench
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, reported
+from memlib.base.errors import InputError
 from memlib.experiment import Experiment
 from memlib.mitigations import REGISTRY, get
-from memlib.scenarios import (
+from memlib.results.scenarios import (
     SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, largest_cost, least_lowering, measure, place, spread, spread_difference,
     transition_under,
 )
-from memlib.stats import mean_interval, quantile_interval
-from memlib.transitions import trace, transition_step
+from memlib.judging.estimates import mean_interval, quantile_interval
+from memlib.probes.transitions import trace, transition_step
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
-small_model = "auto"  # model of scenario 1; auto: the substrate's own, or a folder written by memlib.finetune
+small_model = "auto"  # model of scenario 1; auto: the substrate's own, or a folder written by memlib.training.finetune
 large_model = "auto"  # model of scenario 1b, likewise
 class_model = "auto"  # model of scenario 2
 duplicated_model = "auto"  # model of scenario 3
@@ -294,7 +295,7 @@ if grid.size:
 #
 # One picture at a time, not from the store, from prompt to picture, the methods in turn on the pre-trained model's prompts after each was run once; the
 # U-Nets of all scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two. Times kept with the project were taken
-# on an idle machine by `python -m memlib.bench mitigations` (`-p n_timed 5` takes them anew).
+# on an idle machine by `python -m memlib.companion.bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype)

@@ -46,17 +46,17 @@ from dataclasses import replace
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.attention import cross_attention_layers, finest_down_layers
-from memlib.attention_runs import last_maps
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.detectors import describe, get
-from memlib.detectors.evaluation import evaluate_all, measure_all, table
-from memlib.detectors.runs import whole_run
+from memlib.results import figures as plots
+from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers
+from memlib.sampling.attention.runs import last_maps
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.probes.detectors import describe, get
+from memlib.probes.detectors.evaluation import evaluate_all, measure_all, table
+from memlib.probes.detectors.runs import whole_run
 from memlib.experiment import Experiment
-from memlib.roc import auc_interval, roc_curve, tpr_at_fpr
-from memlib.stats import group_difference, mean_interval
+from memlib.judging.roc import auc_interval, roc_curve, tpr_at_fpr
+from memlib.judging.estimates import group_difference, mean_interval
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -51,25 +51,26 @@ import pandas as pd
 from IPython.display import Markdown, display
 from myst_nb import glue
 
-from memlib import bench, kept_scenarios, plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.equivalence import relative_change
-from memlib.errors import InputError
+from memlib.companion import bench
+from memlib.results import kept_scenarios, figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.judging.equivalence import relative_change
+from memlib.base.errors import InputError
 from memlib.experiment import Experiment
-from memlib.mitigation_table import alignment_with_changed, change, table, told
+from memlib.results.mitigation_table import alignment_with_changed, change, table, told
 from memlib.mitigations import REGISTRY, describe, get
-from memlib.numbers import counted
-from memlib.orders import orders, tally
-from memlib.pareto import rank
-from memlib.scenarios import SCENARIOS, earlier_methods, place, shares_of_effect, weakest_scenario
-from memlib.side_by_side import SideBySide, recipe, side_by_side, variants_of
-from memlib.sources import data_folder
-from memlib.stats import mean_interval
+from memlib.base.numbers import counted
+from memlib.results.orders import orders, tally
+from memlib.results.pareto import rank
+from memlib.results.scenarios import SCENARIOS, earlier_methods, place, shares_of_effect, weakest_scenario
+from memlib.results.side_by_side import SideBySide, recipe, side_by_side, variants_of
+from memlib.base.paths import data_folder
+from memlib.judging.estimates import mean_interval
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
-small_model = "auto"  # model of scenario 1; auto: the substrate's own, or a folder written by memlib.finetune
+small_model = "auto"  # model of scenario 1; auto: the substrate's own, or a folder written by memlib.training.finetune
 large_model = "auto"  # model of scenario 1b, likewise
 class_model = "auto"  # model of scenario 2
 duplicated_model = "auto"  # model of scenario 3
@@ -220,7 +221,7 @@ if pre is not None:
 
 # %% [markdown]
 # Time and memory are measured by a command of their own, all methods in one process and in turn, with an empty store:
-# `python -m memlib.bench mitigations`. Its table for this substrate is shown where it was kept: medians over pictures, and the time as a multiple
+# `python -m memlib.companion.bench mitigations`. Its table for this substrate is shown where it was kept: medians over pictures, and the time as a multiple
 # of that without mitigation in the same turn, with a 95 % interval by bootstrap over turns.
 
 # %% tags=["full-width"]
@@ -230,7 +231,7 @@ if kept.is_file():
     print(timed["provenance"].iloc[0])
     display(bench.for_page(timed))
 else:
-    print("Not measured here: python -m memlib.bench mitigations --out writes it.")
+    print("Not measured here: python -m memlib.companion.bench mitigations --out writes it.")
 
 # %% [markdown]
 # ## What is left against what is kept

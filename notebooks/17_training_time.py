@@ -33,7 +33,7 @@
 # up the same share of those. MiniSD knows which these are; whoever filters web data has to guess a threshold instead. Samples
 # whose caption is dropped for training without text are never left out.
 #
-# What each run gave is kept in tables under `data/minisd`, made by `python -m memlib.minisd mitigated`; this page reads them.
+# What each run gave is kept in tables under `data/minisd`, made by `python -m memlib.training.minisd mitigated`; this page reads them.
 
 # %%
 import time
@@ -44,19 +44,19 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable
-from memlib.errors import InputError
-from memlib.minisd import training_effects
-from memlib.minisd.mitigated import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
-from memlib.minisd.paths import settings
-from memlib.minisd.prompt_sets import training_pictures
-from memlib.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
-from memlib.minisd.training_mitigations.filters import SampleFilter
-from memlib.prompts import load_prompts
-from memlib.provenance import provenance
-from memlib.sources import family_of, locate
+from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable
+from memlib.base.errors import InputError
+from memlib.training.minisd import training_effects
+from memlib.training.minisd.mitigated import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
+from memlib.models.minisd.paths import settings
+from memlib.models.minisd.prompt_sets import training_pictures
+from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
+from memlib.training.minisd.training_mitigations.filters import SampleFilter
+from memlib.prompts.sets import load_prompts
+from memlib.experiment.provenance import provenance
+from memlib.models.catalogue import family_of, locate
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the trainings are MiniSD's; with another substrate the page says what could be tested there
@@ -108,7 +108,7 @@ for name in names:
     if (found := at_hand(training_effects.compared, name)) is not None:
         pairs[name] = found
 if family == "minisd" and not names:
-    print("not measured: no training with a mitigation is in data/minisd yet; run python -m memlib.minisd mitigated")
+    print("not measured: no training with a mitigation is in data/minisd yet; run python -m memlib.training.minisd mitigated")
 if pairs:
     seeds = "; ".join(f"{name} {', '.join(map(str, found.seeds))}" for name, found in pairs.items())
     print(f"{settings()['replicates']['steps']:,} steps; seeds of training: {seeds}")

@@ -46,21 +46,22 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.attack import Attack, Budget, targets
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge
-from memlib.embeddings import encode_prompts
-from memlib.equivalence import relative_change
-from memlib.errors import InputError, NotMeasured
+from memlib.results import figures as plots
+from memlib.probes.attack import Attack, Budget
+from memlib.probes.attack import targets
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.prompts.embedding import encode_prompts
+from memlib.judging.equivalence import relative_change
+from memlib.base.errors import InputError, NotMeasured
 from memlib.experiment import Experiment
 from memlib.mitigations import get
 from memlib.mitigations.pruning import PrunedFor
-from memlib.pruning import WeightSet, pruned
-from memlib.pruning.weight_sets import union
-from memlib.stats import mean_interval, paired_difference
-from memlib.summaries import long_table, summary
-from memlib.triggers import by_chance, most_active, overlaps, trigger_embedding
+from memlib.mitigations.weights import WeightSet, pruned
+from memlib.mitigations.weights.weight_sets import union
+from memlib.judging.estimates import mean_interval, paired_difference
+from memlib.experiment.tables import long_table, summary
+from memlib.probes.triggers import by_chance, most_active, overlaps, trigger_embedding
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -44,18 +44,19 @@ from IPython.display import display
 from myst_nb import glue
 from sklearn.manifold import TSNE
 
-from memlib import plots
-from memlib.attack import Attack, Budget, Targets, controls, reach, targets
-from memlib.attack.outcomes import apart, excess, share, survival
-from memlib.book.parameters import refuse_unknown
-from memlib.calibration import reference_prompts
-from memlib.claims import claim, judge
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, NotMeasured
+from memlib.results import figures as plots
+from memlib.probes.attack import Attack, Budget, Targets, controls
+from memlib.probes.attack import reach, targets
+from memlib.probes.attack.outcomes import apart, excess, share, survival
+from memlib.experiment.parameters import refuse_unknown
+from memlib.sampling.calibration import reference_prompts
+from memlib.judging.claims import claim, judge
+from memlib.prompts.embedding import encode_prompts
+from memlib.base.errors import InputError, NotMeasured
 from memlib.experiment import Experiment
 from memlib.mitigations import REGISTRY, get
-from memlib.stats import mean_interval, share_interval
-from memlib.triggers import between, spread
+from memlib.judging.estimates import mean_interval, share_interval
+from memlib.probes.triggers import between, spread
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

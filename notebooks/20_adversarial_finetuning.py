@@ -42,16 +42,17 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from memlib import plots
-from memlib.attack import Attack, Budget, targets
-from memlib.attack.outcomes import share, survival
-from memlib.book.parameters import refuse_unknown
-from memlib.claims import claim, judge, not_testable
-from memlib.equivalence import relative_change
-from memlib.errors import InputError
+from memlib.results import figures as plots
+from memlib.probes.attack import Attack, Budget
+from memlib.probes.attack import targets
+from memlib.probes.attack.outcomes import share, survival
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge, not_testable
+from memlib.judging.equivalence import relative_change
+from memlib.base.errors import InputError
 from memlib.experiment import Experiment
-from memlib.minisd import remedy_rounds
-from memlib.minisd.paths import settings
+from memlib.training.minisd import remedy_rounds
+from memlib.models.minisd.paths import settings
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the model before fine-tuning: minisd-v1, sd14, sd21, or a folder with a diffusers pipeline
@@ -197,10 +198,10 @@ if rounds is not None:
     if not same:
         print("Step 0 is left out: this page ran with other prompts or settings than the rounds were measured with.")
 elif ours:
-    print("Not measured here: `python -m memlib.minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
+    print("Not measured here: `python -m memlib.training.minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
 else:
     print(
-        f"Not measured here: rounds are measured for the project's own remedies of {block['base']} alone. Elsewhere `python -m memlib.finetune "
+        f"Not measured here: rounds are measured for the project's own remedies of {block['base']} alone. Elsewhere `python -m memlib.training.finetune "
         "--recipe adversarial --keep-rounds`, and its baseline `--recipe surrogates`, keep a folder for each round, and each can be given to this page "
         "in turn, with `-p adversarial FOLDER -p plain FOLDER`."
     )

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from memlib.tokenizer import END_TOKEN, START_TOKEN, build_clip_tokenizer, read_merges
+from memlib.models.tokenizer import END_TOKEN, START_TOKEN, build_clip_tokenizer, read_merges
 
 WIDTH = 32
 SCHEDULE = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from memlib import care
-from memlib.book.jobs import threads_for
+from memlib.companion.book.jobs import threads_for
+from memlib.experiment import picture_policy as care
 
 
 class IgnoreStderr:
@@ -57,7 +57,7 @@ def sd2_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_group(sd1_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Any]:
     """Makes a group of two prompts (``prompts.csv``) on the tiny checkpoint, with so many seeds and steps, a store of its own and no metrics."""
-    from memlib.experiment import Experiment
+    from memlib.experiment.run import Experiment
 
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))

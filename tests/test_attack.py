@@ -13,23 +13,23 @@ import torch
 from scipy.stats import norm
 from toys import Toy, texts
 
-from memlib.attack import Attack, Budget, Targets, reach, start_states
-from memlib.attack.loss import DenoisingLoss
-from memlib.attack.outcomes import apart, excess, share, survival
-from memlib.attack.reach import times_with_guidance
-from memlib.attack.runs import Attacked
-from memlib.attack.search import search
-from memlib.attack.targets import clean_latents
-from memlib.denoising import Cost
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, NotMeasured
+from memlib.base.errors import InputError, NotMeasured
+from memlib.base.store import Store
 from memlib.metrics.pictures import centred
 from memlib.mitigations import REGISTRY, get
 from memlib.mitigations.base import Mitigation
 from memlib.mitigations.ren import attention_edited
-from memlib.sampling import uncond_states
-from memlib.store import Store
-from memlib.substrates import load
+from memlib.models.substrate import load
+from memlib.probes.attack import Attack, Budget, Targets, reach, start_states
+from memlib.probes.attack.loss import DenoisingLoss
+from memlib.probes.attack.outcomes import apart, excess, share, survival
+from memlib.probes.attack.reach import times_with_guidance
+from memlib.probes.attack.runs import Attacked
+from memlib.probes.attack.search import search
+from memlib.probes.attack.targets import clean_latents
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import uncond_states
+from memlib.sampling.loop import Cost
 
 PROMPTS = ["a red cat", "two dogs on a chair", "the sea"]
 
@@ -117,6 +117,7 @@ def test_the_attack_finds_the_known_optimum_also_through_an_edit(mitigation, fac
 
 def quadratic(goal):
     """Losses with their optimum at `goal`, and a check by distance."""
+
     def losses(states, runs, draws):
         return (states - goal).square().sum((1, 2))
 
@@ -244,7 +245,7 @@ def test_the_loss_through_an_edit_of_states_has_no_gradient_where_they_are_maske
 
 
 def test_starts(sd1, monkeypatch):
-    monkeypatch.setattr("memlib.attack.starts.reference_prompts", lambda substrate: ("snow", "a boat", PROMPTS[0]))
+    monkeypatch.setattr("memlib.probes.attack.starts.reference_prompts", lambda substrate: ("snow", "a boat", PROMPTS[0]))
     embedding = encode_prompts(sd1, PROMPTS[:2])
     own = start_states(sd1, embedding, "prompt", 2)
     assert own.shape == (2, 2, 77, 32) and torch.equal(own[:, 1], embedding.states)
@@ -322,7 +323,7 @@ def test_runs_are_kept_as_they_end_and_do_not_depend_on_each_other(sd1, tmp_path
 
 def test_a_pruned_model_is_attacked_pruned_for_the_pictures_own_prompt(sd1, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "sets"))
-    monkeypatch.setattr("memlib.pruning.wanda.reference_prompts", lambda substrate: ("snow", "a boat"))
+    monkeypatch.setattr("memlib.mitigations.weights.wanda.reference_prompts", lambda substrate: ("snow", "a boat"))
     monkeypatch.setattr("memlib.mitigations.pruning._found", {})
     x, method = an_experiment(sd1, tmp_path), get("wanda", steps=4, share=0.5, ratio=0.3)
     before = {name: value.clone() for name, value in sd1.unet.state_dict().items()}
@@ -333,7 +334,7 @@ def test_a_pruned_model_is_attacked_pruned_for_the_pictures_own_prompt(sd1, tmp_
     embedding = encode_prompts(sd1, PROMPTS[:2])
     losses, clean, draws = loss_on(sd1, "wanda", "conditional", embedding, steps=4, share=0.5, ratio=0.3)
     got = losses(embedding.states, [0, 1], draws)
-    from memlib.pruning import pruned
+    from memlib.mitigations.weights import pruned
 
     sets = method.for_prompts(sd1, embedding.tokens)
     for row in (0, 1):

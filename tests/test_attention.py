@@ -11,15 +11,15 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from memlib.attention import Attention, aligned_at_eot, cross_attention_layers, edit, entropy, finest_down_layers, record
-from memlib.attention_runs import attention_of, last_maps
-from memlib.attention_taps import Clock, TappedProcessor
-from memlib.embeddings import encode_prompts, tokenize
-from memlib.errors import InputError
-from memlib.sampling import initial_latents, trajectory, uncond_states
-from memlib.store import Store
-from memlib.substrates import Substrate, load
-from memlib.tokenizer import build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.models.substrate import Substrate, load
+from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.prompts.embedding import encode_prompts, tokenize
+from memlib.sampling.attention.record import Attention, aligned_at_eot, cross_attention_layers, edit, entropy, finest_down_layers, record
+from memlib.sampling.attention.runs import attention_of, last_maps
+from memlib.sampling.attention.taps import Clock, TappedProcessor
+from memlib.sampling.batches import initial_latents, trajectory, uncond_states
 
 PROMPTS = ["a red boat", "Eight Rules of Sandrovar"]
 
@@ -104,6 +104,7 @@ def test_processors_come_back_after_an_exception_at_any_depth(tiny):
     assert not tiny.unet._forward_pre_hooks
     assert recording.attention.cond.shape[0] == 1  # the step that was broken off is not counted
     with pytest.raises(InputError, match="CustomProcessor"):
+
         class CustomProcessor:
             pass
 

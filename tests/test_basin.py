@@ -10,14 +10,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from memlib import basin as basin_module
-from memlib.basin import Basin, displaced, noise_level
-from memlib.basin_width import half_distance, widths
-from memlib.embeddings import Embedding, Tokens
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.sampling import Cost
-from memlib.store import Store
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.experiment.run import Experiment
+from memlib.probes import basin as basin_module
+from memlib.probes.basin import Basin, displaced, noise_level
+from memlib.probes.basin_width import half_distance, widths
+from memlib.prompts.embedding import Embedding, Tokens
+from memlib.sampling.batches import Cost
 
 SHAPE = (4, 12, 12)
 ATTRACTOR, ELSEWHERE = 0.8, -0.8

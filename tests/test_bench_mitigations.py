@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from memlib.architectures import build, sd14_parts
-from memlib.bench import __main__ as command_line
-from memlib.bench import mitigations as bench
-from memlib.bench.mitigations import Memory, Sampler, as_text, chosen, for_page, measure, table
-from memlib.bench.runs import Run
-from memlib.denoising import Cost
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.companion.bench import __main__ as command_line
+from memlib.companion.bench import mitigations as bench
+from memlib.companion.bench.mitigations import Memory, Sampler, as_text, chosen, for_page, measure, table
+from memlib.companion.bench.runs import Run
 from memlib.mitigations import REGISTRY, get
-from memlib.sampling import uncond_states
-from memlib.store import Store
-from memlib.substrates import load
+from memlib.models.architectures import build, sd14_parts
+from memlib.models.substrate import load
+from memlib.sampling.batches import uncond_states
+from memlib.sampling.loop import Cost
 
 
 def test_the_published_architecture_has_the_published_number_of_parameters():
@@ -111,14 +111,14 @@ def test_a_run_of_two_steps(sd1_tiny, tmp_path, capsys, monkeypatch):
     found = table(runs, left_out).set_index("mitigation")
     assert found.loc["none", "evaluations"] == 4 and found.loc["pad-swap", "evaluations"] == 4
     assert found.loc["han-batch", "evaluations"] == 4 + 8 and found.loc["han-sample (target -1, iterations 10)", "evaluations"] == 4 + 40
-    assert list(left_out) == ["amg"] and "SSCD" in left_out["amg"] or "sscd" in left_out["amg"]
+    assert (list(left_out) == ["amg"] and "SSCD" in left_out["amg"]) or "sscd" in left_out["amg"]
     assert (found.drop("amg")["seconds"] > 0).all()
     peak = found.drop("amg")["peak_mib"]
     assert peak.isna().all() or (peak > 10).all()
 
 
 def test_the_command(sd1_tiny, tmp_path, capsys):
-    from memlib.prompts import load_prompts
+    from memlib.prompts.sets import load_prompts
 
     out = tmp_path / "costs.csv"
     # A checkpoint that is not MiniSD takes published prompts, which are not at hand in a test: the texts' own will do.

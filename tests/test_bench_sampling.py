@@ -9,14 +9,14 @@ import pytest
 import torch
 from toys import count_rows
 
-from memlib.bench.__main__ import main
-from memlib.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations, swept
-from memlib.speed import Speed
+from memlib.companion.bench.__main__ import main
+from memlib.companion.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations, swept
+from memlib.models.speed import Speed
 
 
 @pytest.fixture(scope="module")
 def tiny(sd1_tiny):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     return lambda speed: load(str(sd1_tiny), "cpu", "float32", speed)
 

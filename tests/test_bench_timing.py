@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from memlib.bench import timing as module
-from memlib.bench.runs import Run, by_turn, path_of, read, write
-from memlib.bench.timing import TURNS, Times, times
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.companion.bench import timing as module
+from memlib.companion.bench.runs import Run, by_turn, path_of, read, write
+from memlib.companion.bench.timing import TURNS, Times, times
 from memlib.mitigations import get
 
 
@@ -80,6 +80,7 @@ def test_a_quantity_by_turn_has_no_mitigation_first():
     runs = [Run("memorized", name, turn, 10 * turn + n, 100, 0, 0) for turn in (1, 0) for n, name in enumerate(("dear", "none", "cheap"))]
     found = by_turn(runs, "seconds")
     assert list(found) == ["none", "dear", "cheap"] and found.to_numpy().tolist() == [[1, 0, 2], [11, 10, 12]]
+
 
 def test_one_turn_has_no_interval():
     ratio = Times([Run("p", name, 0, 1.0, 2.0, 0, 1.0) for name in ("none", "ren")], "").ratio("seconds", "ren")

@@ -15,14 +15,15 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from memlib.book import execute as running
-from memlib.book import jobs, ledger, outputs, parameters
-from memlib.book.__main__ import main
-from memlib.book.layout import ROOT, Layout
-from memlib.claims import load_claims
-from memlib.errors import InputError
-from memlib.stats import Estimate
-from memlib.verdicts import Verdict
+from memlib.base.errors import InputError
+from memlib.companion.book import execute as running
+from memlib.companion.book import jobs, ledger, outputs
+from memlib.companion.book.__main__ import main
+from memlib.companion.book.layout import ROOT, Layout
+from memlib.experiment import parameters
+from memlib.judging.claims import load_claims
+from memlib.judging.estimates import Estimate
+from memlib.judging.verdicts import Verdict
 
 NOTEBOOKS = Layout().notebooks()
 
@@ -153,7 +154,7 @@ def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
 def test_whoever_stops_the_command_stops_its_notebooks(layout, signal_name):
     write_notebook(layout.sources / "00_a.ipynb", 'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(300)')
-    imports = "import signal; from pathlib import Path; from memlib.book.execute import execute; from memlib.book.layout import Layout"
+    imports = "import signal; from pathlib import Path; from memlib.companion.book.execute import execute; from memlib.companion.book.layout import Layout"
     # A shell lets what it runs in the background ignore SIGINT, these tests too.
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{imports}; {heard}; execute(Layout(Path({str(layout.root)!r})))"
@@ -213,7 +214,7 @@ def test_a_checkpoint_folder_has_a_folder_name_of_its_own(tmp_path, monkeypatch)
 
 
 def test_the_command_ends_in_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["memlib.book", "execute", "-p", "no_such_parameter=1"])
+    monkeypatch.setattr("sys.argv", ["memlib.companion.book", "execute", "-p", "no_such_parameter=1"])
     assert main() == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 

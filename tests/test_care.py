@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memlib import care, plots
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.experiment import picture_policy as care
+from memlib.results import figures as plots
 
 SIDE = 512
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-# What draws a picture past memlib.care: matplotlib's, Pillow's and IPython's ways, and HTML made by hand.
+# What draws a picture past memlib.experiment.picture_policy: matplotlib's, Pillow's and IPython's ways, and HTML made by hand.
 DRAWING = {"imshow", "figimage", "matshow", "pcolormesh", "imsave", "OffsetImage", "BboxImage", "fromarray", "b64encode", "display_png", "display_jpeg",
            "display_html", "display_svg", "Image", "HTML", "SVG", "Video"}  # fmt: skip
 # The functions of memlib that show pictures; what each does to them is tested below.
@@ -93,7 +94,7 @@ def test_attention_maps_are_not_blurred_with_the_pictures(picture):
 
 
 def test_the_interactive_figure_holds_no_training_picture(picture):
-    from memlib.interactive import Story, switch_figure
+    from memlib.results.figures.interactive import Story, switch_figure
 
     story = Story("a prompt", "memorized", 0, [0, 1], np.stack([picture, picture]), np.array([0.9, 0.1]), np.ones(1), np.ones(1), -1, training=picture)
     full = switch_figure([story])
@@ -118,7 +119,7 @@ def test_a_training_picture_is_known_by_its_pixels_whatever_it_is_called(picture
 
 
 def test_training_pictures_from_files_are_withheld_as_they_are_read(tmp_path, sd1_tiny, picture, monkeypatch):
-    from memlib.experiment import Experiment
+    from memlib.experiment.run import Experiment
 
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     Image.fromarray(picture).save(tmp_path / "a.png")

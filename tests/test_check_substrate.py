@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from memlib import check_published, check_substrate
-from memlib.check_substrate import Check, changed, check
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.companion import check_published, check_substrate
+from memlib.companion.check_substrate import Check, changed, check
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tiny(sd1_tiny):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     return load(str(sd1_tiny), "cpu", "float32")
 
@@ -34,7 +34,7 @@ def by_name(found):
 
 @pytest.mark.parametrize("fixture", ["sd1_tiny", "sd2_tiny"])
 def test_sound_checkpoints_of_both_versions_pass(request, fixture):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     substrate = load(str(request.getfixturevalue(fixture)), "cpu", "float32")
     found = by_name(check(substrate, say=lambda line: None))
@@ -96,8 +96,8 @@ def test_as_many_prompts_as_the_time_allows():
 
 def test_ours_stands_beside_theirs(monkeypatch):
     """Scores with a known area: memorized 1 to 20 above others -20 to -1, but for one of them."""
-    from memlib.detectors import REGISTRY
-    from memlib.detectors.base import Scores
+    from memlib.probes.detectors import REGISTRY
+    from memlib.probes.detectors.base import Scores
 
     figures = pd.DataFrame(
         [("magnitude", 1, "auc", 0.95, "s", "x"), ("magnitude", 1, "auc", 0.2, "s", "y"), ("sharpness", 1, "auc", 0.9, "s", "z")],

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from memlib import claims
-from memlib.claims import claim, judge, load_claims, not_testable, read_verdicts, reported
-from memlib.errors import InputError
-from memlib.stats import Estimate, mean_interval, share_interval
-from memlib.verdicts import BADGES, MIME, VERDICTS, Verdict
+from memlib.base.errors import InputError
+from memlib.judging import claims
+from memlib.judging.claims import claim, judge, load_claims, not_testable, read_verdicts, reported
+from memlib.judging.estimates import Estimate, mean_interval, share_interval
+from memlib.judging.verdicts import BADGES, MIME, VERDICTS, Verdict
 
-IDS = (
-    "C1a C1b C2a C2b C2c C3a C3b C4a C4b C5a C5b C5c C5d C5e C6a C6b C7 C8 "
-    "B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 A1 A2 A3 A4 D1 D2 D3 D4 D5"
-).split()
+IDS = ["C1a", "C1b", "C2a", "C2b", "C2c", "C3a", "C3b", "C4a", "C4b", "C5a", "C5b", "C5c", "C5d", "C5e", "C6a", "C6b", "C7", "C8", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "A1", "A2", "A3", "A4", "D1", "D2", "D3", "D4", "D5"]
 COPY = {"copy_threshold": 0.6}
 
 
@@ -60,10 +57,10 @@ def test_every_claim_is_there_with_all_it_needs():
         "C4b": "05_padding_or_duplication",
         "C6a": "06_cross_attention",
         "C6b": "06_cross_attention",
-        **{name: "08_mitigations" for name in ("C5a", "C5b", "C5c", "C5e")},
+        **dict.fromkeys(("C5a", "C5b", "C5c", "C5e"), "08_mitigations"),
         "C7": "07_swapping",
         "C8": "09_published_lists",
-        **{name: "10_traces" for name in ("B1", "B4", "B9")},
+        **dict.fromkeys(("B1", "B4", "B9"), "10_traces"),
         "B5": "13_opposite_guidance",
         "B8": "13_opposite_guidance",
         "B2": "11_switch_on",
@@ -71,10 +68,10 @@ def test_every_claim_is_there_with_all_it_needs():
         "A4": "17_training_time",
         "A1": "15_detectors",
         "A2": "15_detectors",
-        **{name: "14_scenarios" for name in ("B3", "B6")},
-        **{name: "16_all_mitigations" for name in ("B7", "C5d", "A3")},
-        **{name: "18_pruning" for name in ("D1", "D4")},
-        **{name: "19_attack" for name in ("D2", "D3")},
+        **dict.fromkeys(("B3", "B6"), "14_scenarios"),
+        **dict.fromkeys(("B7", "C5d", "A3"), "16_all_mitigations"),
+        **dict.fromkeys(("D1", "D4"), "18_pruning"),
+        **dict.fromkeys(("D2", "D3"), "19_attack"),
         "D5": "20_adversarial_finetuning",
     }
 

@@ -11,23 +11,23 @@ import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from memlib.attention import cross_attention_layers
-from memlib.denoising import Cost
-from memlib.detectors import REGISTRY, Detector, Scores, describe, get, register
-from memlib.detectors import anisotropy as anisotropy_module
-from memlib.detectors.agreement import agreement_distance, largest_group, tile_distances
-from memlib.detectors.attention import chosen_layer, combined_entropy
-from memlib.detectors.evaluation import evaluate, evaluate_all, measure_all, table
-from memlib.detectors.onestep import edges_of, one_step, shared_edges
-from memlib.detectors.runs import eot_masks, magnitudes, masked_magnitude, per_sample, whole_run
-from memlib.detectors.sharpness import differentiable, product_norm
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, NotMeasured
-from memlib.experiment import Experiment
-from memlib.guidance import constant
-from memlib.prompts import load_prompts
-from memlib.sampling import Batch, initial_latents, uncond_states
-from memlib.store import Store
+from memlib.base.errors import InputError, NotMeasured
+from memlib.base.store import Store
+from memlib.experiment.run import Experiment
+from memlib.probes.detectors import REGISTRY, Detector, Scores, describe, get, register
+from memlib.probes.detectors import anisotropy as anisotropy_module
+from memlib.probes.detectors.agreement import agreement_distance, largest_group, tile_distances
+from memlib.probes.detectors.attention import chosen_layer, combined_entropy
+from memlib.probes.detectors.evaluation import evaluate, evaluate_all, measure_all, table
+from memlib.probes.detectors.onestep import edges_of, one_step, shared_edges
+from memlib.probes.detectors.runs import eot_masks, magnitudes, masked_magnitude, per_sample, whole_run
+from memlib.probes.detectors.sharpness import differentiable, product_norm
+from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.sets import load_prompts
+from memlib.sampling.attention.record import cross_attention_layers
+from memlib.sampling.batches import Batch, initial_latents, uncond_states
+from memlib.sampling.guidance import constant
+from memlib.sampling.loop import Cost
 
 PROMPTS = ["a red boat", "Eight Rules of Sandrovar", "!"]
 SEEDS, STEPS = 2, 3
@@ -230,7 +230,7 @@ def test_entropy_of_the_first_step_is_that_of_the_whole_run(fresh):
     whole = whole_run(group)["entropy_layers"]
     for layer in (0, 2):
         np.testing.assert_allclose(get("attention-entropy-first", layer=layer).scores(group), whole[:, :, layer, 0], rtol=1e-4)
-    assert 0 < whole.min() and whole.max() < np.log(77) + 1e-6 and len(layers) == whole.shape[2]
+    assert whole.min() > 0 and whole.max() < np.log(77) + 1e-6 and len(layers) == whole.shape[2]
 
 
 # Bright ending.
@@ -459,7 +459,7 @@ def test_what_is_not_measured_stays_so(fresh):
 def test_figures_leave_out_what_was_not_measured():
     import matplotlib.pyplot as plt
 
-    from memlib.plots import accuracy_by_cost, roc_curves, score_groups
+    from memlib.results.figures import accuracy_by_cost, roc_curves, score_groups
 
     draw = np.random.default_rng(0)
     scores = [Scores(draw.normal(size=(6, 2)), 200.0, 2), Scores(draw.normal(size=(5, 2)), 200.0, 2)]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from memlib import substrates
-from memlib.devices import bfloat16_pays, device_of
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.models import substrate as substrates
+from memlib.models.devices import bfloat16_pays, device_of
 
 
 def test_devices_by_name():
@@ -17,7 +17,7 @@ def test_devices_by_name():
 
 def test_bfloat16_follows_the_processor_flags(monkeypatch):
     for flags, pays in (("flags : avx2 avx512f", False), ("flags : avx512f avx512_bf16", True), ("flags : amx_bf16", True)):
-        monkeypatch.setattr("memlib.devices.Path.read_text", lambda self, flags=flags: flags)
+        monkeypatch.setattr("memlib.models.devices.Path.read_text", lambda self, flags=flags: flags)
         assert bfloat16_pays(torch.device("cpu")) is pays
         assert substrates._dtype("auto", torch.device("cpu")) is (torch.bfloat16 if pays else torch.float32)
 
@@ -26,5 +26,5 @@ def test_a_machine_without_cpuinfo_computes_in_float32(monkeypatch):
     def missing(self):
         raise FileNotFoundError
 
-    monkeypatch.setattr("memlib.devices.Path.read_text", missing)
+    monkeypatch.setattr("memlib.models.devices.Path.read_text", missing)
     assert not bfloat16_pays(torch.device("cpu"))

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlib.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
-from memlib.errors import InputError
-from memlib.store import Store
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.companion.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
 
 try:
-    import dask.distributed  # noqa: F401
+    import dask.distributed
 
     installed = True
 except ImportError:
@@ -35,7 +35,7 @@ def prompts(tmp_path):
 
 @pytest.fixture
 def group(tmp_path, prompts, sd1_tiny, monkeypatch):
-    from memlib.experiment import Experiment
+    from memlib.experiment.run import Experiment
 
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     run = Experiment(str(sd1_tiny), n_seeds=2, steps=2, device="cpu", dtype="float32", store=tmp_path / "one")
@@ -124,7 +124,7 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
 
 @needs_dask
 def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monkeypatch, capsys):
-    from memlib.bench.__main__ import main as bench
+    from memlib.companion.bench.__main__ import main as bench
 
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     options = ["--pictures", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--dtype", "float32"]

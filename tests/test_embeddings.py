@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from memlib.embeddings import PADDINGS, Embedding, encode, encode_prompts, tokenize
-from memlib.errors import InputError
-from memlib.substrates import load
-from memlib.tokenizer import build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.models.substrate import load
+from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.prompts.embedding import PADDINGS, Embedding, encode, encode_prompts, tokenize
 
 # (prompt, prompt tokens kept, truncated): "word" and "cat" are one token each in CLIP's vocabulary.
 COUNTED = [
@@ -40,9 +40,7 @@ def test_spans_of_counted_prompts(substrate):
 
 def test_ids_are_the_pipelines_own(substrate):
     prompts = [prompt for prompt, _, _ in COUNTED]
-    reference = substrate.tokenizer(
-        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-    ).input_ids
+    reference = substrate.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(tokenize(substrate.tokenizer, prompts).ids, reference)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from memlib.equivalence import equivalence, pair_interval, relative_change
-from memlib.errors import InputError
-from memlib.stats import Estimate, mean_interval, paired_difference
+from memlib.base.errors import InputError
+from memlib.judging.equivalence import equivalence, pair_interval, relative_change
+from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 
 
 def change(low, high):
@@ -33,10 +33,7 @@ def test_a_margin_is_a_positive_number(margin):
 def test_two_one_sided_tests_err_as_often_as_they_should():
     # The true change is the margin itself: "equivalent" is then an error, allowed in 2.5 % of the runs.
     draw = np.random.default_rng(0)
-    wrong = [
-        equivalence(mean_interval(draw.normal(0.5, 1, 60), resamples=400, generator=draw), 0.5).outcome == "equivalent"
-        for _ in range(600)
-    ]
+    wrong = [equivalence(mean_interval(draw.normal(0.5, 1, 60), resamples=400, generator=draw), 0.5).outcome == "equivalent" for _ in range(600)]
     assert 0.005 < np.mean(wrong) < 0.06
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlib.errors import InputError
-from memlib.minisd import factorial
-from memlib.minisd.factorial import CELLS, Factorial, crossed_interval
+from memlib.base.errors import InputError
+from memlib.training.minisd import factorial
+from memlib.training.minisd.factorial import CELLS, Factorial, crossed_interval
 
 
 def square(**shares):
@@ -72,7 +72,7 @@ def table(cells=CELLS, seeds=(11, 12)):
 
 def test_replicates_are_read_by_whole_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(factorial, "table_file", lambda: tmp_path / "replicates.csv")
-    with pytest.raises(InputError, match="run python -m memlib.minisd replicates"):
+    with pytest.raises(InputError, match="run python -m memlib.training.minisd replicates"):
         factorial.replicates()
     part = table(list(CELLS)[:3], (13,))
     part.to_csv(tmp_path / "replicates.csv", index=False)

@@ -12,17 +12,17 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torchvision import transforms
 
-from memlib import deltas
-from memlib.errors import InputError
-from memlib.finetune import FinetunePart, Recipe, export, finetune, load_recipes, read_training_set, recipe
-from memlib.finetune.__main__ import main
-from memlib.finetune.against import load_against
-from memlib.finetune.examples import Example, TrainingSet
+from memlib.base.errors import InputError
+from memlib.base.paths import data_folder
 from memlib.metrics.pictures import read_pictures
-from memlib.minisd.paths import settings
-from memlib.prompts import load_prompts
-from memlib.sources import data_folder
-from memlib.substrates import load
+from memlib.models import delta as deltas
+from memlib.models.minisd.paths import settings
+from memlib.models.substrate import load
+from memlib.prompts.sets import load_prompts
+from memlib.training.finetune import FinetunePart, Recipe, export, finetune, load_recipes, read_training_set, recipe
+from memlib.training.finetune.__main__ import main
+from memlib.training.finetune.against import load_against
+from memlib.training.finetune.examples import Example, TrainingSet
 
 RECIPE = Recipe("tiny", "", steps=4, batch=3, lr=1e-3, resolution=64, flip=True, caption_dropout=0.4, seed=5, betas=(0.9, 0.99))
 
@@ -76,7 +76,7 @@ def test_one_step_is_diffusers_training_step(kind, listed, tmp_path, request):
     part = FinetunePart(load(folder, "cpu", "float32"), examples, RECIPE)
     assert part.kind == {"sd1": "epsilon", "sd2": "v_prediction"}[kind]
     draw = part.draw(0)
-    assert draw.mirrored.any() and not draw.mirrored.all() or draw.dropped.any()
+    assert (draw.mirrored.any() and not draw.mirrored.all()) or draw.dropped.any()
     expected, before, after = one_step_with_diffusers(folder, examples, RECIPE, draw)
     assert part.loss(0)[0].item() == pytest.approx(expected, rel=1e-5)
     trainer = finetune(examples, RECIPE, tmp_path / "run", base=str(folder), device="cpu", precision="float32", until=1, progress=False)
@@ -176,7 +176,7 @@ def test_a_difference_belongs_to_one_base_and_survives_no_damage(tmp_path):
 
 
 def test_the_command_makes_a_substrate_with_its_prompts(listed, sd2_tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("memlib.finetune.recipe", lambda name: replace(RECIPE, name=name))
+    monkeypatch.setattr("memlib.training.finetune.recipe", lambda name: replace(RECIPE, name=name))
     out = tmp_path / "tuned"
     call = ["--recipe", "any", "--base", str(sd2_tiny), "--data", str(listed), "--out", str(out), "--device", "cpu", "--quiet"]
     assert main([*call, "--steps", "2", "--until", "1"]) == 0 and "Step 1 of 2" in capsys.readouterr().out
@@ -261,7 +261,7 @@ def test_recipes_have_the_published_exposures():
 
 
 def test_minisd_scenarios_have_the_planned_exposures():
-    from memlib.minisd.finetune import scenario_recipe
+    from memlib.training.minisd.finetune import scenario_recipe
 
     planned = {"small": 320, "large": 32, "class": 136.5, "duplicated": 320}
     blocks = settings()["finetune"]["scenarios"]

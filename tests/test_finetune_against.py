@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.finetune import against, load_recipes
-from memlib.finetune.__main__ import main
-from memlib.finetune.against import Against, load_against
-from memlib.finetune.surrogates import SurrogatePart, choose_surrogates
-from memlib.keys import digest
-from memlib.minisd.paths import settings
-from memlib.minisd.remedies import OTHER_SETTINGS, ordinary_set, remedy_recipe, remedy_settings
+from memlib.base.errors import InputError
+from memlib.base.hashing import digest
+from memlib.experiment.run import Experiment
 from memlib.mitigations import get
-from memlib.substrates import load
+from memlib.models.minisd.paths import settings
+from memlib.models.substrate import load
+from memlib.training.finetune import against, load_recipes
+from memlib.training.finetune.__main__ import main
+from memlib.training.finetune.against import Against, load_against
+from memlib.training.finetune.surrogates import SurrogatePart, choose_surrogates
+from memlib.training.minisd.remedies import OTHER_SETTINGS, ordinary_set, remedy_recipe, remedy_settings
 
 PROMPTS = ("a red cat", "the sea at night")
 TINY = ["--steps", "4", "--rounds", "2", "--batch", "2", "--warmup", "0", "--mitigations", "pad-mask", "--surrogate-seeds", "1", "--device", "cpu",
@@ -190,7 +190,7 @@ def test_minisds_runs_are_known_by_the_same_digest_as_before(tmp_path, monkeypat
 
     monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path))
     monkeypatch.setattr(against, "same_run", marked)
-    from memlib.minisd.remedies import finetune_remedy
+    from memlib.training.minisd.remedies import finetune_remedy
 
     block, ordinary = settings()["remedies"], ordinary_set()
     for name in ("adversarial", "surrogates"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import memlib.sampling
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.group import Group
+import memlib.sampling.batches
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.experiment.group import Group
+from memlib.experiment.run import Experiment
 from memlib.mitigations import get
-from memlib.prompts import load_prompts
-from memlib.store import Store
+from memlib.prompts.sets import load_prompts
 
 
 class Brightness:
@@ -85,8 +85,8 @@ def test_edits_that_are_guided_alike_are_made_in_one_batch(start, monkeypatch, t
     expected = [alone.pictures(edit) for edit in alike]
     group, batches = start(), []
     group.experiment.store = Store(tmp_path / "another")
-    sample = memlib.sampling.sample_batches
-    monkeypatch.setattr("memlib.sampling.sample_batches", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
+    sample = memlib.sampling.batches.sample_batches
+    monkeypatch.setattr("memlib.sampling.batches.sample_batches", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
     rows = group.make([*alike, get("static-transition"), get("ren"), "no edit"])
     assert rows == dict.fromkeys(alike, 4.0), "two guided steps"
     assert batches == [4 * 3 * 2], "what is guided otherwise, acts while sampling or is unknown is left out"
@@ -100,7 +100,7 @@ def test_edits_that_are_guided_alike_are_made_in_one_batch(start, monkeypatch, t
 def test_pictures_beyond_the_limit_are_read_from_the_store_again(start, monkeypatch):
     group = start()
     one = group.pictures().nbytes
-    monkeypatch.setattr("memlib.group.HELD_BYTES", 2 * one)
+    monkeypatch.setattr("memlib.experiment.group.HELD_BYTES", 2 * one)
     kept = {edit: group.pictures(edit) for edit in ("none", "f", "h")}
     assert len(group._pictures) == 2
     made = group.experiment.store.made

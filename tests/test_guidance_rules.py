@@ -23,13 +23,13 @@ from PIL import Image
 from scipy.signal import argrelmin
 
 import memlib
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.guidance import Rule, StepInfo, constant
-from memlib.guidance_rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
+from memlib.base.errors import InputError
 from memlib.mitigations import REGISTRY, Mitigation, get
-from memlib.sampling import Cost, initial_latents, trajectory
-from memlib.substrates import load
+from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import Cost, initial_latents, trajectory
+from memlib.sampling.guidance import Rule, StepInfo, constant
+from memlib.sampling.rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo"]
 CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}

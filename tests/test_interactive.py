@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from memlib.book.browser import FLAGS, Look, _note, _Tab, complaints, find_chromium, look_at
-from memlib.errors import InputError
-from memlib.interactive import Story, switch_figure
+from memlib.base.errors import InputError
+from memlib.companion.book.browser import FLAGS, Look, _note, _Tab, complaints, find_chromium, look_at
+from memlib.results.figures.interactive import Story, switch_figure
 
 NASTY = "</script><script>document.title = 'taken over'</script> \"A\" & 'B' <b>"
 SWITCHES = [0, 4, 8, 12, 20]

@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 import torch
 
-from memlib.embeddings import Embedding, tokenize
-from memlib.errors import InputError
-from memlib.interventions import INTERVENTIONS, apply, mask_padding, swap
-from memlib.tokenizer import build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.prompts.embedding import Embedding, tokenize
+from memlib.prompts.interventions import INTERVENTIONS, apply, mask_padding, swap
 
 LENGTHS = (0, 2, 50, 74)
 

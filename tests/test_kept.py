@@ -8,13 +8,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from memlib.book.__main__ import main
-from memlib.book.kept import folder, keep, kept
-from memlib.book.layout import ROOT, Layout
-from memlib.book.ledger import collect
-from memlib.errors import InputError
-from memlib.stats import Estimate
-from memlib.verdicts import Verdict
+from memlib.base.errors import InputError
+from memlib.companion.book.__main__ import main
+from memlib.companion.book.kept import folder, keep, kept
+from memlib.companion.book.layout import ROOT, Layout
+from memlib.companion.book.ledger import collect
+from memlib.judging.estimates import Estimate
+from memlib.judging.verdicts import Verdict
 
 
 def executed(layout: Layout, stem: str, claim: str, prompts: int, value: float = 0.8, failed: bool = False) -> None:
@@ -66,14 +66,14 @@ def test_nothing_to_keep_and_damaged_files_end_in_one_sentence(layout, monkeypat
 
 
 def test_kept_results_make_no_notebook_run_again_but_those_that_show_them(layout):
-    from memlib.book.execute import _hash_inputs, fingerprint
+    from memlib.companion.book.execute import _hash_inputs, fingerprint
 
     def marks(source: str) -> str:
         path = layout.root / "01_a.ipynb"
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
         return fingerprint(path, {}, _hash_inputs(layout), layout)
 
-    plain, showing = "x = 1", "from memlib.measured import load"
+    plain, showing = "x = 1", "from memlib.results.measured import load"
     before = marks(plain), marks(showing)
     folder(layout.root).mkdir(parents=True)
     # A run's own table, written while it runs, is not its input.

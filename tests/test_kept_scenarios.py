@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memlib import kept_scenarios
-from memlib.errors import InputError
-from memlib.mitigation_table import Row
+from memlib.base.errors import InputError
 from memlib.mitigations import REGISTRY, get
-from memlib.pareto import Reference, Setting
-from memlib.sampling import SAMPLER_VERSION
-from memlib.scenarios import SCENARIOS, Result, place
-from memlib.side_by_side import SideBySide, Variant, recipe, settings_of, side_by_side
-from memlib.substrates import load
+from memlib.models.substrate import load
+from memlib.results import kept_scenarios
+from memlib.results.mitigation_table import Row
+from memlib.results.pareto import Reference, Setting
+from memlib.results.scenarios import SCENARIOS, Result, place
+from memlib.results.side_by_side import SideBySide, Variant, recipe, settings_of, side_by_side
+from memlib.sampling.batches import SAMPLER_VERSION
 
 METHODS = [get("none"), get("pad-mask"), get("ren"), get("amg")]
 NOTHING = np.zeros((0, 0))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from memlib.claims import claim, not_testable
-from memlib.errors import InputError
-from memlib.measured import Measured, keep, load
+from memlib.base.errors import InputError
+from memlib.judging.claims import claim, not_testable
+from memlib.results.measured import Measured, keep, load
 
 TABLE = Measured("sd14", 500, [{"method": "none", "similarity": "1.00"}], not_testable(claim("C8"), "sd14", "A reason."), "commit: abc")
 

@@ -12,11 +12,11 @@ from scipy import linalg
 from sklearn.metrics.pairwise import cosine_similarity, polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from memlib.errors import InputError, NotMeasured
+from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics import METRICS, ROLES, metric, metrics_for, weights
 from memlib.metrics.alignment import TextAlignment, open_clip_judge
 from memlib.metrics.distribution import InceptionFeatures, _PooledA, fid, fid_inception, frechet_distance, kernel_distance, moments
-from memlib.metrics.diversity import SeedDiversity, descriptor_diversity, lpips_network, seed_diversity, _mean_over_pairs
+from memlib.metrics.diversity import SeedDiversity, _mean_over_pairs, descriptor_diversity, lpips_network, seed_diversity
 from memlib.metrics.pictures import centred
 from memlib.metrics.quality import aesthetic_head, realism, realism_reference
 from memlib.metrics.similarity import CopyDescriptor, cosine, load_sscd, nearest
@@ -121,9 +121,7 @@ def test_alignment_equals_open_clips_own(tmp_path, draw, kind):
     pictures = draw.integers(0, 256, (2, 3, 40, 48, 3), dtype=np.uint8)
     prompts = ["a <b>bold</b> prompt", "猫 and “quotes”"]
     with torch.no_grad():
-        seen = model.encode_image(
-            torch.stack([transform(Image.fromarray(p)) for p in pictures.reshape(6, 40, 48, 3)]), normalize=True
-        ).reshape(2, 3, -1)
+        seen = model.encode_image(torch.stack([transform(Image.fromarray(p)) for p in pictures.reshape(6, 40, 48, 3)]), normalize=True).reshape(2, 3, -1)
         said = model.encode_text(open_clip.tokenize(prompts), normalize=True)
     expected = (seen * said[:, None]).sum(-1).numpy()
     assert np.allclose(judge(pictures, prompts), expected, atol=1e-5)
@@ -201,8 +199,10 @@ def test_frechet_distance_closed_forms(draw):
 
 def test_kernel_distance_agrees_with_sklearns_kernel_and_is_unbiased(draw):
     left, right = draw.normal(size=(12, 5)), draw.normal(size=(12, 5)) + 0.3
+
     def kernel(a, b):
         return polynomial_kernel(a, b, degree=3, gamma=1 / 5, coef0=1)
+
     off = ~np.eye(12, dtype=bool)
     expected = kernel(left, left)[off].mean() + kernel(right, right)[off].mean() - 2 * kernel(left, right).mean()
     value, spread = kernel_distance(left, right, np.random.default_rng(0), subsets=3)
@@ -329,9 +329,9 @@ def test_minisd_metrics_come_from_its_judges(tmp_path, monkeypatch, draw, cache)
         def encode_text(self, texts):
             return torch.ones(len(texts), 192)
 
-    fake = ModuleType("memlib.minisd.judges")
+    fake = ModuleType("memlib.models.minisd.judges")
     fake.load_descriptor = fake.load_evaluator = lambda folder: Judge()
-    monkeypatch.setitem(sys.modules, "memlib.minisd.judges", fake)
+    monkeypatch.setitem(sys.modules, "memlib.models.minisd.judges", fake)
     for name in ("descriptor", "evaluator"):
         folder = tmp_path / "minisd" / "judges" / name
         folder.mkdir(parents=True)

@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import nn
 
-from memlib.errors import InputError
-from memlib.minisd.augment import augmented
-from memlib.minisd.calibrate import near_misses, precision_recall, threshold_at
-from memlib.minisd.captions import caption, reference_caption
-from memlib.minisd.corpus import LEVELS, PAIRS_PER_LEVEL, Corpus
-from memlib.minisd.judges import pool_at_eot
-from memlib.minisd.measure import background_right, copies_by_level, retrieval
-from memlib.minisd.paths import minisd_folder
-from memlib.minisd.prompt_sets import corpus, training_pictures
-from memlib.minisd.scenes import COLOURS, Background, held_out_combination, paint_background
-from memlib.minisd.trainer import Schedule, Trainer, generator
-from memlib.prompts import load_prompts
+from memlib.base.errors import InputError
+from memlib.models.minisd.augment import augmented
+from memlib.models.minisd.captions import caption, reference_caption
+from memlib.models.minisd.corpus import LEVELS, PAIRS_PER_LEVEL, Corpus
+from memlib.models.minisd.judges import pool_at_eot
+from memlib.models.minisd.paths import minisd_folder
+from memlib.models.minisd.prompt_sets import corpus, training_pictures
+from memlib.models.minisd.scenes import COLOURS, Background, held_out_combination, paint_background
+from memlib.prompts.sets import load_prompts
+from memlib.training.minisd.calibrate import near_misses, precision_recall, threshold_at
+from memlib.training.minisd.measure import background_right, copies_by_level, retrieval
+from memlib.training.minisd.trainer import Schedule, Trainer, generator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ def test_an_epoch_holds_every_pair_as_often_as_its_level_says(small):
     counts = Counter(small.example(i)[2] for i in range(small.epoch_length))
     expected = {i: p.copies for i, p in enumerate(small.repeated)} | {-1: 500}
     assert counts == expected
-    assert Counter(p.copies for p in small.pairs) == {level: PAIRS_PER_LEVEL for level in LEVELS}
+    assert Counter(p.copies for p in small.pairs) == dict.fromkeys(LEVELS, PAIRS_PER_LEVEL)
 
 
 def test_deduplicated_epochs_have_the_same_length_and_one_copy_each(small):
@@ -237,7 +237,7 @@ def test_a_kill_leaves_a_checkpoint_that_loads(tmp_path):
 
 
 def test_command_line_answers_in_one_sentence(capsys, monkeypatch, tmp_path):
-    from memlib.minisd.__main__ import main
+    from memlib.training.minisd.__main__ import main
 
     monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path / "none"))
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
@@ -246,11 +246,11 @@ def test_command_line_answers_in_one_sentence(capsys, monkeypatch, tmp_path):
     assert main(["train", "minisd-v1", "--device", "cpu", "--quiet"]) == 1
     assert "train vae" in capsys.readouterr().err
     assert main(["train", "vae", "--device", "cpu", "--until", "1", "--quiet"]) == 1
-    assert "python -m memlib.minisd data" in capsys.readouterr().err
+    assert "python -m memlib.training.minisd data" in capsys.readouterr().err
 
 
 def test_finding_gives_up_on_a_prompt_once_two_seeds_failed(monkeypatch):
-    from memlib.minisd import measure
+    from memlib.training.minisd import measure
 
     prompts = load_prompts("minisd-duplicated").first(3)
     failing = {prompts.prompts[0]: set(), prompts.prompts[1]: {4}, prompts.prompts[2]: {1, 3}}

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlib.errors import InputError
-from memlib.minisd import mitigated, replicates, training_cost, training_effects
-from memlib.minisd.__main__ import main
-from memlib.minisd.paths import settings
-from memlib.minisd.run_tables import RunTable
-from memlib.minisd.training_mitigations import TRAINING_MITIGATIONS
+from memlib.base.errors import InputError
+from memlib.models.minisd.paths import settings
+from memlib.training.minisd import mitigated, replicates, training_cost, training_effects
+from memlib.training.minisd.__main__ import main
+from memlib.training.minisd.run_tables import RunTable
+from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS
 
 SEEDS = settings()["replicates"]["seeds"]
 
@@ -165,7 +165,7 @@ def test_quality_marks_and_costs_of_hand_made_tables(folder):
 
 
 def test_quality_is_measured_on_each_held_out_prompt(monkeypatch):
-    from memlib.minisd.prompt_sets import held_out_pictures
+    from memlib.models.minisd.prompt_sets import held_out_pictures
 
     class Drawn:
         def pictures(self, substrate, embedding, seeds):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from memlib.experiment import Experiment
-from memlib.mitigation_table import alignment_by_chance, alignment_with_changed, change, counted, measure, table
+from memlib.experiment.run import Experiment
 from memlib.mitigations import get
+from memlib.results.mitigation_table import alignment_by_chance, alignment_with_changed, change, counted, measure, table
 
 
 class Brightness:

@@ -23,16 +23,16 @@ from diffusers import (
 from PIL import Image
 
 import memlib
-from memlib.claims import reported
-from memlib.embeddings import encode_prompts, tokenize
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.interventions import apply
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.experiment.run import Experiment
+from memlib.experiment.tables import summary
+from memlib.judging.claims import reported
 from memlib.mitigations import REGISTRY, Mitigation, describe, get
-from memlib.sampling import initial_latents, sample_batches
-from memlib.store import Store
-from memlib.substrates import load
-from memlib.summaries import summary
+from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts, tokenize
+from memlib.prompts.interventions import apply
+from memlib.sampling.batches import initial_latents, sample_batches
 
 PROMPTS = ["a cat on a red chair", "two dogs! stock photo"]
 # Long enough for 75 tokens: every "cat" is one.
@@ -417,7 +417,7 @@ class Late(Mitigation):
 
 
 def test_a_mitigation_may_replace_noise_and_embedding_sample_by_sample(sd1):
-    from memlib.sampling import Cost
+    from memlib.sampling.batches import Cost
 
     embedding, cost = encode_prompts(sd1, PROMPTS), Cost()
     seen = []

@@ -10,17 +10,17 @@ import pytest
 import torch
 from toys import GAINS, SHAPE, Toy, a_batch, norms, per_sample, texts
 
-from memlib import reference as references
-from memlib.denoising import Cost, _noise_per_output, to_epsilon, trajectory
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.first_gap import FirstGap, first_gaps
+from memlib.base.errors import InputError
+from memlib.metrics import reference as references
+from memlib.metrics.reference import Reference
 from memlib.metrics.similarity import CopyDescriptor
 from memlib.mitigations import amg, get
-from memlib.reference import Reference
-from memlib.sampling import Batch, initial_latents, sample_batches, uncond_states
-from memlib.sharpness_search import Owner, Search, drawn, published_gap, sharpness_loss
-from memlib.substrates import load
+from memlib.mitigations.sharpness import Owner, Search, drawn, published_gap, sharpness_loss
+from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import Batch, initial_latents, sample_batches, uncond_states
+from memlib.sampling.first_gap import FirstGap, first_gaps
+from memlib.sampling.loop import Cost, _noise_per_output, to_epsilon, trajectory
 
 STRENGTHS, SEEDS = [0.3, 2.0, 0.9], [4, 5, 6]
 SMALLER = math.sqrt(math.prod(SHAPE) / 16384)
@@ -111,9 +111,7 @@ def test_han_sample_is_adamw_on_the_norm_until_each_reached_the_target():
     visits = []
     for row, strength in enumerate(STRENGTHS):
         m = strength * GAINS[0].double()
-        *_, end = path = list(
-            adam(batch.latents[row].double(), lambda x: m * m * x / (m * x).norm(), 0.01, 0.01, lambda x: (m * x).norm() <= target, 1000)
-        )
+        *_, end = path = list(adam(batch.latents[row].double(), lambda x: m * m * x / (m * x).norm(), 0.01, 0.01, lambda x: (m * x).norm() <= target, 1000))
         torch.testing.assert_close(got[row].double(), end, rtol=1e-3, atol=1e-4)
         assert float((m * got[row]).norm()) <= target
         visits.append(len(path))
@@ -298,11 +296,11 @@ def test_bad_parameters_end_in_one_sentence(name, params, sentence):
 
 def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path))
-    monkeypatch.setattr("memlib.calibration.PROMPTS", 2)
+    monkeypatch.setattr("memlib.sampling.calibration.PROMPTS", 2)
     sd1 = load(sd1_tiny, device="cpu", dtype="float32")
-    monkeypatch.setitem(__import__("memlib.prompts").prompts.ROLES["not memorized"], "sd", "figures")
-    from memlib.calibration import SEEDS as REFERENCE_SEEDS
-    from memlib.prompts import choose_prompts
+    monkeypatch.setitem(__import__("memlib.prompts.sets").prompts.ROLES["not memorized"], "sd", "figures")
+    from memlib.prompts.sets import choose_prompts
+    from memlib.sampling.calibration import SEEDS as REFERENCE_SEEDS
 
     prompts = choose_prompts("not memorized", "sd", 2).prompts
     rows = [(row, seed) for row in range(2) for seed in REFERENCE_SEEDS]
@@ -529,7 +527,7 @@ def test_minisd_knows_its_repeated_pictures():
     assert len(known.vectors) == 192 and max(known.copies) == 128 and min(known.copies) == 1 and 48 in known.copies
     factor = mitigation.factor(minisd, metric, known)
     assert 0.2 < factor < 2.5
-    from memlib.minisd.prompt_sets import training_pictures
+    from memlib.models.minisd.prompt_sets import training_pictures
 
     similar = torch.from_numpy(metric(training_pictures("dup128-00"))) @ known.vectors.T
     assert known.copies[int(similar.argmax())] == 128 and similar.max() > 0.999

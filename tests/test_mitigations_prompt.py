@@ -13,24 +13,24 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 import memlib
-from memlib import calibration
-from memlib.attention import cross_attention_layers, edit, finest_down_layers
-from memlib.calibration import has_sd1_latents, reference_quantile, reference_values
-from memlib.denoising import Cost, trajectory
-from memlib.embeddings import Embedding, Tokens, encode_prompts, tokenize
-from memlib.errors import InputError
-from memlib.first_step import FirstStep, first_magnitudes, weighted
-from memlib.guidance import constant
+from memlib.base.errors import InputError
+from memlib.base.paths import data_folder
+from memlib.base.store import Store
 from memlib.mitigations import get
 from memlib.mitigations.bright_ending import bright_masks
 from memlib.mitigations.prss import ReAnchoring, search
 from memlib.mitigations.ren import attention_edited
 from memlib.mitigations.wen import optimize
-from memlib.sampling import Batch, initial_latents, sample, uncond_states
-from memlib.sources import data_folder
-from memlib.speed import Speed, TextCache
-from memlib.store import Store
-from memlib.substrates import load
+from memlib.models.speed import Speed, TextCache
+from memlib.models.substrate import load
+from memlib.prompts.embedding import Embedding, Tokens, encode_prompts, tokenize
+from memlib.sampling import calibration
+from memlib.sampling.attention.record import cross_attention_layers, edit, finest_down_layers
+from memlib.sampling.batches import Batch, initial_latents, sample, uncond_states
+from memlib.sampling.calibration import has_sd1_latents, reference_quantile, reference_values
+from memlib.sampling.first_step import FirstStep, first_magnitudes, weighted
+from memlib.sampling.guidance import constant
+from memlib.sampling.loop import Cost, trajectory
 
 PROMPTS = ["a cat on a red chair", "two dogs! stock photo of a long long street"]
 WIDTH, SHAPE = 2, (1, 3, 3)

@@ -8,10 +8,10 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.token_lengths import read_statistics
-from memlib.verdicts import read_verdicts
+from memlib.base.errors import InputError
+from memlib.experiment.run import Experiment
+from memlib.judging.verdicts import read_verdicts
+from memlib.prompts.lengths import read_statistics
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -27,9 +27,7 @@ def offline(monkeypatch, tmp_path):
 
 def execute(name, folder, **parameters):
     out = folder / f"{name}.ipynb"
-    papermill.execute_notebook(
-        str(NOTEBOOKS / f"{name}.ipynb"), str(out), parameters, kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=False
-    )
+    papermill.execute_notebook(str(NOTEBOOKS / f"{name}.ipynb"), str(out), parameters, kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=False)
     return out
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from memlib.claims import reported
+from memlib.judging.claims import reported
+from memlib.judging.estimates import Estimate
 from memlib.mitigations import REGISTRY
-from memlib.orders import OUTCOMES, Order, orders, tally
-from memlib.stats import Estimate
+from memlib.results.orders import OUTCOMES, Order, orders, tally
 
 
 def values(mean, seed=0, spread=0.02):

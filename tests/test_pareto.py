@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from memlib import plots
-from memlib.errors import InputError
-from memlib.pareto import Reference, Setting, dominated_area, front, rank
+from memlib.base.errors import InputError
+from memlib.results import figures as plots
+from memlib.results.pareto import Reference, Setting, dominated_area, front, rank
 
 CORNER = (1.0, 0.0)
 

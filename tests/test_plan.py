@@ -13,13 +13,13 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from memlib.book import parameters
-from memlib.book.layout import ROOT, Layout
-from memlib.errors import InputError
-from memlib.plan import Demand, Plan, Rates
-from memlib.plan.demand import duration
-from memlib.plan.watch import Watch
-from memlib.store import Store
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.companion.book.layout import ROOT, Layout
+from memlib.companion.plan import Demand, Plan, Rates
+from memlib.companion.plan.demand import duration
+from memlib.companion.plan.watch import Watch
+from memlib.experiment import parameters
 
 RATES = Rates(0.01, 0.1, 500_000.0, 8, "a GPU")
 
@@ -129,12 +129,12 @@ CELLS = (
     import numpy as np
     from IPython.display import display
     from myst_nb import glue
-    from memlib import plots
-    from memlib.experiment import Experiment
-    from memlib.guidance_rules import StaticTransition
-    from memlib.sampling import sample
-    from memlib.summaries import summary
-    from memlib.transitions import trace
+    from memlib.results import figures as plots
+    from memlib.experiment.run import Experiment
+    from memlib.sampling.rules import StaticTransition
+    from memlib.sampling.batches import sample
+    from memlib.experiment.tables import summary
+    from memlib.probes.transitions import trace
     """,
     "run = Experiment(substrate, n_seeds=n_seeds, steps=steps, device='cpu', dtype='float32', batch_size=2)",
     "known, part = run.group(prompts, n_prompts, 'known'), run.group(prompts, 1, 'part')",
@@ -170,7 +170,7 @@ def carried_out(path, given):
 
 
 def test_a_plan_is_what_the_run_then_makes(case):
-    from memlib.plan.notebooks import Planner
+    from memlib.companion.plan.notebooks import Planner
 
     path, given, root = case
     with Planner(root) as planner:
@@ -190,15 +190,15 @@ def test_a_plan_is_what_the_run_then_makes(case):
 
 def test_thresholds_and_weights_of_a_plan_are_never_kept(case, monkeypatch):
     """They are looked for in a store of their own making; what the counting network gives must not be in it, nor in memory."""
-    from memlib import calibration
+    from memlib.companion.plan.notebooks import Planner
     from memlib.mitigations import pruning
-    from memlib.plan.notebooks import Planner
+    from memlib.sampling import calibration
 
     monkeypatch.setattr(calibration, "reference_prompts", lambda substrate: ("a cat", "a lamp"))
     path, given, root = case
     unet = "substrate.unet(b.latents.to(substrate.device), 1, encoder_hidden_states=b.embedding.states, return_dict=False)[0]"
     cells = (
-        f"from memlib.calibration import reference_values\nvalues = reference_values(run.substrate, 'norm', lambda substrate, b, c: {unet}.abs().mean((1, 2, 3)))",
+        f"from memlib.sampling.calibration import reference_values\nvalues = reference_values(run.substrate, 'norm', lambda substrate, b, c: {unet}.abs().mean((1, 2, 3)))",
         "from memlib.mitigations import get\nwanda = get('wanda', base='empty', steps=3)\nknown.pictures(wanda)",
     )
     declared = nbformat.read(path, 4).cells[0].source
@@ -217,8 +217,8 @@ def test_thresholds_and_weights_of_a_plan_are_never_kept(case, monkeypatch):
 @pytest.mark.parametrize("name", ["wen-3", "prss"])
 def test_searches_count_with_their_whole_budget(case, name):
     """A target that any network reaches at once is planned as if it were never reached: what a real run of that spends."""
+    from memlib.companion.plan.notebooks import Planner
     from memlib.mitigations import get
-    from memlib.plan.notebooks import Planner
 
     path, given, root = case
     declared = nbformat.read(path, 4).cells[0].source
@@ -236,22 +236,22 @@ def test_nothing_of_the_planning_stays_behind(case):
     import IPython.display
     import myst_nb
 
-    import memlib.experiment
-    from memlib import plots
-    from memlib.plan.notebooks import Planner
+    import memlib.experiment.run
+    from memlib.companion.plan.notebooks import Planner
+    from memlib.results import figures as plots
 
-    before = (memlib.experiment.Store, memlib.experiment.load, plots.montage, myst_nb.glue, IPython.display.display)
+    before = (memlib.experiment.run.Store, memlib.experiment.run.load, plots.montage, myst_nb.glue, IPython.display.display)
     path, given, root = case
     with Planner(root) as planner:
         planner.demand(path, given)
         (substrate,) = planner.substrates.values()
         assert "forward" in vars(substrate.unet)
-    assert before == (memlib.experiment.Store, memlib.experiment.load, plots.montage, myst_nb.glue, IPython.display.display)
+    assert before == (memlib.experiment.run.Store, memlib.experiment.run.load, plots.montage, myst_nb.glue, IPython.display.display)
     assert "forward" not in vars(substrate.unet) and "decode" not in vars(substrate.vae)
 
 
 def test_cells_that_cannot_be_followed_are_gaps_and_refusals_are_passed_on(case):
-    from memlib.plan.notebooks import Planner
+    from memlib.companion.plan.notebooks import Planner
 
     path, given, root = case
     broken = write_notebook(path.with_name("02_b.ipynb"), *CELLS[:3], "known.pictures()\nraise KeyError('x')", "known.pictures('h')", "undefined")
@@ -265,8 +265,8 @@ def test_cells_that_cannot_be_followed_are_gaps_and_refusals_are_passed_on(case)
 
 
 def test_calibration_measures_a_real_batch(sd1_tiny, monkeypatch):
-    from memlib.plan import calibrate
-    from memlib.substrates import load
+    from memlib.companion.plan import calibrate
+    from memlib.models.substrate import load
 
     rates = calibrate(load(str(sd1_tiny), "cpu", "float32"), 2, steps=1)
     assert rates.row_seconds > 0 and rates.batch_size == 2 and 1000 < rates.picture_bytes < 64 * 64 * 3 * 1.1
@@ -277,10 +277,10 @@ def test_calibration_measures_a_real_batch(sd1_tiny, monkeypatch):
 
 
 def test_the_command_plans_where_it_pays(monkeypatch):
-    from memlib.book.__main__ import parser, run
+    from memlib.companion.book.__main__ import parser, run
 
     calls = []
-    monkeypatch.setattr("memlib.book.execute.execute", lambda layout, given, **options: calls.append(options))
+    monkeypatch.setattr("memlib.companion.book.execute.execute", lambda layout, given, **options: calls.append(options))
     monkeypatch.delenv("MEMLIB_PICTURES", raising=False)
     for arguments, planned in (
         ([], False), (["--substrate", "minisd-v2"], False), (["--plan"], True), (["--profile", "paper"], True),
@@ -294,7 +294,7 @@ def test_the_command_plans_where_it_pays(monkeypatch):
 def test_the_plan_of_a_run_is_made_by_a_process_of_its_own(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from memlib.book import execute as running
+    from memlib.companion.book import execute as running
 
     layout, commands = Layout(root=tmp_path, substrate="sd14"), []
 

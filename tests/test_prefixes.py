@@ -12,20 +12,20 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from toys import count_rows
 
-from memlib import prefixes
-from memlib.attention import record
-from memlib.bench.mitigations import Sampler
-from memlib.embeddings import encode_prompts
-from memlib.experiment import Experiment
-from memlib.guidance import as_rule
-from memlib.guidance_rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
+from memlib.companion.bench.mitigations import Sampler
+from memlib.companion.plan.counting import Counter, counting
+from memlib.experiment.run import Experiment
 from memlib.mitigations import get
-from memlib.plan.counting import Counter, counting
-from memlib.prefixes import begun, forget, unguided_steps, unshared
-from memlib.pruning import WeightSet, pruned
-from memlib.sampling import Cost, sample_batches, uncond_states
-from memlib.speed import Speed
-from memlib.switch_on import sweep
+from memlib.mitigations.weights import WeightSet, pruned
+from memlib.models.speed import Speed
+from memlib.probes.switch_on import sweep
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling import prefix as prefixes
+from memlib.sampling.attention.record import record
+from memlib.sampling.batches import Cost, sample_batches, uncond_states
+from memlib.sampling.guidance import as_rule
+from memlib.sampling.prefix import begun, forget, unguided_steps, unshared
+from memlib.sampling.rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
 
 STEPS = 4
 ALONE, SHARED = Speed(skip_unused=True), Speed(skip_unused=True, shared_prefix=True)
@@ -35,14 +35,14 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 @pytest.fixture(scope="module", params=["sd1_tiny", "sd2_tiny"])
 def both(request):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     return load(str(request.getfixturevalue(request.param)), device="cpu", dtype="float32", speed=SHARED)
 
 
 @pytest.fixture(scope="module")
 def loaded(sd1_tiny):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     return load(str(sd1_tiny), device="cpu", dtype="float32", speed=SHARED)
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from memlib import prompt_sources, prompts
-from memlib.errors import InputError
-from memlib.prompt_files import read_prompt_file
-from memlib.prompts import clean_filter, clean_mask, load_prompts
-from memlib.tokenizer import build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.prompts import published as prompt_sources
+from memlib.prompts import sets as prompts
+from memlib.prompts.files import read_prompt_file
+from memlib.prompts.sets import clean_filter, clean_mask, load_prompts
 
 HARD = (
     "<i>Fable</i> & <script>alert('x')</script>",
@@ -277,9 +278,7 @@ def publisher(tmp_path, monkeypatch):
 
 
 def files(publisher):
-    return sorted(path.name for path in publisher.cache.glob("*")) + sorted(
-        path.name for path in publisher.cache.glob(".*")
-    )
+    return sorted(path.name for path in publisher.cache.glob("*")) + sorted(path.name for path in publisher.cache.glob(".*"))
 
 
 def test_fetched_once_and_verified(publisher):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from memlib.denoising import Cost
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.base.store import Store
 from memlib.mitigations import get
 from memlib.mitigations import pruning as registered
-from memlib.pruning import WeightSet, nemo, overlap, pruned, pruned_rows, wanda
-from memlib.pruning.ssim import C1, C2, fitting, ms_ssim, ssim, window
-from memlib.pruning.weight_sets import shuffled, union
-from memlib.sampling import initial_latents, sample, trajectory, uncond_states
-from memlib.store import Store
-from memlib.substrates import load
+from memlib.mitigations.weights import WeightSet, nemo, overlap, pruned, pruned_rows, wanda
+from memlib.mitigations.weights.ssim import C1, C2, fitting, ms_ssim, ssim, window
+from memlib.mitigations.weights.weight_sets import shuffled, union
+from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import initial_latents, sample, trajectory, uncond_states
+from memlib.sampling.loop import Cost
 
 PROMPTS = ["a red cat", "two dogs on a chair"]
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.attack import Budget, Targets
-from memlib.errors import InputError
-from memlib.finetune import Example, Recipe, TrainingSet
-from memlib.finetune.surrogates import Remedy, SurrogatePart, choose_surrogates, least_alike
-from memlib.minisd.remedies import REMEDIES, ordinary_set, remedy_recipe
-from memlib.minisd.trainer import Schedule, Trainer
-from memlib.sources import SUBSTRATES
-from memlib.substrates import load
+from memlib.base.errors import InputError
+from memlib.models.catalogue import SUBSTRATES
+from memlib.models.substrate import load
+from memlib.probes.attack import Budget, Targets
+from memlib.training.finetune import Example, Recipe, TrainingSet
+from memlib.training.finetune.surrogates import Remedy, SurrogatePart, choose_surrogates, least_alike
+from memlib.training.minisd.remedies import REMEDIES, ordinary_set, remedy_recipe
+from memlib.training.minisd.trainer import Schedule, Trainer
 
 RECIPE = Recipe("tiny", "none", steps=4, batch=2, lr=1e-3, posterior=False, seed=5)
 SEARCH = Budget(steps=1, samples=1, every=1)

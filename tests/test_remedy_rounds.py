@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from memlib.attack import Attacked, Budget, Targets
-from memlib.finetune import Recipe, against
-from memlib.minisd import remedy_rounds
-from memlib.minisd.paths import minisd_folder, settings
-from memlib.minisd.trainer import Schedule, Trainer
-from memlib.substrates import load
+from memlib.models.minisd.paths import minisd_folder, settings
+from memlib.models.substrate import load
+from memlib.probes.attack import Attacked, Budget, Targets
+from memlib.training.finetune import Recipe, against
+from memlib.training.minisd import remedy_rounds
+from memlib.training.minisd.trainer import Schedule, Trainer
 
 
 class Shrinking:

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from memlib.errors import InputError
-from memlib.minisd import replicates
-from memlib.minisd.paths import settings
-from memlib.minisd.train import variant
+from memlib.base.errors import InputError
+from memlib.models.minisd.paths import settings
+from memlib.training.minisd import replicates
+from memlib.training.minisd.train import variant
 
 
 def test_names_say_what_is_trained():

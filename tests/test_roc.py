@@ -6,8 +6,8 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_curve
 
-from memlib.errors import InputError
-from memlib.roc import auc_interval, roc_curve, tpr_at_fpr
+from memlib.base.errors import InputError
+from memlib.judging.roc import auc_interval, roc_curve, tpr_at_fpr
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import torch
 from checkpoints import build_sd1
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.guidance import as_rule, constant
-from memlib.interventions import apply
-from memlib.sampling import Cost, decode, initial_latents, sample, sample_batches, to_epsilon, trajectory
-from memlib.substrates import SUBSTRATES, data_folder, load
+from memlib.base.errors import InputError
+from memlib.models.substrate import SUBSTRATES, data_folder, load
+from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.interventions import apply
+from memlib.sampling.batches import Cost, decode, initial_latents, sample, sample_batches, to_epsilon, trajectory
+from memlib.sampling.guidance import as_rule, constant
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo"]
 CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
@@ -86,9 +86,7 @@ def test_stochastic_ddim_equals_the_pipelines(substrate):
 
     theirs = reference(substrate, "ddim", embedding, latents, 8, 7.5, "latent", eta=0.8, generator=noise())
     uncond = encode_prompts(substrate, [""]).states
-    ours = final(
-        trajectory(substrate, embedding.states, uncond, latents, 8, eta=0.8, generators=noise())
-    )
+    ours = final(trajectory(substrate, embedding.states, uncond, latents, 8, eta=0.8, generators=noise()))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -131,13 +129,9 @@ def test_steps_hang_together(substrate):
         assert torch.equal(before.next_latents, after.latents) and before.t > after.t
     for step in steps:
         assert step.guidance.tolist() == [2.5, 2.5]
-        direct = substrate.unet(
-            step.latents[1:], step.t, encoder_hidden_states=embedding.states[1:], return_dict=False
-        )[0]
+        direct = substrate.unet(step.latents[1:], step.t, encoder_hidden_states=embedding.states[1:], return_dict=False)[0]
         torch.testing.assert_close(step.noise_cond[1:], direct, rtol=1e-4, atol=1e-5)
-        by_hand = [
-            float(np.linalg.norm((step.epsilon_cond[i] - step.epsilon_uncond[i]).numpy())) for i in (0, 1)
-        ]
+        by_hand = [float(np.linalg.norm((step.epsilon_cond[i] - step.epsilon_uncond[i]).numpy())) for i in (0, 1)]
         np.testing.assert_allclose(step.magnitude.numpy(), by_hand, rtol=1e-5)
 
 
@@ -207,9 +201,7 @@ def test_noise_is_the_seeds_own():
 
 
 def test_other_channel_counts_and_shift(tmp_path):
-    folder = build_sd1(
-        tmp_path / "wide", latent_channels=6, vae_options={"scaling_factor": 0.5, "shift_factor": 0.3}
-    )
+    folder = build_sd1(tmp_path / "wide", latent_channels=6, vae_options={"scaling_factor": 0.5, "shift_factor": 0.3})
     substrate = load(folder, device="cpu", dtype="float32")
     assert substrate.latent_shape == (6, 8, 8)
     embedding = encode_prompts(substrate, PROMPTS)

@@ -3,17 +3,28 @@
 import numpy as np
 import pytest
 
-from memlib.errors import InputError
-from memlib.minisd.prompt_sets import corpus, training_pictures
-from memlib.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
-from memlib.minisd.scenes import held_out_combination
+from memlib.base.errors import InputError
+from memlib.judging.estimates import Estimate
 from memlib.mitigations.base import Mitigation
-from memlib.prompts import load_prompts
-from memlib.scenarios import (
-    SCENARIOS as ALL, Result, at_transition, earlier_methods, effect_share, largest_cost, least_lowering, place, spread, spread_difference,
-    weakest_scenario,
+from memlib.models.minisd.prompt_sets import corpus, training_pictures
+from memlib.models.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
+from memlib.models.minisd.scenes import held_out_combination
+from memlib.prompts.sets import load_prompts
+from memlib.results.scenarios import (
+    SCENARIOS as ALL,
 )  # fmt: skip
-from memlib.stats import Estimate
+from memlib.results.scenarios import (
+    Result,
+    at_transition,
+    earlier_methods,
+    effect_share,
+    largest_cost,
+    least_lowering,
+    place,
+    spread,
+    spread_difference,
+    weakest_scenario,
+)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -56,7 +67,7 @@ def test_models_are_found_by_name_or_folder(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Unknown scenario"):
         place("medium", "sd14")
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
-    assert "python -m memlib.minisd finetune small" in place("small", "minisd-v1")
+    assert "python -m memlib.training.minisd finetune small" in place("small", "minisd-v1")
     (tmp_path / "minisd" / "models" / "minisd-v1-small").mkdir(parents=True)
     assert place("small", "minisd-v1") == ("minisd-v1-small", "minisd-v1-small")
 

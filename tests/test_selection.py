@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from memlib import picture_fetch
-from memlib.errors import InputError, NotMeasured
-from memlib.picture_fetch import count_reasons, fetch_pictures
-from memlib.prompts import load_prompts
-from memlib.selection import addresses, build, candidates, lowest_similarity, select
+from memlib.base.errors import InputError, NotMeasured
+from memlib.companion.selection import addresses, build, candidates, lowest_similarity, select
+from memlib.prompts import fetch as picture_fetch
+from memlib.prompts.fetch import count_reasons, fetch_pictures
+from memlib.prompts.sets import load_prompts
 
 
 def picture_bytes(value, kind="PNG"):

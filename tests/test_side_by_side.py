@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from memlib import side_by_side as module
-from memlib.mitigation_table import Row
 from memlib.mitigations import REGISTRY, get
-from memlib.scenarios import SCENARIOS
-from memlib.side_by_side import curves, settings_of, side_by_side, variants_of
+from memlib.results import side_by_side as module
+from memlib.results.mitigation_table import Row
+from memlib.results.scenarios import SCENARIOS
+from memlib.results.side_by_side import curves, settings_of, side_by_side, variants_of
 
 
 def test_settings_run_from_weak_to_strong_and_keep_one_that_is_none_of_them():

@@ -14,15 +14,15 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from memlib.book import mathml
-from memlib.book.browser import complaints, look_at
-from memlib.book.check import check_site
-from memlib.book.layout import ROOT, Layout
-from memlib.book.site import build, expected_pages, stage
-from memlib.claims import load_claims
-from memlib.errors import InputError
-from memlib.stats import Estimate
-from memlib.verdicts import Verdict
+from memlib.base.errors import InputError
+from memlib.companion.book import mathml
+from memlib.companion.book.browser import complaints, look_at
+from memlib.companion.book.check import check_site
+from memlib.companion.book.layout import ROOT, Layout
+from memlib.companion.book.site import build, expected_pages, stage
+from memlib.judging.claims import load_claims
+from memlib.judging.estimates import Estimate
+from memlib.judging.verdicts import Verdict
 
 NASTY = "</td><script>document.title = 'taken over'</script><b>&amp; \"quoted\" 日本語"
 
@@ -35,9 +35,7 @@ def executed_notebook(path: Path, *verdicts: Verdict) -> Path:
     shown = new_output("display_data", {"text/html": pd.DataFrame({"prompt": [NASTY]}).to_html(), "text/plain": ""})
     cells = [new_markdown_cell("# A claim\n\nWith $v_{\\mathrm{eot}} \\leftarrow 0$ in it.")]
     cells.append(new_code_cell("table", execution_count=1, outputs=[shown]))
-    cells += [
-        new_code_cell("v", execution_count=2, outputs=[new_output("display_data", v._repr_mimebundle_())]) for v in verdicts
-    ]
+    cells += [new_code_cell("v", execution_count=2, outputs=[new_output("display_data", v._repr_mimebundle_())]) for v in verdicts]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel, "papermill": {"exception": None}}), path)

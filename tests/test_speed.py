@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.guidance import constant
-from memlib.guidance_rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
-from memlib.sampling import Cost, decode, initial_latents, sample, sample_batches, trajectory, uncond_states
-from memlib.speed import Speed, TextCache, prepare, speed_of
+from memlib.base.errors import InputError
+from memlib.models.speed import Speed, TextCache, prepare, speed_of
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import Cost, decode, initial_latents, sample, sample_batches, trajectory, uncond_states
+from memlib.sampling.guidance import constant
+from memlib.sampling.rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
 
 PLAIN = Speed(cached_text=False)
 
 
 @pytest.fixture(scope="module", params=["sd1_tiny", "sd2_tiny"])
 def tiny(request):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     return load(str(request.getfixturevalue(request.param)), device="cpu", dtype="float32", speed=PLAIN)
 
@@ -133,7 +133,7 @@ def test_nothing_is_left_out_where_somebody_looks(tiny):
 
 
 def test_recorded_attention_is_the_same(tiny):
-    from memlib.attention import record
+    from memlib.sampling.attention.record import record
 
     plain, cached = [], []
     for speed, kept in ((PLAIN, plain), (Speed(cached_text=True), cached)):
@@ -157,7 +157,7 @@ def test_projections_are_back_after_an_exception_with_what_others_put_there(tiny
 
 
 def test_layouts_and_fused_products_give_the_same_latents(sd1_tiny):
-    from memlib.substrates import load
+    from memlib.models.substrate import load
 
     plain = load(str(sd1_tiny), device="cpu", dtype="float32", speed=PLAIN)
     faster = load(str(sd1_tiny), device="cpu", dtype="float32", speed=Speed(channels_last=True, fused_qkv=True, decode_batch=1))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from memlib.errors import InputError
-from memlib.stats import (
+from memlib.base.errors import InputError
+from memlib.judging.estimates import (
     Estimate,
     mean_interval,
     paired_difference,
@@ -25,9 +25,7 @@ def clustered(draw, prompts=40, seeds=5):
 def test_mean_interval_agrees_with_scipy_on_prompt_means(draw):
     values = clustered(draw)
     ours = mean_interval(values)
-    theirs = scipy_stats.bootstrap(
-        (values.mean(axis=1),), np.mean, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
+    theirs = scipy_stats.bootstrap((values.mean(axis=1),), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
     assert ours.value == pytest.approx(values.mean())
     assert ours.low == pytest.approx(theirs.low, abs=0.02)
     assert ours.high == pytest.approx(theirs.high, abs=0.02)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.errors import InputError
-from memlib.guidance import constant
-from memlib.keys import digest
-from memlib.store import Store, default_root
+from memlib.base.errors import InputError
+from memlib.base.hashing import digest
+from memlib.base.paths import store_folder
+from memlib.base.store import Store
+from memlib.sampling.guidance import constant
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,10 @@ def test_everything_that_makes_a_picture_is_in_its_key(tmp_path, prompts):
         {"seeds": [1]},
     ]
     store = Store(tmp_path, FakeSampler())
-    keys = [
-        store.ensure(**({"embedding": prompts.select([0]), "seeds": [0], **base} | change))[0][0]
-        for change in changes
-    ]
+    keys = [store.ensure(**({"embedding": prompts.select([0]), "seeds": [0], **base} | change))[0][0] for change in changes]
     assert len(set(keys)) == len(changes)
     # The same guidance written as a whole number is the same picture.
-    same = [
-        store.ensure(FakeSubstrate(), prompts.select([0]), [0], guidance=guidance, uncond=UNCOND)
-        for guidance in (7, 7.0, constant(7))
-    ]
+    same = [store.ensure(FakeSubstrate(), prompts.select([0]), [0], guidance=guidance, uncond=UNCOND) for guidance in (7, 7.0, constant(7))]
     assert same[0] == same[1] == same[2]
 
 
@@ -179,7 +174,7 @@ def test_scores_of_many_keys_are_computed_together_and_saved_as_they_come(tmp_pa
 
 
 def test_infinity_in_a_schedulers_configuration_is_a_key():
-    from memlib.keys import picture_recipe
+    from memlib.base.hashing import picture_recipe
 
     schedule = SimpleNamespace(config={"lambda_min_clipped": -np.inf, "beta_end": 0.012})
     substrate = SimpleNamespace(weights_hash="w", dtype="float32", scheduler=lambda kind, steps: schedule)
@@ -277,14 +272,14 @@ def test_the_recipe_travels_inside_the_picture(tmp_path, prompts):
 
 def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "elsewhere"))
-    assert default_root() == tmp_path / "elsewhere" and Store().root.is_dir()
+    assert store_folder() == tmp_path / "elsewhere" and Store().root.is_dir()
 
 
 WRITER = '''
 import sys, time
 import numpy as np
-import memlib.store.files
-from memlib.store import Store
+import memlib.base.store.files
+from memlib.base.store import Store
 
 class SlowFile:
     """Writes piece by piece, so that a kill finds the file half written."""
@@ -303,7 +298,7 @@ class SlowFile:
     def fileno(self):
         return self.file.fileno()
 
-memlib.store.files.open = SlowFile
+memlib.base.store.files.open = SlowFile
 store = Store(sys.argv[1])
 pictures = np.random.default_rng(int(sys.argv[2])).integers(0, 256, (3, 200, 200, 3), dtype=np.uint8)
 for number in range(100_000):
@@ -317,10 +312,7 @@ def test_kill_9_in_mid_write_never_leaves_a_broken_entry(tmp_path):
     draw = np.random.default_rng(0)
     for attempt in range(6):
         # Two writers on the same keys: one is killed while the other goes on.
-        writers = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stdout=subprocess.PIPE)
-            for name in (str(attempt), str(attempt + 100))
-        ]
+        writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stdout=subprocess.PIPE) for name in (str(attempt), str(attempt + 100))]
         last = b"10\n" if attempt == 0 else b"1\n"
         for writer in writers:
             # Both are at work, however slow the machine is, and are stopped somewhere inside a write.
@@ -347,9 +339,9 @@ def test_leftovers_of_a_killed_writer_are_swept_when_old(tmp_path):
 
 
 def test_with_the_real_sampler_pictures_are_those_of_sampling(tmp_path, sd1_tiny):
-    from memlib.embeddings import encode_prompts
-    from memlib.sampling import Cost, sample
-    from memlib.substrates import load
+    from memlib.models.substrate import load
+    from memlib.prompts.embedding import encode_prompts
+    from memlib.sampling.batches import Cost, sample
 
     substrate = load(str(sd1_tiny), device="cpu", dtype="float32")
     embedding = encode_prompts(substrate, ["a cat", "<b>two</b> dogs & a bird"])
@@ -394,7 +386,7 @@ def test_two_processes_that_want_the_same_pictures_make_them_once(tmp_path, prom
 def test_a_claim_ends_with_its_process_and_scores_are_made_once(tmp_path):
     code = f"""
 import os, time
-from memlib.store import Store
+from memlib.base.store import Store
 store = Store({str(tmp_path)!r})
 def compute(absent):
     yield 0, 1.0

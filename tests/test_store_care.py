@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 
-from memlib.errors import InputError
-from memlib.keys import digest
-from memlib.store import Store
-from memlib.store.__main__ import main
-from memlib.store.care import Chosen, merge, open_store, prune, size, stats, verify
+from memlib.base.errors import InputError
+from memlib.base.hashing import digest
+from memlib.base.store import Store
+from memlib.base.store.__main__ import main
+from memlib.base.store.care import Chosen, merge, open_store, prune, size, stats, verify
 
 RECIPE = {"weights": "ab" * 32, "steps": 50, "dtype": "torch.float16", "guidance": {"rule": "constant", "scale": 7.5},
           "scheduler": {"class": "DDIMScheduler"}}  # fmt: skip

@@ -8,14 +8,14 @@ import pytest
 import torch
 from toys import Toy, a_batch
 
-from memlib.calibration import published_applies
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.guidance import StepInfo
+from memlib.base.errors import InputError
 from memlib.mitigations import REGISTRY, get, register
 from memlib.mitigations.base import FAMILIES, Difference, Mitigation
-from memlib.sampling import Cost
-from memlib.substrates import load
+from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import Cost
+from memlib.sampling.calibration import published_applies
+from memlib.sampling.guidance import StepInfo
 
 SWEPT = [name for name, mitigation in REGISTRY.items() if mitigation.strengths is not None]
 THRESHOLDS = {"wen-3": "threshold", "sail": "threshold_on", "han-sample": "target_on"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.embeddings import CONTEXT_LENGTH, Embedding, Tokens
-from memlib.errors import InputError
-from memlib.structure import (
+from memlib.base.errors import InputError
+from memlib.prompts.embedding import CONTEXT_LENGTH, Embedding, Tokens
+from memlib.prompts.structure import (
     SPANS,
     cosines_behind_eot,
     effective_rank,

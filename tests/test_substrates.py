@@ -8,10 +8,10 @@ import torch
 from checkpoints import build_sd1
 from safetensors.torch import load_file, save_file
 
-from memlib.checkpoints import weights_hash
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.substrates import SUBSTRATES, load
+from memlib.base.errors import InputError
+from memlib.models.checkpoint import weights_hash
+from memlib.models.substrate import SUBSTRATES, load
+from memlib.prompts.embedding import encode_prompts
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_own_models_come_from_the_data_folder(sd1_tiny, tmp_path, monkeypatch):
     copy = shutil.copytree(sd1_tiny, tmp_path / "minisd" / "models" / "minisd-v1")
     assert load("minisd-v1", device="cpu").family == load(copy, device="cpu").family == "minisd"
     message = refused("minisd-v2")
-    assert "minisd-v2 are missing" in message and "MEMLIB_DATA" in message and "memlib.minisd train" in message
+    assert "minisd-v2 are missing" in message and "MEMLIB_DATA" in message and "memlib.training.minisd train" in message
 
 
 @pytest.mark.parametrize("name", [name for name, source in SUBSTRATES.items() if source.hub])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.sampling import initial_latents
-from memlib.switch_on import comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
+from memlib.base.errors import InputError
+from memlib.experiment.run import Experiment
+from memlib.probes.switch_on import comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
+from memlib.sampling.batches import initial_latents
 
 SWITCHES = [0, 2, 4, 8]
 

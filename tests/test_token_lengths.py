@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from memlib import token_lengths
-from memlib.errors import InputError
-from memlib.prompt_sources import load_sources
-from memlib.token_lengths import POOLED, lengths, padding_left, read_statistics, statistics, summarise, token_counts
+from memlib.base.errors import InputError
+from memlib.prompts import lengths as token_lengths
+from memlib.prompts.lengths import POOLED, lengths, padding_left, read_statistics, statistics, summarise, token_counts
+from memlib.prompts.published import load_sources
 
 LISTS = {
     "webster-mv86": ["cat", "word " * 37],

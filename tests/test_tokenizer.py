@@ -5,8 +5,8 @@ from diffusers import StableDiffusionPipeline
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
-from memlib.errors import InputError
-from memlib.tokenizer import PAD_TOKENS, VOCABULARY_SIZE, build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.models.tokenizer import PAD_TOKENS, VOCABULARY_SIZE, build_clip_tokenizer
 
 TEXTS = [
     "",
@@ -46,9 +46,7 @@ def test_vocabulary_is_that_of_open_clip_but_for_the_names_of_two(tokenizer):
 
 @pytest.mark.parametrize(("pad", "pad_id"), [("<|endoftext|>", 49407), ("!", 0)])
 def test_pipeline_round_trip_keeps_padding(sd1_tiny, tmp_path, pad, pad_id):
-    pipe = StableDiffusionPipeline.from_pretrained(
-        sd1_tiny, tokenizer=build_clip_tokenizer(pad), safety_checker=None, requires_safety_checker=False
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(sd1_tiny, tokenizer=build_clip_tokenizer(pad), safety_checker=None, requires_safety_checker=False)
     pipe.save_pretrained(tmp_path / "again")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "again").tokenizer
     assert isinstance(again, CLIPTokenizer)

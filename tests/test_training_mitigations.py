@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from memlib.attention import entropy, record
-from memlib.errors import InputError
-from memlib.minisd import parts
-from memlib.minisd.corpus import Corpus
-from memlib.minisd.mitigated_part import STAGES, MitigatedPart
-from memlib.minisd.models import autoencoder, text_encoder
-from memlib.minisd.parts import Noised, UnetPart
-from memlib.minisd.paths import minisd_folder
-from memlib.minisd.trainer import Schedule, Trainer
-from memlib.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
-from memlib.minisd.training_mitigations.captions import with_word
-from memlib.minisd.training_mitigations.filters import MagnitudeFilter, watched_attention
-from memlib.tokenizer import build_clip_tokenizer
+from memlib.base.errors import InputError
+from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.models import autoencoder, text_encoder
+from memlib.models.minisd.paths import minisd_folder
+from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.sampling.attention.record import entropy, record
+from memlib.training.minisd import parts
+from memlib.training.minisd.mitigated_part import STAGES, MitigatedPart
+from memlib.training.minisd.parts import Noised, UnetPart
+from memlib.training.minisd.trainer import Schedule, Trainer
+from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
+from memlib.training.minisd.training_mitigations.captions import with_word
+from memlib.training.minisd.training_mitigations.filters import MagnitudeFilter, watched_attention
 
 SETTINGS = {"seed": 5, "channels": [16, 16, 16], "attention": [False, True, True], "layers": 1, "heads": 2, "batch": 8, "steps": 20,
             "caption_dropout": 0.25, "weight_limit": 25.0}  # fmt: skip
@@ -106,8 +106,6 @@ def test_entropy_is_that_of_recorded_attention_and_the_prediction_stays(given):
     with pytest.raises(RuntimeError, match="stop"), watched_attention(part.module):
         raise RuntimeError("stop")
     assert not any("get_attention_scores" in module.__dict__ for module in part.module.modules())
-
-
 
 
 class Given(MagnitudeFilter):

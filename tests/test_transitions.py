@@ -9,14 +9,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from memlib import sampling, transitions
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.experiment import Experiment
-from memlib.sampling import Cost, initial_latents
-from memlib.store import Store
-from memlib.substrates import load
-from memlib.transitions import QUANTITIES, fall_step, steepest_fall, trace, transition_step
+from memlib.base.errors import InputError
+from memlib.base.store import Store
+from memlib.experiment.run import Experiment
+from memlib.models.substrate import load
+from memlib.probes import transitions
+from memlib.probes.transitions import QUANTITIES, fall_step, steepest_fall, trace, transition_step
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling import batches as sampling
+from memlib.sampling.batches import Cost, initial_latents
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo", "boat"]
 

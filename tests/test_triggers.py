@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from memlib.errors import InputError
-from memlib.pruning import WeightSet, overlap
-from memlib.triggers import between, by_chance, distances, most_active, overlaps, spread
+from memlib.base.errors import InputError
+from memlib.mitigations.weights import WeightSet, overlap
+from memlib.probes.triggers import between, by_chance, distances, most_active, overlaps, spread
 
 
 def test_distances_are_euclidean_over_all_states():
@@ -34,8 +34,8 @@ def test_spread_of_triggers_beside_their_starts():
 
 
 def test_lines_between_triggers(monkeypatch):
-    monkeypatch.setattr("memlib.embeddings.encode_prompts", lambda substrate, prompt: prompt)
-    monkeypatch.setattr("memlib.attack.runs.joined", lambda parts: parts)
+    monkeypatch.setattr("memlib.prompts.embedding.encode_prompts", lambda substrate, prompt: prompt)
+    monkeypatch.setattr("memlib.probes.attack.runs.joined", lambda parts: parts)
     states = np.zeros((2, 3, 77, 1), np.float32)
     states[1, 2] = 1
     done = np.array([[True, False, False], [True, False, True]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memlib.writing import replacing
+from memlib.base.writing import replacing
 
 
 def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):

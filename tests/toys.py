@@ -9,9 +9,9 @@ import torch
 from checkpoints import SCHEDULE
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from memlib.embeddings import Embedding, Tokens
-from memlib.guidance import constant
-from memlib.sampling import Batch, initial_latents
+from memlib.prompts.embedding import Embedding, Tokens
+from memlib.sampling.batches import Batch, initial_latents
+from memlib.sampling.guidance import constant
 
 SHAPE = (3, 2, 2)
 GAINS = torch.linspace(0.5, 1.6, 12).view(1, *SHAPE)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memlib.errors import InputError, NotMeasured
+from memlib.base.errors import InputError, NotMeasured
 
 ROLES = ("copy", "alignment", "alignment_check", "quality", "diversity", "distribution")
 
@@ -105,7 +105,7 @@ def metric(name: str) -> Metric:
 
 def judges_folder() -> Path:
     """Return the folder with MiniSD's judging networks, ``minisd/judges`` in the data folder."""
-    from memlib.sources import data_folder
+    from memlib.base.paths import data_folder
 
     return data_folder() / "minisd" / "judges"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from memlib.errors import InputError, NotMeasured
+from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics.pictures import centred, flat, in_batches, through_pil
 from memlib.metrics.similarity import folder_fingerprint
 from memlib.metrics.weights import read_state, weight_file
@@ -60,10 +60,7 @@ class TextAlignment:
         """Return cosines [N] or [N, S] of pictures [N, H, W, 3] or [N, S, H, W, 3] with their N prompts."""
         pictures = np.asarray(pictures)
         if isinstance(prompts, str) or len(pictures) != len(prompts) or pictures.ndim not in (4, 5):
-            raise InputError(
-                f"Pictures of shape {list(pictures.shape)} do not go with {len(prompts)} prompts: pass "
-                f"[prompts, (seeds,) height, width, 3]."
-            )
+            raise InputError(f"Pictures of shape {list(pictures.shape)} do not go with {len(prompts)} prompts: pass [prompts, (seeds,) height, width, 3].")
         seen, said = self.pictures(pictures), self.texts(prompts)
         return np.einsum("n...d,nd->n...", seen, said)
 
@@ -118,10 +115,8 @@ def load_minisd_evaluator(folder: Path, device: Any = "cpu") -> TextAlignment:
     Raises NotMeasured if the folder is not there.
     """
     if not folder.is_dir():
-        raise NotMeasured(
-            f"MiniSD's evaluator is not in {folder}: train it with `python -m memlib.minisd train evaluator`."
-        )
-    from memlib.minisd.judges import load_evaluator
+        raise NotMeasured(f"MiniSD's evaluator is not in {folder}: train it with `python -m memlib.training.minisd train evaluator`.")
+    from memlib.models.minisd.judges import load_evaluator
 
     evaluator = load_evaluator(folder)
     if hasattr(evaluator, "to"):

@@ -15,7 +15,7 @@ from scipy import linalg
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from torchvision.models.inception import Inception3, InceptionA, InceptionC, InceptionE
 
-from memlib.errors import InputError
+from memlib.base.errors import InputError
 from memlib.metrics.pictures import centred, flat, in_batches
 from memlib.metrics.weights import read_state, weight_file
 
@@ -28,9 +28,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(0), np.cov(features, rowvar=False).reshape(features.shape[1], -1)
 
 
-def frechet_distance(
-    first_mean: np.ndarray, first_cov: np.ndarray, second_mean: np.ndarray, second_cov: np.ndarray
-) -> float:
+def frechet_distance(first_mean: np.ndarray, first_cov: np.ndarray, second_mean: np.ndarray, second_cov: np.ndarray) -> float:
     """Return |m1 − m2|² + tr(C1 + C2 − 2 (C1 C2)^½), at least 0. Source: Heusel et al. 2017."""
     # The eigenvalues of C1 C2 are those of C1^½ C2 C1^½, which is symmetric: no complex square root needed.
     values, vectors = linalg.eigh(first_cov)
@@ -73,9 +71,7 @@ def kernel_distance(
 def _mmd(first: np.ndarray, second: np.ndarray) -> float:
     first, second = first.astype(np.float64), second.astype(np.float64)
     count, width = first.shape
-    within_first, within_second, between = (
-        (left @ right.T / width + 1) ** 3 for left, right in ((first, first), (second, second), (first, second))
-    )
+    within_first, within_second, between = ((left @ right.T / width + 1) ** 3 for left, right in ((first, first), (second, second), (first, second)))
     # A picture is not compared with itself: that is what makes the estimate unbiased.
     inner = within_first.sum() - np.trace(within_first) + within_second.sum() - np.trace(within_second)
     return float(inner / (count * (count - 1)) - 2 * between.mean())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from memlib.errors import InputError
+from memlib.base.errors import InputError
 from memlib.metrics.pictures import centred
 from memlib.metrics.weights import read_state, weight_file
 
@@ -33,10 +33,7 @@ class SeedDiversity:
         """Return the diversity [P] of uint8 pictures [P, S, H, W, 3]; at least two seeds are needed."""
         pictures = np.asarray(pictures)
         if pictures.ndim != 5 or pictures.dtype != np.uint8:
-            raise InputError(
-                f"Diversity across seeds takes pictures as uint8 [prompts, seeds, height, width, 3], not "
-                f"{pictures.dtype} {list(pictures.shape)}."
-            )
+            raise InputError(f"Diversity across seeds takes pictures as uint8 [prompts, seeds, height, width, 3], not {pictures.dtype} {list(pictures.shape)}.")
         _two_seeds(pictures.shape[1])
         return self._distances(pictures)
 
@@ -52,9 +49,7 @@ def seed_diversity(descriptors: np.ndarray) -> np.ndarray:
 
 def descriptor_diversity(descriptor: Any) -> SeedDiversity:
     """Return diversity measured as 1 − copy similarity by `descriptor` (CopyDescriptor), in 0..2."""
-    return SeedDiversity(
-        "1 − copy similarity", lambda pictures: seed_diversity(descriptor(pictures)), descriptor.fingerprint
-    )
+    return SeedDiversity("1 − copy similarity", lambda pictures: seed_diversity(descriptor(pictures)), descriptor.fingerprint)
 
 
 def load_lpips(device: Any = "cpu") -> SeedDiversity:

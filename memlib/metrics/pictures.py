@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from memlib.errors import InputError
+from memlib.base.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -54,10 +54,7 @@ def flat(pictures: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8 or pictures.ndim < 3 or pictures.shape[-1] != 3 or not pictures.size:
-        raise InputError(
-            f"A metric takes pictures as uint8 [..., height, width, 3], not {pictures.dtype} "
-            f"{list(pictures.shape)}: pass what sampling returns."
-        )
+        raise InputError(f"A metric takes pictures as uint8 [..., height, width, 3], not {pictures.dtype} {list(pictures.shape)}: pass what sampling returns.")
     return pictures.reshape(-1, *pictures.shape[-3:]), pictures.shape[:-3]
 
 
@@ -80,8 +77,5 @@ def in_batches(
     batch_size: int,
 ) -> torch.Tensor:
     """Return float32 network outputs [M, ...] on the CPU, `batch_size` pictures at a time."""
-    outputs = [
-        network(prepare(pictures[start : start + batch_size]).to(device)).float().cpu()
-        for start in range(0, len(pictures), batch_size)
-    ]
+    outputs = [network(prepare(pictures[start : start + batch_size]).to(device)).float().cpu() for start in range(0, len(pictures), batch_size)]
     return torch.cat(outputs)

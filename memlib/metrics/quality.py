@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from memlib.errors import InputError
+from memlib.base.errors import InputError
 from memlib.metrics.weights import read_state, weight_file
 
 AESTHETIC_LAYERS = (768, 1024, 128, 64, 16, 1)
@@ -72,7 +72,7 @@ def load_realism(judge: Any, reference: Any, neighbours: int = 3) -> Quality:
     """
     real = judge.pictures(reference)
     prepared = realism_reference(real, neighbours)
-    from memlib.keys import digest
+    from memlib.base.hashing import digest
 
     fingerprint = digest([judge.fingerprint, neighbours, real])
     return Quality("realism", judge.pictures, lambda features: realism(features, *prepared), fingerprint)
@@ -85,9 +85,7 @@ def realism_reference(real: np.ndarray, neighbours: int = 3) -> tuple[np.ndarray
     anything real. Source: Kynkäänniemi et al. 2019, Section 5.
     """
     if len(real) <= neighbours:
-        raise InputError(
-            f"Realism with {neighbours} neighbours needs more than {neighbours} real pictures, not {len(real)}."
-        )
+        raise InputError(f"Realism with {neighbours} neighbours needs more than {neighbours} real pictures, not {len(real)}.")
     # A picture is its own nearest neighbour, hence the k-th is at place k and not k - 1.
     radii = np.sort(_distances(real, real), axis=1)[:, neighbours]
     kept = radii <= np.median(radii)

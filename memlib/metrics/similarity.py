@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from memlib.errors import InputError, NotMeasured
+from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics.pictures import centred, flat, in_batches, through_pil
 from memlib.metrics.weights import thresholds, weight_file
 
@@ -79,10 +79,7 @@ class CopyDescriptor:
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the cosine of vectors [..., D] along the last axis, in [-1, 1]."""
     if first.shape[-1] != second.shape[-1]:
-        raise InputError(
-            f"Descriptors of {first.shape[-1]} and {second.shape[-1]} values cannot be compared: take both from "
-            f"one descriptor."
-        )
+        raise InputError(f"Descriptors of {first.shape[-1]} and {second.shape[-1]} values cannot be compared: take both from one descriptor.")
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return (first * second).sum(-1) / np.maximum(lengths, 1e-12)
 
@@ -90,10 +87,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def nearest(descriptors: np.ndarray, references: np.ndarray, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return the highest cosine [M] of unit vectors [M, D] to any of [R, D], and which one it is [M]."""
     found = [
-        (cosines.max(1), cosines.argmax(1))
-        for cosines in (
-            descriptors[start : start + block] @ references.T for start in range(0, len(descriptors), block)
-        )
+        (cosines.max(1), cosines.argmax(1)) for cosines in (descriptors[start : start + block] @ references.T for start in range(0, len(descriptors), block))
     ]
     values, places = zip(*found)
     return np.concatenate(values), np.concatenate(places)
@@ -146,10 +140,8 @@ def load_minisd_descriptor(folder: Path, device: Any = "cpu") -> CopyDescriptor:
     import json
 
     if not (folder / "config.json").is_file():
-        raise NotMeasured(
-            f"MiniSD's copy descriptor is not in {folder}: train it with `python -m memlib.minisd train descriptor`."
-        )
-    from memlib.minisd.judges import load_descriptor
+        raise NotMeasured(f"MiniSD's copy descriptor is not in {folder}: train it with `python -m memlib.training.minisd train descriptor`.")
+    from memlib.models.minisd.judges import load_descriptor
 
     config = json.loads((folder / "config.json").read_text())
     network = load_descriptor(folder).to(device).eval()

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from memlib.errors import InputError, NotMeasured
-from memlib.writing import replacing
+from memlib.base.errors import InputError, NotMeasured
+from memlib.base.writing import replacing
 
 TABLE = Path(__file__).parents[2] / "data" / "metrics.yml"
 TIMEOUT = 60
@@ -74,10 +74,7 @@ def weight_file(name: str, download: bool = True) -> Path:
     path = cache_folder() / entry.file
     if not path.is_file():
         if not download or os.environ.get("MEMLIB_OFFLINE", "") not in ("", "0"):
-            raise NotMeasured(
-                f"The weights {entry.file} are not in {_shown()}: put the file from {entry.url} there, "
-                f"or allow the download."
-            )
+            raise NotMeasured(f"The weights {entry.file} are not in {_shown()}: put the file from {entry.url} there, or allow the download.")
         _fetch(entry, path)
     _check(entry, path, _sha256(path))
     return path
@@ -102,10 +99,7 @@ def _fetch(entry: WeightFile, path: Path) -> None:
             # Looked at before it gets its name, so that a wrong file never lies in the cache.
             _check(entry, temporary, _sha256(temporary))
     except OSError as error:
-        raise NotMeasured(
-            f"The weights {entry.file} could not be fetched from {entry.url} ({error}): put the file into "
-            f"{_shown()} by hand."
-        ) from error
+        raise NotMeasured(f"The weights {entry.file} could not be fetched from {entry.url} ({error}): put the file into {_shown()} by hand.") from error
 
 
 def _check(entry: WeightFile, path: Path, found: str) -> None:

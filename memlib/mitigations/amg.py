@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile
-from memlib.denoising import Cost, to_epsilon
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError, NotMeasured
-from memlib.first_gap import HALF_SCALE, norm_scale
-from memlib.guidance import StepInfo
+from memlib.base.errors import InputError, NotMeasured
+from memlib.base.numbers import is_number
+from memlib.metrics.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number
-from memlib.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
-from memlib.sampling import Batch
+from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import checked_quantile
+from memlib.sampling.first_gap import HALF_SCALE, norm_scale
+from memlib.sampling.guidance import StepInfo
+from memlib.sampling.loop import Cost, to_epsilon
 
 FLAT, LATE, FALL = 0.3, 0.4, 0.005  # The threshold rises from FLAT at t = 1000 to LATE at t = 0.
 DESPECIFY, DEDUPLICATE = 0.5, 0.3  # Similarities at which these two have their full strength.
@@ -50,7 +50,7 @@ class AntiMemorizationGuidance(Mitigation):
     lambda(0); None takes the `quantile` of the similarity of real pictures of prompts that are not memorized to the set. `strength` belongs
     to latents of 4 x 64 x 64 and is scaled by elements / 16384.
 
-    `reference` is a folder of pictures, or one with `descriptors.npy` [R, D] (see `memlib.reference`); empty on MiniSD stands for all that
+    `reference` is a folder of pictures, or one with `descriptors.npy` [R, D] (see `memlib.metrics.reference`); empty on MiniSD stands for all that
     the model was trained on repeatedly, which makes this the row of an oracle there. Elsewhere a folder must be given.
 
     `as_published` leaves the first 21 pictures of a prompt alone (seeds 0 to 20: the program counts what is in a fresh

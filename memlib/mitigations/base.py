@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from memlib.embeddings import PADDINGS, Embedding, Tokens, encode, tokenize
-from memlib.errors import InputError
-from memlib.guidance import Rule
-from memlib.registered import Registered, enter, find
+from memlib.base.errors import InputError
+from memlib.base.registry import Registered, enter, find
+from memlib.prompts.embedding import PADDINGS, Embedding, Tokens, encode, tokenize
+from memlib.sampling.guidance import Rule
 
 if TYPE_CHECKING:
-    from memlib.sampling import Batch, Cost
+    from memlib.sampling.batches import Batch, Cost
 
 REGISTRY: dict[str, Mitigation] = {}
 # What a mitigation acts on, for grouping them in figures.
@@ -42,7 +42,7 @@ class Mitigation(Registered):
     can be made to act (`strengths`), and how published programs differ (`differences`). The hooks, in the order of the chain:
 
     - `rewrite(prompt, tokenizer)`: another text in place of a prompt, each prompt on its own;
-    - `padding`: another padding token to encode with (a key of `memlib.embeddings.PADDINGS`), or None;
+    - `padding`: another padding token to encode with (a key of `memlib.prompts.embedding.PADDINGS`), or None;
     - `edit(states, tokens)`: new states [N, 77, d] from states and their spans, each prompt on its own;
     - `guidance(scale)`: the guidance scale or rule to sample with;
     - `around(substrate, batch, cost)`: a context manager around the denoising of one batch. It yields the batch to

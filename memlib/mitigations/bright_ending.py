@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from memlib.attention import cross_attention_layers, finest_down_layers, record
-from memlib.calibration import reference_quantile
-from memlib.denoising import Cost, trajectory
-from memlib.first_step import FirstStep
 from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
-from memlib.sampling import Batch
+from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers, record
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import reference_quantile
+from memlib.sampling.first_step import FirstStep
+from memlib.sampling.loop import Cost, trajectory
 
 CALIBRATED = 16  # Prompts for the target: each takes a whole run.
 
@@ -32,9 +32,7 @@ def bright_masks(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
         uncond = batch.uncond if len(batch.uncond) == 1 else batch.uncond[part]
         embedding = batch.embedding.select(part)
         with record(substrate, layers=layers, maps=layers, steps=batch.steps) as recording:
-            for _ in trajectory(
-                substrate, embedding.states, uncond, batch.latents[part], batch.steps, batch.rule, batch.scheduler, cost=cost
-            ):
+            for _ in trajectory(substrate, embedding.states, uncond, batch.latents[part], batch.steps, batch.rule, batch.scheduler, cost=cost):
                 pass
         maps = torch.stack([torch.from_numpy(found) for found in recording.attention.maps.values()]).float().mean(0)
         masks.append(maps[torch.arange(len(maps)), :, :, embedding.tokens.lengths + 1])
@@ -81,6 +79,12 @@ class BrightEnding(OptimizedEmbedding):
 
     def reference(self, substrate: Any, batch: Batch) -> float:
         return reference_quantile(
-            substrate, "first magnitude, bright ending", masked_magnitudes, self.quantile, batch.scheduler, batch.steps, seeds=(0,),
+            substrate,
+            "first magnitude, bright ending",
+            masked_magnitudes,
+            self.quantile,
+            batch.scheduler,
+            batch.steps,
+            seeds=(0,),
             count=CALIBRATED,
         )

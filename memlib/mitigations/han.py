@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, published_applies, reference_quantile
-from memlib.denoising import Cost
-from memlib.errors import InputError
-from memlib.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
-from memlib.guidance import Rule
-from memlib.guidance_rules import StaticTransition
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number, is_whole
-from memlib.sampling import Batch
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
+from memlib.sampling.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
+from memlib.sampling.guidance import Rule
+from memlib.sampling.loop import Cost
+from memlib.sampling.rules import StaticTransition
 
 PUBLISHED_TARGET = 0.9
 
@@ -54,9 +54,7 @@ class HanBatch(Mitigation):
     source: ClassVar[str] = "Han et al., 2025, batch-wise"
     family: ClassVar[str] = "noise"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("gamma", (0.7, 1.4))
-    differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("the reach of 50 is taken as it is, whatever the size of the latents", {"as_published": True}),
-    )
+    differences: ClassVar[tuple[Difference, ...]] = (Difference("the reach of 50 is taken as it is, whatever the size of the latents", {"as_published": True}),)
     cost: ClassVar[str] = "8 U-Net rows a picture (two pairs, twice)"
     sampled: ClassVar[bool] = True
 
@@ -143,9 +141,7 @@ class HanSample(Mitigation):
         optimizer = torch.optim.AdamW(leaves, lr=self.lr)
         live = list(range(len(leaves)))
         for _ in range(self.iterations):
-            _, found = losses_and_gradients(
-                lambda x, rows: norms(gap(x, rows)), [leaves[row] for row in live], live, target, gap
-            )
+            _, found = losses_and_gradients(lambda x, rows: norms(gap(x, rows)), [leaves[row] for row in live], live, target, gap)
             gradients = dict(zip(live, found, strict=True))
             live = [row for row in live if gradients[row] is not None]
             if not live:

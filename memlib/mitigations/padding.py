@@ -1,7 +1,7 @@
 """The mitigations of `clip`, Sections 4.1 and 4.2: another padding token, and padding states set to zero.
 
 Both edit the conditional embedding only; `clip` does not say what it does with the unconditional one. "Masked" means
-replaced by a zero vector, as in `memlib.interventions`. A prompt of 75 tokens has no padding, and nothing of it is changed
+replaced by a zero vector, as in `memlib.prompts.interventions`. A prompt of 75 tokens has no padding, and nothing of it is changed
 but what a mitigation does to `<eot>`.
 """
 
@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.embeddings import Embedding, Tokens
-from memlib.errors import InputError
-from memlib.interventions import MASK_ORDERS, mask_padding
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Mitigation, prompt_generator, register
-from memlib.numbers import is_number, is_whole
+from memlib.prompts.embedding import Embedding, Tokens
+from memlib.prompts.interventions import MASK_ORDERS, mask_padding
 
 UNCHANGED = "nothing: there is no padding"
 

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlib.embeddings import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
-from memlib.errors import InputError
+from memlib.base.errors import InputError
 from memlib.mitigations.base import Mitigation, get
 from memlib.mitigations.pipeline_guidance import GuidedLoop, guides, refuse_other_loops
+from memlib.prompts.embedding import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
 
 NEEDED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds")
 
@@ -87,8 +87,7 @@ class Mitigated:
         for method in self._replaced:
             if not method.in_place():
                 raise InputError(
-                    f"{method.name} of this pipeline was replaced after {self.mitigation.name!r} was put in place: undo the later "
-                    "replacement first."
+                    f"{method.name} of this pipeline was replaced after {self.mitigation.name!r} was put in place: undo the later replacement first."
                 )
         if self._loop is not None:
             self._loop.stop()
@@ -151,8 +150,7 @@ class Mitigated:
         tokens = tokenize(self.pipe.tokenizer, convert(prompts, self.pipe.tokenizer) if convert else prompts)
         if self.mitigation.needs_padding and bool((tokens.lengths == MAX_PROMPT_TOKENS).any()):
             warnings.warn(
-                f"A prompt fills all {MAX_PROMPT_TOKENS} positions and leaves no padding: {self.mitigation.name} does to it "
-                f"{self.mitigation.full_prompt}.",
+                f"A prompt fills all {MAX_PROMPT_TOKENS} positions and leaves no padding: {self.mitigation.name} does to it {self.mitigation.full_prompt}.",
                 stacklevel=4,
             )
         return tokens
@@ -234,7 +232,7 @@ def _refuse(pipe: Any, mitigation: Mitigation) -> None:
         raise InputError(f"This pipeline reads {pipe.tokenizer.model_max_length} tokens; mitigations work on {CONTEXT_LENGTH}.")
     if mitigation.sampled:
         raise InputError(
-            f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment or memlib.store."
+            f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment.run or memlib.base.store."
         )
     if guides(mitigation):
         refuse_other_loops(pipe, mitigation)

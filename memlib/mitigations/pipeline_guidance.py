@@ -16,10 +16,10 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
-from memlib.denoising import to_epsilon
-from memlib.errors import InputError
-from memlib.guidance import Scales, StepInfo, as_rule
+from memlib.base.errors import InputError
 from memlib.mitigations.base import Mitigation
+from memlib.sampling.guidance import Scales, StepInfo, as_rule
+from memlib.sampling.loop import to_epsilon
 
 NEEDED = ("unet", "scheduler", "progress_bar")
 

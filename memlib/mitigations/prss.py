@@ -19,19 +19,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, published_applies, reference_quantile
-from memlib.denoising import Cost, to_epsilon
-from memlib.embeddings import encode_prompts
-from memlib.errors import InputError
-from memlib.first_step import FirstStep, first_magnitudes
-from memlib.guidance import Constant, Scales, StepInfo
-from memlib.keys import digest
+from memlib.base.errors import InputError
+from memlib.base.hashing import digest
+from memlib.base.numbers import is_number
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
 from memlib.mitigations.wen import OptimizedEmbeddingStrict, check_target
-from memlib.numbers import is_number
-from memlib.prompts import load_prompts
-from memlib.sampling import Batch
+from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.sets import load_prompts
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
+from memlib.sampling.first_step import FirstStep, first_magnitudes
+from memlib.sampling.guidance import Constant, Scales, StepInfo
+from memlib.sampling.loop import Cost, to_epsilon
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def pushed_away(substrate: Any, rule: ReAnchoring, originals: Tensor, batch: Bat
         hook.remove()
 
 
-def search(
-    first: FirstStep, originals: Tensor, candidates: Sequence[Tensor], target: float, masks: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def search(first: FirstStep, originals: Tensor, candidates: Sequence[Tensor], target: float, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return for each sample the first embedding whose magnitude is at most `target`, else the one with the smallest.
 
     `originals` [B, 77, d] are tried first, then each sample's `candidates` [k, 77, d] in their order; a sample that has found one tries

@@ -17,18 +17,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from memlib.calibration import checked_quantile
-from memlib.denoising import Cost
-from memlib.embeddings import Embedding, Tokens, encode, tokenize
-from memlib.errors import InputError
-from memlib.keys import digest
+from memlib.base.errors import InputError
+from memlib.base.hashing import digest
+from memlib.base.numbers import is_number, is_whole
+from memlib.base.store import Store
 from memlib.mitigations.base import Difference, Mitigation, get, register
-from memlib.numbers import is_number, is_whole
-from memlib.prompts import choose_prompts
-from memlib.pruning import WeightSet, nemo, pruned_rows, wanda
-from memlib.pruning.weight_sets import shuffled, union
-from memlib.sampling import Batch
-from memlib.store import Store
+from memlib.mitigations.weights import WeightSet, nemo, pruned_rows, wanda
+from memlib.mitigations.weights.weight_sets import shuffled, union
+from memlib.prompts.embedding import Embedding, Tokens, encode, tokenize
+from memlib.prompts.sets import choose_prompts
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import checked_quantile
+from memlib.sampling.loop import Cost
 
 SCOPES = ("prompt", "all")
 # Attacks ask for the same sets hundreds of times.
@@ -123,7 +123,7 @@ class _Pruning(Mitigation):
 @register
 @dataclass(frozen=True)
 class Nemo(_Pruning):
-    """Neurons of cross-attention's value projections, found by search and blocked. See `memlib.pruning.nemo`.
+    """Neurons of cross-attention's value projections, found by search and blocked. See `memlib.mitigations.weights.nemo`.
 
     The limit of similarity is the published 0.428 on latents of 4 x 64 x 64, and elsewhere, or where another quantile is asked for,
     the `quantile` over prompts that are not memorized. `seeds` maps take part in the search; `step` is that of the schedule whose time they
@@ -164,7 +164,7 @@ class Nemo(_Pruning):
 @register
 @dataclass(frozen=True)
 class Wanda(_Pruning):
-    """Weights of the feed-forward layers that count more with the prompt than with others. See `memlib.pruning.wanda`.
+    """Weights of the feed-forward layers that count more with the prompt than with others. See `memlib.mitigations.weights.wanda`.
 
     `ratio` of each row's weights are looked at, in the first `share` of `steps` steps (10 of 51 in the published runs), against the `base`:
     prompts that are not memorized ("captions"), or the empty one. Pictures of the seeds 0 to `seeds` - 1 take part.

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.attention import cross_attention_layers
-from memlib.denoising import Cost
-from memlib.embeddings import CONTEXT_LENGTH
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number, is_whole
-from memlib.sampling import Batch
+from memlib.prompts.embedding import CONTEXT_LENGTH
+from memlib.sampling.attention.record import cross_attention_layers
+from memlib.sampling.batches import Batch
+from memlib.sampling.loop import Cost
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, has_sd1_latents, is_default, reference_quantile
-from memlib.denoising import Cost
-from memlib.errors import InputError
-from memlib.first_gap import FirstGap, norm_scale
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number, is_whole
-from memlib.sampling import Batch
-from memlib.sharpness_search import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
+from memlib.mitigations.sharpness import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
+from memlib.sampling.batches import Batch
+from memlib.sampling.calibration import checked_quantile, has_sd1_latents, is_default, reference_quantile
+from memlib.sampling.first_gap import FirstGap, norm_scale
+from memlib.sampling.loop import Cost
 
 PUBLISHED_THRESHOLD = 8.2
 SD2_LATENTS = (4, 96, 96)  # Of its model of velocity, for which the program has settings as well.
@@ -65,9 +65,7 @@ class Sail(Mitigation):
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.99, 0.9))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the difference of two gaps, as in the paper, in place of one gap", {"objective": "difference"}, "13"),
-        Difference(
-            "accepted noise is moved on, the direction is not computed anew, and failed rounds repeat their noise", {"as_published": True}, "21"
-        ),
+        Difference("accepted noise is moved on, the direction is not computed anew, and failed rounds repeat their noise", {"as_published": True}, "21"),
     )
     cost: ClassVar[str] = "8 U-Net rows a step (two pairs, forward and backward), until the threshold is reached"
     sampled: ClassVar[bool] = True

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.denoising import Cost
-from memlib.embeddings import Tokens
-from memlib.errors import InputError
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
-from memlib.numbers import is_number, is_whole
-from memlib.sampling import Batch
+from memlib.prompts.embedding import Tokens
+from memlib.sampling.batches import Batch
+from memlib.sampling.loop import Cost
 
 DRAWN_TOKENS = 49_400  # The program draws among these; the last of CLIP's 49,408 are left out.
 DRAWN_NUMBERS = 100_000
@@ -129,9 +129,7 @@ class EmbeddingNoise(Mitigation):
     summary: ClassVar[str] = "Gaussian noise of standard deviation 0.1 is added to the prompt's embedding."
     source: ClassVar[str] = "Somepalli et al., 2023"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.1, 0.5))
-    differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),
-    )
+    differences: ClassVar[tuple[Difference, ...]] = (Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),)
 
     def __post_init__(self) -> None:
         if not is_number(self.strength) or self.strength < 0:

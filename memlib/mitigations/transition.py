@@ -1,6 +1,6 @@
 """Mitigations that change guidance from step to step: the transition points of `basin`, and published relatives.
 
-None of them touches the embedding or costs U-Net evaluations; the rules themselves are in `memlib.guidance_rules`. Times are those of a schedule of
+None of them touches the embedding or costs U-Net evaluations; the rules themselves are in `memlib.sampling.rules`. Times are those of a schedule of
 1,000 training steps, as Stable Diffusion's and MiniSD's are, so that they name a share of the schedule whatever the number of steps.
 According to `basin` a transition exists for memorized prompts only: on others these mitigations may cost alignment.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from memlib import guidance_rules as rules
-from memlib.errors import InputError
-from memlib.guidance import Rule
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number
+from memlib.sampling import rules
+from memlib.sampling.guidance import Rule
 
 
 class _Guided(Mitigation):
@@ -90,9 +90,7 @@ class DynamicTransition(_Guided):
     summary: ClassVar[str] = "The prompt is ignored until a picture's magnitude has passed its first local minimum, then guidance starts."
     source: ClassVar[str] = "basin 5, Algorithm 1, Tables 3 and 4"
     reported: ClassVar[tuple[str, ...]] = ("dtp",)
-    differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("guidance is 1 before the transition, not 0", {"variant": "as_published"}, "6"),
-    )
+    differences: ClassVar[tuple[Difference, ...]] = (Difference("guidance is 1 before the transition, not 0", {"variant": "as_published"}, "6"),)
 
     def rule(self, scale: float) -> Rule:
         return rules.DynamicTransition(scale, None, self.variant)

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.calibration import checked_quantile, published_applies, reference_quantile
-from memlib.denoising import Cost
-from memlib.errors import InputError
-from memlib.first_step import FirstStep, first_magnitudes, weighted
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_number, is_whole
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.numbers import is_number, is_whole
-from memlib.sampling import Batch, initial_latents
+from memlib.sampling.batches import Batch, initial_latents
+from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
+from memlib.sampling.first_step import FirstStep, first_magnitudes, weighted
+from memlib.sampling.loop import Cost
 
 WEIGHT_DECAY = 0.01  # AdamW's own default, which the program leaves as it is.
 HALF_SCALE = 2.0**8  # Half precision loses small gradients; powers of two are exact.
@@ -66,9 +66,7 @@ def optimize(
         for i in above:
             gradient = moving[i].grad.div_(scale)
             if not torch.isfinite(gradient).all():
-                raise InputError(
-                    "The gradient of the magnitude by the embedding is not finite in this precision: load the model with dtype='float32'."
-                )
+                raise InputError("The gradient of the magnitude by the embedding is not finite in this precision: load the model with dtype='float32'.")
             if decay_sot:
                 gradient[0] = 0
         optimizer.step()
@@ -113,7 +111,7 @@ class OptimizedEmbedding(Mitigation):
 
     The target is `target` where it is given; else the published one on the latents that it belongs to (4 x 64 x 64, models of
     noise), and elsewhere, or where another quantile than the default is asked for, the `quantile` of the magnitude at the first step over
-    prompts that are not memorized (`memlib.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1),
+    prompts that are not memorized (`memlib.sampling.calibration`). A target of 3 lies above what such prompts show on Stable Diffusion 1 (about 1),
     hence a high quantile.
 
     `as_published` does what the public program does: one embedding for `images` pictures of a prompt made at once (seeds 0 to 3,

@@ -1,0 +1,1 @@
+"""Runs notebooks, builds the site, measures costs, checks models: a leaf."""

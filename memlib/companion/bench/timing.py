@@ -1,0 +1,69 @@
+"""Times of mitigations for a page: taken now, or those that ``python -m memlib.companion.bench mitigations --runs`` left for the substrate.
+
+A ratio of times hangs on the machine and on what runs beside it, not on the prompts. Where the benchmark was run with nothing else on the
+machine, its runs are kept under ``data/bench`` and stand on every page about time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from memlib.companion.bench.mitigations import Sampler, measure
+from memlib.companion.bench.runs import Run, by_turn, read
+from memlib.judging.estimates import Estimate, quantile_interval
+from memlib.mitigations import Mitigation, get
+
+# Turns where nothing is kept and no number is given.
+TURNS = 5
+
+
+@dataclass(frozen=True)
+class Times:
+    """Runs of several mitigations in turn, no mitigation among them, and where they come from."""
+
+    runs: list[Run]
+    source: str
+
+    def ratio(self, value: str, title: str, other: str = "none") -> Estimate | None:
+        """Median over turns of a quantity ("seconds", "evaluations") under one mitigation as a multiple of that under another in the same turn.
+
+        With a bootstrap interval over turns; None where one of them was not run.
+        """
+        values = by_turn(self.runs, value)
+        return None if not {title, other} <= set(values) else _median_ratio(values[title], values[other])
+
+    def extreme(self, value: str, among: Sequence[str], largest: bool = False) -> str | None:
+        """The mitigation among some with the smallest (or largest) median ratio to no mitigation; None where none of them was run."""
+        values = by_turn(self.runs, value)
+        medians = values.div(values["none"], axis=0).median().reindex(list(among)).dropna()
+        return None if medians.empty else str(medians.idxmax() if largest else medians.idxmin())
+
+    def table(self) -> pd.DataFrame:
+        """One row a mitigation: U-Net evaluations and seconds a picture, medians, and the ratio of seconds to no mitigation."""
+        seconds, evaluations = by_turn(self.runs, "seconds"), by_turn(self.runs, "evaluations")
+        return pd.DataFrame({
+            "U-Net evaluations per picture": evaluations.median().round(1), "seconds per picture": seconds.median().round(2),
+            "time, as a multiple of none": {title: _median_ratio(seconds[title], seconds["none"]).text(3) for title in seconds},
+        })  # fmt: skip
+
+
+def _median_ratio(values: pd.Series, others: pd.Series) -> Estimate:
+    return quantile_interval((values / others).to_numpy(), 0.5)
+
+
+def times(sampler: Sampler, mitigations: Sequence[Mitigation], prompts: Sequence[str], turns: int | None = None) -> Times:
+    """Take the kept runs of the substrate if every mitigation is among them, or time `turns` turns now.
+
+    With a number of `turns` they are always timed now. Mitigations that cannot be used on the substrate are left out.
+    """
+    name = sampler.substrate.name
+    if turns is None and (kept := read(name)) is not None:
+        runs, source = kept
+        wanted = ["none", *(m.title for m in mitigations)]
+        if set(wanted) <= {run.mitigation for run in runs}:
+            return Times([run for run in runs if run.mitigation in wanted], source)
+    runs, _ = measure(sampler, [get("none"), *mitigations], {"prompts": list(prompts)}, TURNS if turns is None else turns)
+    return Times(runs, "Timed in this run.")

@@ -1,0 +1,93 @@
+"""Several worker processes against one: pictures per second and speed-up, with the same pictures in the end.
+
+    python -m memlib.companion.bench workers --substrate minisd-v1 --workers 1 2
+
+Every number of workers makes the same pictures into an empty store of its own. Starting processes and loading the model is timed apart: each
+worker first makes one picture of a prompt that is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memlib.base.errors import InputError
+
+PROMPT = "a photograph of a lighthouse in the snow, number {}"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    command.add_argument("--substrate", default="minisd-v1", help="a substrate's name or a checkpoint's folder")
+    command.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes; the first is what others are compared with")
+    command.add_argument("--pictures", type=int, default=32)
+    command.add_argument("--batch-size", type=int, default=4, help="pictures in a task")
+    command.add_argument("--steps", type=int, default=50)
+    command.add_argument("--device", default="auto")
+    command.add_argument("--dtype", default="auto")
+    command.add_argument("--csv", type=Path, help="write the table to this file too")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and print."""
+    if min(*options.workers, options.pictures, options.batch_size, options.steps) < 1:
+        raise InputError("Workers, pictures, steps and the batch size must be at least 1.")
+    settings = {"steps": options.steps, "device": options.device, "dtype": options.dtype}
+    table = measure(options.substrate, options.workers, options.pictures, options.batch_size, **settings)
+    print(as_text(table))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+
+
+def measure(substrate: str, workers: list[int], pictures: int, batch_size: int, **settings: Any) -> pd.DataFrame:
+    """A row for each number of workers: seconds to start, seconds for the pictures, their rate, the rate over that of the first number, and the
+    largest difference of a pixel to the pictures of the first number (0 to 255)."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rows, first = [], None
+        for place, count in enumerate(workers):
+            starting, seconds, made = _timed(substrate, count, pictures, batch_size, Path(folder) / str(place), settings)
+            first = made if first is None else first
+            rows.append({"workers": count, "starting [s]": starting, "pictures": pictures, "seconds": seconds, "pictures a second": pictures / seconds,
+                         "speed-up": rows[0]["seconds"] / seconds if rows else 1.0, "largest difference": _apart(made, first)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table with few digits."""
+    return table.to_string(index=False, float_format=lambda value: f"{value:.2f}")
+
+
+def _timed(substrate: str, count: int, pictures: int, batch_size: int, root: Path, settings: dict[str, Any]) -> tuple[float, float, np.ndarray]:
+    """Seconds until `count` workers have loaded the model, seconds for the pictures, and these."""
+    from memlib.companion.distributed import Work, cluster, parts, run_parts, sample_part
+    from memlib.experiment.run import Experiment
+    from memlib.prompts.sets import PromptSet
+
+    made = Experiment(substrate, n_seeds=1, store=root, **settings)
+    names = tuple(PROMPT.format(number) for number in range(pictures))
+    group = made.group(PromptSet("timed", names, pd.DataFrame({"prompt": names}), "memlib.companion.bench", "none"))
+    warm = made.group(PromptSet("warm", (PROMPT.format("none"),), pd.DataFrame({"prompt": [PROMPT.format("none")]}), "memlib.companion.bench", "none"))
+    work = Work(substrate, str(root.resolve()), edit="none", **settings)
+    began = time.perf_counter()
+    with cluster("local", count) as client:
+        client.wait_for_workers(count)
+        [task] = parts(warm, "none", 1)
+        # To every worker by its address, each with a store of its own, so that each loads the model.
+        addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+        own = [Work(substrate, f"{root}-{number}", edit="none", **settings) for number in range(count)]
+        loading = [client.submit(sample_part, one, task, workers=[address], pure=False) for one, address in zip(own, addresses, strict=True)]
+        client.gather(loading)
+        starting, began = time.perf_counter() - began, time.perf_counter()
+        run_parts(client, sample_part, work, parts(group, "none", batch_size), progress=False)
+        seconds = time.perf_counter() - began
+    return starting, seconds, group.pictures()
+
+
+def _apart(pictures: np.ndarray, first: np.ndarray) -> int:
+    return int(np.abs(pictures.astype(int) - first).max())

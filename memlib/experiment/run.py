@@ -1,0 +1,103 @@
+"""What a notebook's run shares: the substrate with its metrics, the store, and how pictures are sampled.
+
+`Experiment` loads the substrate once; `group` and `control` take prompt sets under it (`memlib.experiment.group.Group`), which edit, sample and score.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_whole
+from memlib.base.store import Store
+from memlib.experiment import picture_policy as care
+from memlib.experiment.group import Group
+from memlib.experiment.provenance import Provenance, provenance
+from memlib.metrics import metrics_for
+from memlib.models.substrate import Substrate, load
+from memlib.prompts.sets import PromptSet, choose_prompts, load_prompts
+from memlib.sampling.batches import Cost
+
+
+class Experiment:
+    """A substrate with its metrics, the store, and how pictures are sampled (`clip` Section 3: 50 steps, guidance 7.5).
+
+    `n_seeds` seeds 0..n-1 are used for every prompt. `loaded` is the substrate where it was loaded before;
+    `pictures` says how pages show pictures (`memlib.experiment.picture_policy`). Raises InputError for an unknown substrate, zero steps or seeds.
+    """
+
+    def __init__(
+        self,
+        substrate: str,
+        *,
+        n_seeds: int = 4,
+        steps: int = 50,
+        guidance: float = 7.5,
+        scheduler: str = "ddim",
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        store: str | Path | None = None,
+        progress: bool = False,
+        loaded: Substrate | None = None,
+        pictures: str = "auto",
+    ):
+        self.started = time.monotonic()
+        if not is_whole(n_seeds, 1):
+            raise InputError(f"n_seeds is {n_seeds!r}: use a whole number of at least 1.")
+        self.substrate: Substrate = load(substrate, device, dtype) if loaded is None else loaded
+        care.choose(pictures, self.substrate.family)
+        self.substrate.scheduler(scheduler, steps)  # refuses impossible steps before anything is sampled
+        self.seeds = tuple(range(n_seeds))
+        self.steps, self.guidance, self.scheduler = steps, guidance, scheduler
+        self.batch_size, self.progress = batch_size, progress
+        self.store, self.cost = Store(store), Cost()
+        self.metrics = metrics_for(self.substrate, reference=self._real_pictures())
+
+    def _real_pictures(self) -> np.ndarray | None:
+        if self.substrate.family != "minisd":
+            return None
+        from memlib.models.minisd.prompt_sets import held_out_pictures
+
+        return held_out_pictures()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The numbers that criteria name: `copy_threshold`; empty where the copy metric is not at hand."""
+        copy = self.metrics.copy
+        return {"copy_threshold": copy.threshold} if copy.available else {}
+
+    def group(self, prompts: str | PromptSet, count: int | None = None, label: str | None = None) -> Group:
+        """The prompt set `prompts`: "memorized" or "not memorized" for the substrate's own, a name, or a file.
+
+        At most `count` prompts, drawn with a fixed seed where there are more.
+        """
+        found = choose_prompts(prompts, self.substrate.family, count)
+        return Group(self, found, label or (prompts if isinstance(prompts, str) else prompts.name))
+
+    def control(self, prompts: str | PromptSet = "auto", count: int | None = None, label: str = "same kind, seen once") -> Group | None:
+        """Prompts of the memorized ones' kind that are not memorized, for telling memorization from wording; None where there are none.
+
+        "auto" takes MiniSD's titles with one copy in the training data (its memorized prompts are titles, its held-out ones
+        descriptions), and nothing for other families; "none" is none; else as in `group`.
+        """
+        if isinstance(prompts, str) and prompts in ("auto", "none"):
+            if prompts == "none" or self.substrate.family != "minisd":
+                return None
+            titles = load_prompts("minisd-duplicated")
+            prompts = titles.select(titles.table["copies"].astype(int) == 1)
+        return self.group(prompts, count, label)
+
+    def provenance(self) -> Provenance:
+        """Where the figures of this run come from; the last line of every notebook."""
+        s = self.substrate
+        facts = {
+            "substrate": f"{s.name} ({s.revision or 'weights ' + s.weights_hash[:12]})",
+            "seeds": f"{self.seeds[0]} to {self.seeds[-1]}",
+            "sampler": f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}, {str(s.dtype).removeprefix('torch.')}",
+            "pictures": f"{self.store.made} sampled or scored here, {self.store.found} from the store",
+        }
+        return provenance(facts, self.started, s.device)

@@ -1,0 +1,36 @@
+"""Which device to compute on, and whether bfloat16 pays there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from memlib.base.errors import InputError
+
+
+def device_of(name: str | torch.device = "auto") -> torch.device:
+    """Return the device named; "auto" is the first GPU if there is one, else the CPU.
+
+    Raises InputError for a name torch does not know, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"Unknown device {name!r}: use auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("Device cuda was asked for, but torch sees no GPU here: use auto or cpu.")
+    return device
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

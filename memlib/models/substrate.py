@@ -1,0 +1,180 @@
+"""The models under study by name, loaded from local folders onto a device.
+
+A substrate is a `StableDiffusionPipeline` with what the rest of memlib needs to know about it. The names
+are in `SUBSTRATES` (memlib.models.catalogue); any local folder of the same kind works as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_whole
+from memlib.base.paths import data_folder
+from memlib.models.catalogue import SUBSTRATES, family_of, locate
+from memlib.models.checkpoint import check_folder, read_pipeline, weights_hash
+from memlib.models.delta import DELTA_FILE, apply_delta
+from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.speed import Speed, prepare
+
+__all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEDULERS = ("ddim", "dpm", "euler")
+
+
+@dataclass
+class Substrate:
+    """A loaded model: a diffusers pipeline on a device, and the facts that others ask for.
+
+    `weights_hash` is a SHA-256 over weights and configurations; `family` is "minisd" or "sd" (which
+    metrics apply); `revision` is the hub's commit where known; `speed` is how it computes.
+    """
+
+    name: str
+    pipe: Any = field(repr=False)
+    device: torch.device
+    dtype: torch.dtype
+    weights_hash: str
+    family: str
+    revision: str | None = None
+    speed: Speed = field(default_factory=Speed)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pipe.tokenizer
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.pipe.text_encoder
+
+    @property
+    def unet(self) -> Any:
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.pipe.vae
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipe.scheduler.config)
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def prediction_type(self) -> str:
+        return self.pipe.scheduler.config.get("prediction_type", "epsilon")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def resolution(self) -> int:
+        """Side of a picture in pixels."""
+        return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def scheduler(self, kind: str = "ddim", steps: int = 50) -> Any:
+        """Return a fresh scheduler of the kind "ddim", "dpm" (DPM-Solver++ multistep) or "euler".
+
+        It is made from the checkpoint's own configuration and set to `steps` steps on the substrate's
+        device. Raises InputError for another kind or a number of steps that the schedule cannot give.
+        """
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+        kinds = dict(zip(SCHEDULERS, (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler)))
+        if kind not in kinds:
+            raise InputError(f"Unknown scheduler {kind!r}: use one of {', '.join(SCHEDULERS)}.")
+        options = {}
+        if kind == "ddim" and not self.pipe.scheduler.config.get("clip_sample", False):
+            # DDIM clips to [-1, 1] unless told otherwise, which is for pixels and not for latents.
+            options["clip_sample"] = False
+        scheduler = kinds[kind].from_config(self.pipe.scheduler.config, **options)
+        total = scheduler.config.num_train_timesteps
+        # With an offset, a schedule of all training steps would run past its own end.
+        most = total - (1 if kind == "ddim" and scheduler.config.steps_offset else 0)
+        if not is_whole(steps, 1) or steps > most:
+            raise InputError(f"{steps!r} sampling steps are not possible: use a whole number from 1 to {most}.")
+        scheduler.set_timesteps(steps, device=self.device)
+        return scheduler
+
+    def batch_size(self) -> int:
+        """Guess how many pictures can be sampled at once in half of the memory that is free, 1 to 64."""
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            import psutil
+
+            free = psutil.virtual_memory().available
+        # About 1 GiB for a guided 512-pixel picture in half precision, in proportion to its area.
+        each = 2**30 * (self.resolution / 512) ** 2 * self.dtype.itemsize / 2
+        return int(max(1, min(64, free / 2 // each)))
+
+
+def load(name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", speed: Speed | None = None) -> Substrate:
+    """Load a substrate by name (see `SUBSTRATES`) or from a local diffusers folder.
+
+    "auto" takes the first GPU if there is one, with float16, and else the CPU, with bfloat16 where it
+    multiplies that natively and float32 elsewhere; latents and scheduler stay in float32. `speed` says
+    how it computes, by default what suits the device (`memlib.models.speed.Speed.on`). Raises
+    InputError for an unknown name, device or precision, for missing weights, and for a folder that is
+    incomplete, corrupt or not Stable Diffusion 1.x/2.x.
+    """
+    target = device_of(device)
+    precision = _dtype(dtype, target)
+    folder, source, revision = locate(name)
+    delta = folder / DELTA_FILE if source is not None and source.base else None
+    if delta is not None:
+        folder = locate(source.base)[0]
+    variant = check_folder(folder)
+    pipe = read_pipeline(folder, variant, precision if delta is None else torch.float32)
+    weights = weights_hash(folder, variant)
+    if delta is not None:
+        apply_delta(pipe.unet, delta, weights)
+        weights = hashlib.sha256(f"{weights} {hashlib.sha256(delta.read_bytes()).hexdigest()}".encode()).hexdigest()
+        for model in (pipe.text_encoder, pipe.unet, pipe.vae):
+            torch.nn.Module.to(model, precision)  # diffusers' own `to` warns of modules to keep in float32, of which there are none
+    pipe.set_progress_bar_config(disable=True)
+    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
+        raise InputError(
+            f"{folder} has a U-Net with {pipe.unet.config.in_channels} input channels for latents of "
+            f"{pipe.vae.config.latent_channels}: inpainting and depth checkpoints are not supported."
+        )
+    pipe.to(target)
+    for model in (pipe.text_encoder, pipe.unet, pipe.vae):
+        model.requires_grad_(False).eval()
+    # Attention runs through scaled_dot_product_attention, diffusers' default.
+    speed = Speed.on(target) if speed is None else speed
+    prepare(pipe.unet, pipe.vae, speed)
+    return Substrate(
+        name=source.name if source else folder.name,
+        pipe=pipe,
+        device=target,
+        dtype=precision,
+        weights_hash=weights,
+        family=source.family if source else family_of(folder),
+        revision=revision,
+        speed=speed,
+    )
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if bfloat16_pays(device) else torch.float32
+    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if known not in DTYPES.values():
+        raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")
+    return known

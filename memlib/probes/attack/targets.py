@@ -1,0 +1,79 @@
+"""The pictures that an attack tries to bring up, and the controls that say what an embedding can do without memory of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memlib.base.errors import InputError
+from memlib.metrics.pictures import centred, squared
+from memlib.prompts.sets import load_prompts
+from memlib.sampling.batches import DECODE_PIXELS
+
+
+@dataclass(frozen=True)
+class Targets:
+    """P pictures, uint8 [P, H, W, 3], each with the prompt that it belongs to; `label` is what tables call them."""
+
+    label: str
+    prompts: tuple[str, ...]
+    pictures: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.pictures) or not self.prompts or np.asarray(self.pictures).dtype != np.uint8:
+            raise InputError("An attack needs pictures as uint8 [P, H, W, 3] with one prompt each, and at least one: pass both.")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def first(self, count: int) -> Targets:
+        """The first `count` of them."""
+        return self.select(range(min(count, len(self))))
+
+    def select(self, rows: Sequence[int]) -> Targets:
+        """Those at these places."""
+        return Targets(self.label, tuple(self.prompts[row] for row in rows), self.pictures[list(rows)])
+
+
+def targets(group: Any, label: str | None = None) -> Targets | None:
+    """Return the training pictures of a group's prompts (`memlib.experiment.group.Group`), or None where they are not at hand.
+
+    Of a prompt with several, as templates have them, the first is the target.
+    """
+    if group.training is None:
+        return None
+    return Targets(label or group.label, tuple(group.prompts.prompts), np.stack([pictures[0] for pictures in group.training]))
+
+
+def controls(experiment: Any, count: int) -> dict[str, Targets]:
+    """Return what there is to compare with, at most `count` pictures each: "seen once" in training, and "never seen".
+
+    Both are known for MiniSD alone, whose training set is at hand; elsewhere nothing is returned.
+    """
+    if experiment.substrate.family != "minisd":
+        return {}
+    from memlib.models.minisd.prompt_sets import held_out_pictures
+
+    held, once = load_prompts("minisd-heldout").first(count), experiment.control(count=count)
+    return {
+        "seen once": targets(once, "seen once"),
+        "never seen": Targets("never seen", tuple(held.prompts), held_out_pictures(len(held))),
+    }
+
+
+@torch.no_grad()
+def clean_latents(substrate: Any, pictures: np.ndarray) -> Tensor:
+    """Return the scaled latents [P, C, h, w] of pictures, the mean of the autoencoder's posterior; float32 on the CPU."""
+    side = substrate.resolution
+    batch = max(1, DECODE_PIXELS // side**2)
+    config, parts = substrate.vae.config, []
+    for start in range(0, len(pictures), batch):
+        fitting = np.stack([squared(picture, side) for picture in pictures[start : start + batch]])
+        x = centred(fitting).to(substrate.device, substrate.dtype)
+        parts.append(substrate.vae.encode(x).latent_dist.mean.float().cpu())
+    return (torch.cat(parts) - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor

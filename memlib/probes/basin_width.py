@@ -1,0 +1,89 @@
+"""How wide a basin is: the distance at which half of the latents still end in it, by step, with intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from memlib.base.errors import InputError
+from memlib.judging.estimates import LEVEL, Estimate
+
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A basin cut at K steps, measured at R radii.
+
+    `shares` [K, R] are the shares that end in the ball; `half` are the half distances by step, `at_least` [K] says at which of them more
+    than half still ended there at the largest radius. `narrowing` is the half distance at the first step minus that at the last; `order`
+    the share of pairs of steps that narrow minus the share that widen, from -1 to 1.
+    """
+
+    shares: np.ndarray
+    half: tuple[Estimate, ...]
+    at_least: np.ndarray
+    narrowing: Estimate
+    order: Estimate
+
+
+def half_distance(shares: np.ndarray, radii: Sequence[float]) -> np.ndarray:
+    """Distance [...] at which the share [..., R] has come down to one half, linear between the rising `radii` [R].
+
+    Shares are first replaced by the falling sequence nearest to them (isotonic regression), so that a share that rises by chance gives no
+    second crossing. Where even the first share is below one half the result is the first radius, where the last is above one half the last
+    radius: the true distance is then at most or at least that. Raises InputError for radii that do not rise or do not fit.
+    """
+    shares, radii = np.asarray(shares, dtype=float), np.asarray(radii, dtype=float)
+    if radii.ndim != 1 or len(radii) < 2 or (np.diff(radii) <= 0).any() or shares.shape[-1:] != radii.shape:
+        raise InputError(f"Shares of shape {shares.shape} do not fit {radii.size} radii: give one share per radius, at least two, radii rising.")
+    falling = [isotonic_regression(row, increasing=False).x for row in shares.reshape(-1, len(radii))]
+    return np.array([np.interp(0.5, row[::-1], radii[::-1]) for row in falling]).reshape(shares.shape[:-1])
+
+
+def widths(
+    inside: np.ndarray,
+    radii: Sequence[float],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    generator: np.random.Generator | None = None,
+) -> Widths:
+    """Measure a basin from flags [P, S, K, R] that say which latents ended in the ball, bootstrap over prompts.
+
+    All seeds, steps and radii of a prompt are drawn together, so that differences between steps are paired. With fewer than two prompts
+    there is no interval (NaN).
+    """
+    inside = np.asarray(inside, dtype=float)
+    if inside.ndim != 4 or 0 in inside.shape or not np.isin(inside, (0, 1)).all():
+        raise InputError(f"A basin is measured from flags [prompts, seeds, steps, radii], not from values of shape {inside.shape}.")
+    prompts, seeds, steps, count = inside.shape
+    by_prompt = inside.mean(axis=1)
+    draw = np.random.default_rng(0) if generator is None else generator
+    weights = draw.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
+    resampled = half_distance((weights @ by_prompt.reshape(prompts, -1)).reshape(-1, steps, count), radii)
+    shares = by_prompt.mean(axis=0)
+    half = half_distance(shares, radii)
+
+    def estimate(value: float, drawn: np.ndarray) -> Estimate:
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if prompts > 1 else (np.nan, np.nan)
+        return Estimate(float(value), float(low), float(high), prompts, seeds, level)
+
+    return Widths(
+        shares,
+        tuple(estimate(half[k], resampled[:, k]) for k in range(steps)),
+        half >= radii[-1],
+        estimate(half[0] - half[-1], resampled[:, 0] - resampled[:, -1]),
+        estimate(_order(half[None])[0], _order(resampled)),
+    )
+
+
+def _order(half: np.ndarray) -> np.ndarray:
+    """Pairs of steps that narrow minus pairs that widen, as a share of all pairs, [B] of half distances [B, K]."""
+    first, second = np.triu_indices(half.shape[1], k=1)
+    if not len(first):
+        return np.zeros(len(half))
+    return np.sign(half[:, first] - half[:, second]).mean(axis=1)

@@ -1,0 +1,50 @@
+"""Bright ending: the magnitude where the last step attends to ``<eot>`` (Chen et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
+from memlib.probes.detectors.runs import whole_run
+
+if TYPE_CHECKING:
+    from memlib.experiment.group import Group
+
+
+@register
+@dataclass(frozen=True)
+class BrightEnding(Detector):
+    """Magnitude under a mask, mean over the first `steps` steps (0: all), per prompt and seed.
+
+    The mask is the attention to ``<eot>`` at the last step of the same run, conditional half, mean over heads and over the
+    finest cross-attention layers of the down path (Stable Diffusion's two 64-pixel layers), resized to the latents where they are finer;
+    it is not made binary. Score at a step: ``||difference * mask|| / mean(mask)``, each image by its own mean. The mask exists
+    only after a complete run, so every variant costs one. Source: Chen et al. 2025 (ICLR), program.
+    """
+
+    steps: int = 0
+
+    name = "bright-ending"
+    label = "bright ending, all steps"
+    summary = "magnitude weighted by the last step's attention to <eot>, mean over all steps"
+    source = "Chen et al. 2025"
+    needs = "whole run with attention"
+    published = "the program's mitigation divides by the mean mask of the batch, its detector by each image's own, as here"
+
+    def measure(self, group: Group) -> Scores:
+        run = whole_run(group)
+        steps = count_of_steps(self.steps, run["masked"].shape[-1])
+        return Scores(run["masked"][..., :steps].mean(-1), float(run["evaluations"][..., -1].sum(1).mean()), len(group.experiment.seeds))
+
+
+@register
+@dataclass(frozen=True)
+class BrightEndingFirst(BrightEnding):
+    """The same, read at the first step; the mask is still that of the last."""
+
+    steps: int = 1
+
+    name = "bright-ending-first"
+    label = "bright ending, first step"
+    summary = "the same at the first step, with the mask of the last"

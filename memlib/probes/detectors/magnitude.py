@@ -1,0 +1,60 @@
+"""Magnitude of the text-conditional noise (Wen et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
+from memlib.probes.detectors.runs import magnitudes
+
+if TYPE_CHECKING:
+    from memlib.experiment.group import Group
+
+
+@register
+@dataclass(frozen=True)
+class Magnitude(Detector):
+    """L2 norm of conditional minus unconditional noise, mean over the first `steps` steps (0: all), per prompt and seed.
+
+    Predictions are converted to noise, so that models of noise and of velocity are measured alike. Source: Wen et al. 2024,
+    Section 3, along an ordinary guided run; several seeds are averaged.
+    """
+
+    steps: int = 1
+
+    name = "magnitude"
+    label = "magnitude, first step"
+    summary = "norm of conditional minus unconditional noise at the first step"
+    source = "Wen et al. 2024"
+
+    def measure(self, group: Group) -> Scores:
+        x = group.experiment
+        steps = count_of_steps(self.steps, len(x.substrate.scheduler(x.scheduler, x.steps).timesteps))
+        run = magnitudes(group, steps)
+        return Scores(run["magnitude"].mean(-1), float(run["evaluations"][..., -1].sum(1).mean()), len(x.seeds))
+
+
+@register
+@dataclass(frozen=True)
+class MagnitudeTen(Magnitude):
+    """The same over the first ten steps."""
+
+    steps: int = 10
+
+    name = "magnitude-ten"
+    label = "magnitude, ten steps"
+    summary = "the same, mean over the first ten steps"
+
+
+@register
+@dataclass(frozen=True)
+class MagnitudeAll(Magnitude):
+    """The same over all steps."""
+
+    steps: int = 0
+
+    name = "magnitude-all"
+    label = "magnitude, all steps"
+    summary = "the same, mean over all steps"
+    needs = "whole run"

@@ -1,0 +1,1 @@
+"""Sets of prompts, their text states, and edits of these."""

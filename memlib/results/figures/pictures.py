@@ -1,0 +1,79 @@
+"""Pictures in labelled rows, plain grids, and maps beside pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from memlib.experiment import picture_policy as care
+from memlib.results.figures.style import short
+
+
+def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None, title: str = "", cell: float = 0.85) -> Figure:
+    """Pictures in labelled rows: label -> uint8 [K, H, W, 3]; `columns` names the K columns above them.
+
+    Shown as `memlib.experiment.picture_policy` allows; rows whose label begins with "training" are left out where training pictures may not be shown.
+    """
+    allowed = {label: pictures for label, pictures in rows.items() if care.training_allowed() or not care.is_training(label)}
+    return _tiles({label: [care.shown(picture) for picture in pictures] for label, pictures in allowed.items()}, columns, title, cell)
+
+
+def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
+    """Labelled rows of tiles as they are."""
+    count = max(len(pictures) for pictures in rows.values())
+    height = cell * len(rows) + (0.5 if columns is not None else 0.1) + (0.3 if title else 0.0)
+    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, height), squeeze=False)
+    for r, (label, pictures) in enumerate(rows.items()):
+        for c, axis in enumerate(axes[r]):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if c < len(pictures):
+                axis.imshow(pictures[c], interpolation="nearest")
+            if r == 0 and columns is not None and c < len(columns):
+                slanted = {"rotation": 20, "ha": "left", "x": 0.1} if max(map(len, columns)) > 9 else {}
+                axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, pad=2, **slanted)
+        axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
+    # In inches from the top: a share of the height would put the title of a tall figure among its pictures.
+    room = 0.28 if title else 0.0
+    if title:
+        figure.suptitle(title, fontsize=10.5, y=1 - 0.04 / height, va="top").set_in_layout(False)
+    figure.tight_layout(pad=0.25, h_pad=0.2, w_pad=0.15, rect=(0, 0, 1, 1 - room / height))
+    return figure
+
+
+def contact_sheet(pictures: np.ndarray, columns: int = 12, title: str = "", cell: float = 0.62) -> Figure:
+    """Pictures [N, H, W, 3] in a plain grid without labels, shown as `memlib.experiment.picture_policy` allows."""
+    pictures = np.stack([care.shown(picture) for picture in pictures])
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (pictures.shape[1] + 2), columns * (pictures.shape[2] + 2), 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = (i // columns) * (picture.shape[0] + 2), (i % columns) * (picture.shape[1] + 2)
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    figure, axis = plt.subplots(figsize=(cell * columns, cell * rows + (0.3 if title else 0)))
+    axis.imshow(sheet, interpolation="nearest")
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=10.5)
+    figure.tight_layout(pad=0.2)
+    return figure
+
+
+def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str], columns: Sequence[str], title: str = "",
+                   limits: tuple[float, float] | None = None) -> Figure:  # fmt: skip
+    """Maps [K, h, w, P] of K prompts at P text positions, one row per prompt after its picture (uint8 [K, H, W, 3]).
+
+    All maps share one scale, `limits` or their own extremes; a position that a prompt does not have (NaN) is grey.
+    """
+    low, high = limits or (np.nanmin(maps), np.nanmax(maps))
+    colours = plt.get_cmap("magma").with_extremes(bad=(0.85, 0.85, 0.85))
+    shown = colours(np.ma.masked_invalid((maps - low) / (high - low or 1)))[..., :3]
+    # Nearest neighbour, since maps and pictures have sizes of their own.
+    y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
+    tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
+    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): [care.shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
+    return _tiles(rows, ["picture", *columns], title)

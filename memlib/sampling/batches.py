@@ -1,0 +1,237 @@
+"""Sampling: from embeddings and seeds to pictures, in batches over prompts x seeds.
+
+The loop itself is `trajectory` (in memlib.sampling.loop, also available here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from memlib.base.errors import InputError
+from memlib.base.numbers import is_whole
+from memlib.models.speed import kernels, speed_of
+from memlib.prompts.embedding import Embedding, encode_prompts
+from memlib.sampling.guidance import Rule, as_rule
+from memlib.sampling.loop import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
+from memlib.sampling.prefix import begun
+
+__all__ = [
+    "SAMPLER_VERSION", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
+    "to_epsilon", "trajectory", "uncond_states",
+]  # fmt: skip
+
+DECODE_PIXELS = 2**20  # Pixels decoded at once; the VAE needs more memory per pixel than the U-Net.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are sampled: steps, guidance scale or rule, scheduler kind and seeds."""
+
+    steps: int = 50
+    guidance: float | Rule = 7.5
+    scheduler: str = "ddim"
+    seeds: tuple[int, ...] = tuple(range(10))
+
+
+def initial_latents(seeds: Sequence[int], latent_shape: Sequence[int]) -> Tensor:
+    """Return standard normal noise [S, C, h, w] (float32, CPU), one generator per seed.
+
+    The noise depends on the seed alone, not on the prompt or on the other seeds. Raises InputError for
+    no seeds or a seed that is not a whole number from 0 to 2**64 - 1.
+    """
+    noise = []
+    for seed in _checked_seeds(seeds):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise.append(torch.randn(tuple(latent_shape), generator=generator))
+    return torch.stack(noise)
+
+
+@torch.no_grad()
+def decode(substrate: Any, latents: Tensor) -> np.ndarray:
+    """Decode latents [B, C, h, w] to pictures, uint8 [B, H, W, 3].
+
+    The VAE's `scaling_factor` is honoured, and its `shift_factor` where it has one (which
+    `StableDiffusionPipeline` itself ignores). Raises InputError if the result is not finite, which
+    happens when a VAE overflows in half precision.
+    """
+    vae = substrate.vae
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    pictures = []
+    for part in latents.split(speed_of(substrate).decode_batch or max(1, DECODE_PIXELS // substrate.resolution**2)):
+        scaled = part.to(substrate.device, torch.float32) / vae.config.scaling_factor + shift
+        decoded = vae.decode(scaled.to(substrate.dtype), return_dict=False)[0].float()
+        if not torch.isfinite(decoded).all():
+            raise InputError(f"{substrate.name} gave pictures with values that are not finite in {substrate.dtype}: load it with dtype='float32'.")
+        values = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        pictures.append((values * 255).round().to(torch.uint8).cpu().numpy())
+    return np.concatenate(pictures)
+
+
+Observer = Callable[[list[int], list[int], Step], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples about to be denoised: prompt `rows` and `seeds`, and the tensors of each.
+
+    `embedding` holds the B conditional embeddings with their tokens, `uncond` [1 or B, 77, d] the unconditional states and
+    `latents` [B, C, h, w] the initial noise; `steps`, `rule` and `scheduler` are those of the run.
+    """
+
+    rows: list[int]
+    seeds: list[int]
+    embedding: Embedding
+    uncond: Tensor
+    latents: Tensor
+    steps: int
+    rule: Rule
+    scheduler: str
+
+
+Around = Callable[[Any, Batch, Cost], AbstractContextManager[Batch]]
+
+
+def sample_batches(
+    substrate: Any,
+    embedding: Embedding,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float | Rule = 7.5,
+    scheduler: str = "ddim",
+    batch_size: int | None = None,
+    uncond: Embedding | Tensor | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    keep: Observer | None = None,
+    cost: Cost | None = None,
+    around: Around | None = None,
+    latents_only: bool = False,
+) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    """Sample prompts x seeds and yield each finished batch as (rows, seeds, pictures uint8 [b, H, W, 3]).
+
+    `rows` are prompt rows of `embedding`. `pairs` restricts the work to the (row, seed) pairs given, in
+    that order, and `seeds` is then not used. `uncond` defaults to the empty prompt with the substrate's
+    own padding. `keep(rows, seeds, step)` is called at every step. `around(substrate, batch, cost)` gives a context
+    manager in which a batch is denoised and which may replace its tensors (see `memlib.mitigations.base`). With `latents_only` nothing is
+    decoded, and the last latents, float32 [b, C, h, w], take the pictures' place. Without `keep` and `around` the substrate's `Speed`
+    may leave out, or share between pictures, what guidance makes no use of. A (prompt, seed) gives the same
+    picture, to float tolerance, whatever the batch. Raises InputError before any work for no prompts, no
+    seeds, a bad batch size, steps out of range, or an unknown scheduler.
+    """
+    if len(embedding) == 0:
+        raise InputError("There are no prompts to sample: give at least one.")
+    if pairs is None:
+        pairs = [(row, seed) for row in range(len(embedding)) for seed in _checked_seeds(seeds)]
+    else:
+        pairs = [(int(row), seed) for row, seed in pairs]
+        if pairs:
+            _checked_seeds([seed for _, seed in pairs])
+        if any(not 0 <= row < len(embedding) for row, _ in pairs):
+            raise InputError(f"A pair names a prompt row outside 0 to {len(embedding) - 1}.")
+    if batch_size is None:
+        batch_size = substrate.batch_size()
+    if not is_whole(batch_size, 1):
+        raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
+    rule = as_rule(guidance)
+    substrate.scheduler(scheduler, steps)
+    uncond = uncond_states(substrate, uncond)
+    return _batches(
+        substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep,
+        Cost() if cost is None else cost, around, latents_only,
+    )  # fmt: skip
+
+
+def _batches(
+    substrate: Any,
+    embedding: Embedding,
+    pairs: list[tuple[int, int]],
+    steps: int,
+    rule: Rule,
+    scheduler: str,
+    batch_size: int,
+    uncond: Tensor,
+    keep: Observer | None,
+    cost: Cost,
+    around: Around | None,
+    latents_only: bool,
+) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    speed, lean = speed_of(substrate), keep is None and around is None
+    for start in range(0, len(pairs), batch_size):
+        rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
+        # A compiled U-Net knows one size of batch: the last one is filled up, and what fills it is dropped.
+        filling = batch_size - len(rows) if lean and speed.compile else 0
+        filled = rows + rows[-1:] * filling
+        latents = initial_latents(seeds + seeds[-1:] * filling, substrate.latent_shape)
+        batch = Batch(rows, seeds, embedding.select(filled), uncond, latents, steps, rule, scheduler)
+        with kernels(speed, substrate.device), nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
+            first, last = begun(substrate, batch, cost) if lean else (0, batch.latents)
+            if first < steps:
+                for step in trajectory(substrate, batch.embedding.states, batch.uncond, last, steps, batch.rule, scheduler, cost=cost, start=first, lean=lean):
+                    if keep is not None:
+                        keep(rows, seeds, step)
+                last = step.next_latents
+        last = last[: len(rows)]
+        if latents_only:
+            yield rows, seeds, last.cpu().numpy()
+            continue
+        with kernels(speed, substrate.device):
+            pictures = decode(substrate, last)
+        cost.pictures += len(rows)
+        yield rows, seeds, pictures
+
+
+def sample(
+    substrate: Any,
+    embedding: Embedding,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float | Rule = 7.5,
+    scheduler: str = "ddim",
+    batch_size: int | None = None,
+    uncond: Embedding | Tensor | None = None,
+    progress: bool = False,
+    keep: Observer | None = None,
+    cost: Cost | None = None,
+    around: Around | None = None,
+) -> np.ndarray:
+    """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; see `sample_batches`."""
+    seeds = _checked_seeds(seeds)
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"Seeds repeat ({', '.join(map(str, seeds))}): give each once.")
+    columns = {seed: column for column, seed in enumerate(seeds)}
+    pictures = None
+    batches = sample_batches(substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, keep=keep, cost=cost, around=around)
+    with tqdm(total=len(embedding) * len(seeds), unit="picture", disable=not progress) as bar:
+        for rows, batch_seeds, batch in batches:
+            if pictures is None:
+                pictures = np.empty((len(embedding), len(seeds), *batch.shape[1:]), np.uint8)
+            pictures[rows, [columns[seed] for seed in batch_seeds]] = batch
+            bar.update(len(rows))
+    return pictures
+
+
+def uncond_states(substrate: Any, uncond: Embedding | Tensor | None = None) -> Tensor:
+    """Return the unconditional states [1, 77, d]: those given, or the empty prompt's."""
+    if uncond is None:
+        uncond = encode_prompts(substrate, [""])
+    states = uncond.states if isinstance(uncond, Embedding) else uncond
+    if states.ndim != 3 or len(states) != 1:
+        raise InputError(f"The unconditional embedding has shape {tuple(states.shape)}: give one for all prompts, [1, 77, d].")
+    return states
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
+    if not seeds:
+        raise InputError("There are no seeds: give at least one.")
+    for seed in seeds:
+        if not is_whole(seed) or seed >= 2**64:
+            raise InputError(f"Seed {seed!r} is not usable: give whole numbers from 0 to 2**64 - 1.")
+    return seeds

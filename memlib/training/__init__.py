@@ -1,0 +1,1 @@
+"""Fine-tuning, and the training of MiniSD: a leaf, imported by nothing but its own commands."""

@@ -1,0 +1,146 @@
+"""Training MiniSD part by part: which settings and data each gets, and where its weights go."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from memlib.base.errors import InputError
+from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.training.minisd.export import export_model, frozen_folder
+from memlib.training.minisd.mitigated_part import MitigatedPart
+from memlib.training.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
+from memlib.training.minisd.trainer import Schedule, Trainer
+from memlib.training.minisd.training_mitigations import get
+
+PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
+MARKS = "marks.json"  # in a mitigated run's folder: on how many samples it acted
+OTHER_PARTS = ("vae", "text", "descriptor", "evaluator")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One U-Net: padding "v1" or "v2", with or without the duplicates, its data, and its hyper-parameters.
+
+    `corpus` is the corpus block (`seed`, and `fresh` scenes an epoch). `replicate` is True for the shorter trainings with
+    other seeds, which stay in the runs folder. `mitigation` names what acts while it trains (`memlib.training.minisd.training_mitigations`).
+    """
+
+    padding: str
+    duplicates: bool
+    corpus: dict
+    settings: dict
+    replicate: bool
+    mitigation: str | None = None
+
+
+def variant(name: str) -> Variant:
+    """Read a U-Net's name: minisd-v1, minisd-v2, either with -dedup, with -sN for a replicate with seed N, and then perhaps a mitigation.
+
+    Raises InputError for any other name.
+    """
+    found = re.fullmatch(r"minisd-(v[12])(-dedup)?(?:-s(\d+)(?:-([a-z]+(?:-[a-z]+)*))?)?", name)
+    if found is None:
+        raise InputError(
+            f"There is no part {name!r}: train one of {', '.join(OTHER_PARTS)}, minisd-v1 or minisd-v2; -dedup leaves the "
+            "duplicates out, -s11 makes a shorter replicate with seed 11, and a mitigation's name behind that trains it under this mitigation."
+        )
+    padding, dedup, seed, mitigation = found.groups()
+    if mitigation is not None:
+        get(mitigation)
+    given = settings()
+    if seed is None:
+        return Variant(padding, dedup is None, given["corpus"], given["unet"], False)
+    smaller = given["replicates"]
+    shorter = given["unet"] | {"seed": int(seed), "steps": smaller["steps"]}
+    return Variant(padding, dedup is None, {"seed": int(seed), "fresh": smaller["fresh"]}, shorter, True, mitigation)
+
+
+def _corpus(duplicates: bool = True, block: dict | None = None) -> Corpus:
+    return Corpus(minisd_folder(), duplicates=duplicates, **(block or settings()["corpus"]))
+
+
+def _frozen(name: str, kind: type):
+    return kind.from_pretrained(frozen_folder(name, runs_folder()), torch_dtype=torch.float32)
+
+
+def unet_part(name: str, device: torch.device, half: bool) -> UnetPart:
+    """The U-Net `name` ready to be trained, with its data and under its mitigation. Raises InputError where a frozen part is missing."""
+    unet = variant(name)
+    given = (_corpus(unet.duplicates, unet.corpus), unet.settings, _frozen("vae", AutoencoderKL), _frozen("text", CLIPTextModel),
+             PAD_IDS[unet.padding], runs_folder() / "cache", device, half)  # fmt: skip
+    return UnetPart(*given) if unet.mitigation is None else MitigatedPart(get(unet.mitigation), *given)
+
+
+def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False) -> None:
+    """Train part `name` to its schedule's end (or `until`) and export; picks up the last checkpoint.
+
+    The run's folder (checkpoint, log) is `runs_folder()/name`; exported weights go to data/minisd.
+    """
+    place = device_of(device)
+    half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
+    block = settings()[name] if name in OTHER_PARTS else variant(name).settings
+    run = runs_folder() / name
+    if name == "vae":
+        part = VaePart(_corpus(), block, place, half)
+    elif name in ("text", "evaluator"):
+        part = ContrastivePart(_corpus(), block, place, half)
+    elif name == "descriptor":
+        part = DescriptorPart(_corpus(), block, _frozen("vae", AutoencoderKL), place, half)
+    else:
+        part = unet_part(name, place, half)
+    schedule = Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"))
+    trainer = Trainer(part, schedule, run, place)
+    if not export_only:
+        trainer.run(until, progress)
+    _export(name, trainer, block)
+
+
+@torch.no_grad()
+def _export(name: str, trainer: Trainer, block: dict) -> None:
+    part, folder = trainer.part, minisd_folder()
+    part.module.load_state_dict(trainer.averaged_state())
+    part.module.eval()
+    if name == "vae":
+        scenes = [part.corpus.picture(scene) for scene, _ in part.corpus.fresh_scenes(105, 0, 512)]
+        latents = torch.cat([part.module.encode(as_tensor(scenes[i : i + 64]).to(trainer.device)).latent_dist.mean for i in range(0, 512, 64)])
+        part.module.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        _save_part(part.module, trainer.folder / "export")
+    elif name == "text":
+        text = part.module.text
+        _save_part(text, trainer.folder / "export")
+    elif name in ("descriptor", "evaluator"):
+        from memlib.training.minisd.calibrate import calibrate
+
+        target = folder / "judges" / name
+        target.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
+        (target / "config.json").write_text(json.dumps({**block, **calibrate(name, part, trainer.device)}, indent=1) + "\n")
+    elif variant(name).replicate:
+        if isinstance(part, MitigatedPart):
+            (trainer.folder / MARKS).write_text(json.dumps(part.marks()) + "\n")
+        export_model(part.module, name, trainer.folder / "pipeline", runs_folder())
+        return
+    else:
+        export_model(part.module, name, folder / "models" / name, runs_folder())
+    records = folder / "logs"
+    records.mkdir(exist_ok=True)
+    (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
+
+
+def _save_part(module, target: Path) -> None:
+    """Save a diffusers or transformers module as float16 safetensors, replacing what stood there."""
+    shutil.rmtree(target, ignore_errors=True)
+    device = next(module.parameters()).device
+    module.half().save_pretrained(target, safe_serialization=True)
+    module.float().to(device)

@@ -1,0 +1,57 @@
+"""What a training-time mitigation is: a named object with parameters and hooks into a training step of the U-Net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from memlib.base.registry import Registered, find
+from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.scenes import Scene
+
+if TYPE_CHECKING:
+    from memlib.training.minisd.parts import Noised
+
+TRAINING_MITIGATIONS: dict[str, TrainingMitigation] = {}
+
+
+@dataclass(frozen=True)
+class TrainingMitigation(Registered):
+    """Base: fields are parameters; hooks, in the order of a training step, are `caption` and `forward`; `prepare` comes once before."""
+
+    kind: ClassVar[str] = "training-time mitigation"
+    registry: ClassVar[dict[str, TrainingMitigation]] = TRAINING_MITIGATIONS
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    # What a step costs beside a plain one, in words; the figures are measured (`memlib.training.minisd.training_cost`).
+    cost: ClassVar[str] = "none"
+
+    def prepare(self, unet: nn.Module) -> None:
+        """Make the U-Net ready for `forward`."""
+
+    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+        """Return the caption to train with for `example` (`Corpus.example`: scene, caption, index of the pair or -1)."""
+        return example[1]
+
+    def forward(self, unet: Any, batch: Noised, empty: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the predicted noise [B, C, h, w] and, for a filter, a score [B] of each sample (0 without a caption).
+
+        `empty` [77, d] are the text states of the empty caption. Scores are float32, on the CPU and without gradient.
+        """
+        return unet(batch.noisy, batch.times, batch.states).sample, None
+
+
+def get(name: str, **params: Any) -> TrainingMitigation:
+    """Return the registered mitigation `name` with these parameters in place of its defaults; raises InputError for either unknown."""
+    return find(TrainingMitigation, name, params)
+
+
+def describe() -> list[dict[str, str]]:
+    """Return one row of words per registered mitigation, for tables."""
+    return [{"mitigation": m.name, "what it does": m.summary, "source": m.source, "extra cost of a step": m.cost} for m in TRAINING_MITIGATIONS.values()]

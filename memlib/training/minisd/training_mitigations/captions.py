@@ -1,0 +1,127 @@
+"""Changes of captions: the same picture does not always come with the same words (Somepalli et al. 2023, NeurIPS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memlib.base.errors import InputError
+from memlib.base.registry import enter
+from memlib.models.minisd.captions import caption
+from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.scenes import Scene
+from memlib.training.minisd.training_mitigations.base import TrainingMitigation
+
+ORDINARY_TOKENS = 49_400  # the published programs draw tokens below this id, which leaves out <sot> and <eot>
+
+
+@dataclass(frozen=True)
+class CaptionChange(TrainingMitigation):
+    """Another caption with `probability` each time a sample is drawn, which is 0.1 in the public program; `changed` makes it."""
+
+    probability: float = 0.1
+
+    cost = "the text encoder on changed captions, which are not kept"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise InputError(f"Captions cannot be changed with probability {self.probability}: use a number from 0 to 1.")
+
+    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+        return self.changed(example[1], tokenizer, rng) if rng.random() < self.probability else example[1]
+
+    def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
+        """Return a changed caption."""
+        raise NotImplementedError
+
+
+@enter
+@dataclass(frozen=True)
+class RandomCaption(CaptionChange):
+    """The whole caption is replaced by `count` random tokens."""
+
+    count: int = 4
+
+    name = "random-caption"
+    label = "random captions"
+    summary = "one caption in ten is replaced by four random tokens"
+    source = "Somepalli et al. 2023 (NeurIPS), random caption replacement; program"
+
+    def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
+        return random_text(tokenizer, rng, self.count)
+
+
+@enter
+@dataclass(frozen=True)
+class RandomWords(CaptionChange):
+    """`count` random tokens are put into the caption, each as a word at a random place."""
+
+    count: int = 2
+
+    name = "random-words"
+    label = "random words added"
+    summary = "two random tokens are added to one caption in ten"
+    source = "Somepalli et al. 2023 (NeurIPS), random token addition; program"
+
+    def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
+        for _ in range(self.count):
+            text = with_word(text, random_text(tokenizer, rng, 1), rng)
+        return text
+
+
+@enter
+@dataclass(frozen=True)
+class RepeatedWords(CaptionChange):
+    """`count` words of the caption are put into it again, each at a random place."""
+
+    count: int = 2
+
+    name = "repeated-words"
+    label = "words repeated"
+    summary = "two words are repeated in one caption in ten"
+    source = "Somepalli et al. 2023 (NeurIPS), caption word repetition; program"
+
+    def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
+        words = text.split(" ")
+        for _ in range(self.count):
+            text = with_word(text, words[int(rng.integers(len(words)))], rng)
+        return text
+
+
+@enter
+@dataclass(frozen=True)
+class SeveralCaptions(TrainingMitigation):
+    """Each repeated picture has `count` captions, its own among them, and one of these is drawn each time.
+
+    The others describe the picture, as the captions of the captioning model do in the source. Fresh pictures come once and keep
+    theirs; of templates there is no description. What is asked for afterwards is the picture's own caption.
+    """
+
+    count: int = 20
+
+    name = "several-captions"
+    label = "several captions"
+    summary = "a repeated picture has twenty captions, one drawn each time"
+    source = "Somepalli et al. 2023 (NeurIPS), multiple captions; program"
+    cost = CaptionChange.cost
+
+    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+        scene, text, index = example
+        number = int(rng.integers(self.count))
+        if index < 0 or scene.tone is not None or number == 0:
+            return text
+        return caption(scene, corpus.ingredients, np.random.default_rng([20_265, index, number]), "medium")
+
+
+def random_text(tokenizer: Any, rng: np.random.Generator, count: int) -> str:
+    """Return `count` random tokens of the vocabulary as text."""
+    return tokenizer.decode(rng.integers(ORDINARY_TOKENS, size=count).tolist()).strip()
+
+
+def with_word(text: str, word: str, rng: np.random.Generator) -> str:
+    """Return `text` with `word` at a random place between its words or at either end."""
+    words = text.split(" ")
+    place = int(rng.integers(len(words) + 1))
+    return " ".join([*words[:place], word, *words[place:]])
