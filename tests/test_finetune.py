@@ -14,7 +14,7 @@ from torchvision import transforms
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
-from memlib.metrics.pictures import read_pictures
+from memlib.base.pictures import read_pictures
 from memlib.models import delta as deltas
 from memlib.models.minisd.paths import settings
 from memlib.models.substrate import load

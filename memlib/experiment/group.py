@@ -176,7 +176,7 @@ class Group:
             from memlib.models.minisd.prompt_sets import training_pictures
 
             return [training_pictures(name) for name in table["training_picture"]]
-        from memlib.metrics.pictures import read_pictures
+        from memlib.base.pictures import read_pictures
 
         return [care.withhold(read_pictures([Path(path) for path in entry.split(" | ")])) for entry in table["training_picture"]]
 

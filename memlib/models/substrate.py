@@ -18,8 +18,10 @@ from memlib.base.numbers import is_whole
 from memlib.base.paths import data_folder
 from memlib.models.catalogue import SUBSTRATES, family_of, locate
 from memlib.models.checkpoint import check_folder, read_pipeline, weights_hash
+from memlib.models.data import SubstrateData
 from memlib.models.delta import DELTA_FILE, apply_delta
 from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.minisd.data import data_of
 from memlib.models.speed import Speed, prepare
 
 __all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
@@ -44,6 +46,7 @@ class Substrate:
     family: str
     revision: str | None = None
     speed: Speed = field(default_factory=Speed)
+    data: SubstrateData = field(default_factory=SubstrateData, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -157,15 +160,17 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     # Attention runs through scaled_dot_product_attention, diffusers' default.
     speed = Speed.on(target) if speed is None else speed
     prepare(pipe.unet, pipe.vae, speed)
+    name, family = (source.name, source.family) if source else (folder.name, family_of(folder))
     return Substrate(
-        name=source.name if source else folder.name,
+        name=name,
         pipe=pipe,
         device=target,
         dtype=precision,
         weights_hash=weights,
-        family=source.family if source else family_of(folder),
+        family=family,
         revision=revision,
         speed=speed,
+        data=data_of(name) if family == "minisd" else SubstrateData(),
     )
 
 

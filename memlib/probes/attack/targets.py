@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.metrics.pictures import centred, squared
+from memlib.base.pictures import squared
+from memlib.metrics.pictures import centred
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.batches import DECODE_PIXELS
 

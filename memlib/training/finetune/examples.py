@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from memlib.base.errors import InputError
-from memlib.metrics.pictures import SUFFIXES, read_picture
+from memlib.base.pictures import SUFFIXES, read_picture
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.metrics.pictures import centred, squared
+from memlib.base.pictures import squared
+from memlib.metrics.pictures import centred
 from memlib.prompts.embedding import encode, tokenize
 from memlib.training.finetune.examples import TrainingSet
 from memlib.training.finetune.recipes import Recipe

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memlib.base.errors import InputError
+from memlib.base.pictures import squared
 from memlib.base.writing import replacing
-from memlib.metrics.pictures import squared
 from memlib.mitigations import get
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.search import Budget, search
