@@ -1,18 +1,98 @@
-"""Notebook parameters: which there are, and refusing those that are not."""
+"""Notebook parameters: which there are, of what kind each is, and refusing those that are not."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from memlib.base.errors import InputError
 
 # Papermill opens the cell that it injects with this line.
 INJECTED = "# Parameters"
+
+
+def _listed(value: Any) -> Any:
+    """Text from a command line as the list that it stands for: ``a``, ``a,b`` or ``[a, b]``."""
+    return [part.strip(" '\"") for part in value.strip().strip("[]").split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null") else value
+
+
+def _not_a_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("True and False are no numbers")
+    return value
+
+
+_NOT_FLAG = BeforeValidator(_not_a_flag)
+COUNT = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _NOT_FLAG]
+WHOLE = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _NOT_FLAG]
+NUMBER = Annotated[float, Field(allow_inf_nan=False, description="a number"), _NOT_FLAG]
+POSITIVE = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), _NOT_FLAG]
+SHARE = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), _NOT_FLAG]
+TEXT = Annotated[str, Field(min_length=1, description="a name, or the path of a file or folder, in quotes")]
+FLAG = Annotated[bool, Field(description="True or False")]
+NAMES = Annotated[list[TEXT], Field(description="a list of names, or one name"), BeforeValidator(_listed)]
+_OR_NONE = BeforeValidator(_none)
+
+# Every parameter of every notebook by name. The same name means the same thing on every page.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("n_seeds", "steps", "n_controls", "n_cuts", "n_damaged", "n_exchanged", "n_held_out", "n_other_seeds", "n_others", "n_pictures",
+         "n_seeds_exchanged", "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_triggered", "n_triggers", "held_out_seeds", "restarts", "at_once",
+         "behind", "every", "attack_every", "attack_samples", "attack_steps", "check_seeds", "check_steps"),
+        COUNT,
+    ),
+    **dict.fromkeys(("n_prompts", "n_timed", "batch_size"), Annotated[COUNT | None, _OR_NONE]),
+    "seed": WHOLE,
+    **dict.fromkeys(("guidance", "weaker"), NUMBER),
+    "opposite": Annotated[NUMBER | None, _OR_NONE],
+    "attack_lr": POSITIVE,
+    "radii_noise": Annotated[list[POSITIVE], BeforeValidator(_listed), Field(min_length=1, description="a list of numbers above 0")],
+    "radii_mixed": Annotated[list[SHARE], BeforeValidator(_listed), Field(min_length=1, description="a list of numbers above 0 and at most 1")],
+    **dict.fromkeys(
+        ("substrate", "not_memorized", "control", "webster", "membench", "scheduler", "device", "dtype", "other_substrate", "plain", "without",
+         "adversarial", "small_model", "large_model", "class_model", "duplicated_model"),
+        TEXT,
+    ),
+    **dict.fromkeys(("memorized", "labels", "statistics_file"), Annotated[TEXT | None, _OR_NONE]),
+    "towers": NAMES,
+    **dict.fromkeys(("models", "methods", "mitigations", "scenarios", "swept", "only_pretrained"), Annotated[NAMES | None, _OR_NONE]),
+    **dict.fromkeys(("refetch", "keep_rows", "strengths"), FLAG),
+    "measure": Annotated[FLAG | Annotated[str, Field(pattern="^auto$")], Field(description="auto, True or False")],
+}  # fmt: skip
+
+
+def checked(name: str, value: Any) -> Any:
+    """`value` as the kind that the parameter `name` has: text from a command line becomes the number, flag or list that it stands for.
+
+    A name that no page of the book has is returned as it is. Raises InputError for a value of another kind or out of range.
+    """
+    if name not in KINDS:
+        return value
+    kind = TypeAdapter(KINDS[name])
+    try:
+        return kind.validate_python(value)
+    except ValidationError:
+        allowed = _words(kind.json_schema())
+        raise InputError(f"The parameter {name} is {value!r}: use {allowed}.") from None
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    """What a kind allows, in the words that it was declared with."""
+    if "description" in schema:
+        return schema["description"]
+    if "anyOf" in schema:
+        return ", or ".join(_words(one) for one in schema["anyOf"])
+    return "None" if schema.get("type") == "null" else str(schema.get("type", "another value"))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -40,14 +120,15 @@ def declared(notebook: Path) -> dict[str, dict[str, Any]]:
 def share_out(given: Mapping[str, Any], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
     """Give each notebook those of the parameters that it declares.
 
-    Raises InputError for a parameter that none of them declares.
+    Raises InputError for a parameter that none of them declares, and for a value of another kind than it has (`checked`).
     """
     names = {path: declared(path) for path in notebooks}
     known = sorted(set().union(*names.values())) if names else []
     for name in given:
         if name not in known:
             raise InputError(f"No notebook has a parameter {name!r}; there are {', '.join(known) or 'none'}.")
-    return {path: {k: v for k, v in given.items() if k in has} for path, has in names.items()}
+    kinds = {name: checked(name, value) for name, value in given.items()}
+    return {path: {k: v for k, v in kinds.items() if k in has} for path, has in names.items()}
 
 
 def profile(name: str, notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
@@ -95,10 +176,11 @@ def _assigned(source: str) -> set[str]:
     return found
 
 
-def check_cells(sources: list[str]) -> None:
-    """Raise InputError if an injected cell assigns a name that no cell before it does.
+def check_cells(sources: list[str]) -> set[str]:
+    """The names that code cells, in order of execution, assign up to the injected cell, or all where there is none.
 
-    `sources` are the code cells in order of execution; without an injected cell there is nothing to refuse.
+    Raises InputError if the injected cell assigns a name that no cell before it does. Papermill itself only logs a warning for that, and the run
+    goes on with the default.
     """
     known: set[str] = set()
     for source in sources:
@@ -107,17 +189,30 @@ def check_cells(sources: list[str]) -> None:
             unknown = sorted(names - known)
             if unknown:
                 raise InputError(f"This notebook has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
-            return
+            return known
         known |= names
+    return known
+
+
+def check_namespace(namespace: MutableMapping[str, Any]) -> None:
+    """In IPython, after a notebook's parameters: refuse injected names that it does not have, and give its parameters the types of their kinds.
+
+    Raises InputError for either. Outside IPython nothing is injected, and nothing is done.
+    """
+    if (running := shell()) is None:
+        return
+    for name in check_cells([source for source in running.user_ns.get("In", []) if source]) & set(namespace):
+        namespace[name] = checked(name, namespace[name])
 
 
 def refuse_unknown() -> None:
-    """Called in a notebook after its parameters: raise InputError if papermill injected one that it does not have.
+    """`check_namespace` for notebooks that make no `memlib.experiment.page.Page` yet."""
+    check_namespace(vars(sys.modules["__main__"]))
 
-    Papermill itself only logs a warning for those, and the run goes on with the default. Does nothing outside IPython.
-    """
+
+def shell() -> Any:
+    """The IPython shell that runs this code, or None."""
     try:
-        shell = get_ipython()  # type: ignore[name-defined]
+        return get_ipython()  # type: ignore[name-defined]
     except NameError:
-        return
-    check_cells([source for source in shell.user_ns.get("In", []) if source])
+        return None

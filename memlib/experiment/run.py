@@ -91,6 +91,10 @@ class Experiment:
             prompts = titles.select(titles.table["copies"].astype(int) == 1)
         return self.group(prompts, count, label)
 
+    def pair(self, memorized: str | PromptSet, not_memorized: str | PromptSet, count: int | None = None) -> tuple[Group, Group]:
+        """The two groups that nearly every page compares, so labelled: memorized prompts and others, at most `count` of each."""
+        return self.group(memorized, count, "memorized"), self.group(not_memorized, count, "not memorized")
+
     def provenance(self) -> Provenance:
         """Where the figures of this run come from; the last line of every notebook."""
         s = self.substrate

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from memlib.experiment.group import Edit, Group, edit_name
+from memlib.experiment.page import told
 from memlib.experiment.scores import SCORES
 
 
@@ -16,9 +17,8 @@ def summary(groups: Sequence[Group], edits: Sequence[Edit], scores: Sequence[str
     for group in groups:
         group.make(edits)
         for key in edits:
-            means = {score: group.mean(score, key) for score in scores}
-            rows.append({"prompts": f"{group.label} ({len(group)})", "edit": edit_name(key),
-                         **{k: "not measured" if m is None else m.text(digits) for k, m in means.items()}})  # fmt: skip
+            means = {score: told(group.mean(score, key), digits) for score in scores}
+            rows.append({"prompts": f"{group.label} ({len(group)})", "edit": edit_name(key), **means})
     return pd.DataFrame(rows).set_index(["prompts", "edit"])
 
 

@@ -88,3 +88,14 @@ def entropy(attention: Attention | np.ndarray, positions: Any = None) -> np.ndar
             raise InputError(f"The mask of positions has shape {list(mask.shape)}: give [{', '.join(map(str, terms.shape[1:]))}].")
         terms = np.where(mask, terms, 0)
     return terms.sum(-1)
+
+
+def span_mean(values: np.ndarray, part: slice) -> np.ndarray:
+    """Mean [...] of attention [..., K] over the positions `part`; NaN where a prompt reaches none of them (see `aligned_at_eot`)."""
+    inside = ~np.isnan(values[..., part])
+    return np.where(inside.any(-1), np.nansum(values[..., part], -1) / np.maximum(inside.sum(-1), 1), np.nan)
+
+
+def short_names(layers: Sequence[str]) -> list[str]:
+    """Names of cross-attention layers as figures call them: ``down.0.1`` for ``down_blocks.0.attentions.1.transformer_blocks.0.attn2``."""
+    return [name.split(".transformer_blocks")[0].replace("_blocks", "").replace("_block", "").replace(".attentions", "") for name in layers]
