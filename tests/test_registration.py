@@ -85,5 +85,5 @@ def test_a_registration_that_does_not_say_why_is_refused(tmp_path):
     content["claims"][0]["design"] = "edits"
     content["claims"][0]["parts"][0]["text"]["add"] = [["Table 2", "z", "sscd_to_original"]]
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(InputError, match="C1a.*has no row clip, Table 2, z, sscd_to_original"):
+    with pytest.raises(InputError, match=r"C1a.*has no row clip, Table 2, z, sscd_to_original"):
         put_through(load(path))

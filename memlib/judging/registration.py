@@ -1,7 +1,7 @@
 """What is asked of every claim before it is measured, and what the texts' own figures answer.
 
-`data/registration.yml` fixes for each claim its parts, their bounds with reasons, the contrast and the numbers of prompts and seeds. A criterion judges the text's
-statement only if the text's own reported figures can pass it: `put_through` compares them by the comparison that measured intervals go through
+`data/registration.yml` fixes for each claim its parts, their bounds with reasons, the contrast and the numbers of prompts and seeds. A criterion judges the
+text's statement only if the text's own reported figures can pass it: `put_through` compares them by the comparison that measured intervals go through
 (`part_verdict`), and `claim_verdict` makes one verdict of the parts.
 """
 
@@ -56,7 +56,7 @@ class Part(_Strict):
     def _says_why(self) -> Part:
         if self.kind == "strength" and not self.reason:
             raise ValueError("a part of the kind strength gives a reason for its bound")
-        if self.text is not None and self.text_value is not None or (self.text_value is None) != (self.text_source is None):
+        if (self.text is not None and self.text_value is not None) or (self.text_value is None) != (self.text_source is None):
             raise ValueError("a figure of the text is either rows of reported.csv or a text_value with its text_source")
         return self
 
