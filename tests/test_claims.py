@@ -11,11 +11,49 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from memlib.base.errors import InputError
 from memlib.judging import claims
-from memlib.judging.claims import claim, judge, load_claims, not_testable, read_verdicts, reported
+from memlib.judging.claims import claim, judge, load_claims, not_testable, reported
 from memlib.judging.estimates import Estimate, mean_interval, share_interval
-from memlib.judging.verdicts import BADGES, MIME, VERDICTS, Verdict
+from memlib.judging.verdicts import BADGES, MIME, VERDICTS, Verdict, badge, read_verdicts
 
-IDS = ["C1a", "C1b", "C2a", "C2b", "C2c", "C3a", "C3b", "C4a", "C4b", "C5a", "C5b", "C5c", "C5d", "C5e", "C6a", "C6b", "C7", "C8", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "A1", "A2", "A3", "A4", "D1", "D2", "D3", "D4", "D5"]
+IDS = [
+    "C1a",
+    "C1b",
+    "C2a",
+    "C2b",
+    "C2c",
+    "C3a",
+    "C3b",
+    "C4a",
+    "C4b",
+    "C5a",
+    "C5b",
+    "C5c",
+    "C5d",
+    "C5e",
+    "C6a",
+    "C6b",
+    "C7",
+    "C8",
+    "B1",
+    "B2",
+    "B3",
+    "B4",
+    "B5",
+    "B6",
+    "B7",
+    "B8",
+    "B9",
+    "B10",
+    "A1",
+    "A2",
+    "A3",
+    "A4",
+    "D1",
+    "D2",
+    "D3",
+    "D4",
+    "D5",
+]
 COPY = {"copy_threshold": 0.6}
 
 
@@ -41,7 +79,7 @@ def test_every_claim_is_there_with_all_it_needs():
     known = load_claims()
     assert list(known) == IDS
     for entry in known.values():
-        assert entry.source.text and entry.source.place and entry.title and entry.statement.endswith(".") and entry.quantities
+        assert entry.text and entry.place and entry.title and entry.statement.endswith(".") and entry.quantities
         assert entry.criterion.endswith(".") and entry.refuted_if.words.endswith(".")
         assert (entry.status == "tested") == bool(entry.criteria) == bool(entry.notebook)
         assert not entry.reported or len(entry.reported_rows())
@@ -171,9 +209,13 @@ def test_between_is_met_inside_missed_outside_and_open_across():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ("    uses: low\n", "lacks a field"),
-        ("    relation: '=>'\n", "=>"),
-        ("    quantity: other\n", "not among its quantities"),
+        ("    uses: low\n", "line 13: the claim X1 has criteria 0 uses"),
+        ("    relation: '=>'\n", "line 15: the claim X1 has criteria 0 relation: .*>="),
+        ("    quantity: other\n", "line 2: .*not among its quantities"),
+        ("    threshold: .nan\n", "line 13: .*finite number"),
+        ("    threshold: -.inf\n", "line 13: .*finite number"),
+        ("    threshold: true\n", "line 13: the claim X1 has criteria 0 threshold"),
+        ("    threshold: [0.1, 0.2]\n", "line 13: .*one finite number"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, change, words):
@@ -199,15 +241,32 @@ def test_mistakes_in_the_file_are_named(tmp_path, change, words):
     assert load_claims(path)["X1"].criteria[0].threshold == 0
     field = change.strip().split(":")[0]
     harmed = "".join(
-        ("" if field == "uses" else change) if line.strip().startswith(f"{field}:") and line.startswith("    ") else line
+        ("" if field == "uses" else change.replace("    ", "  - ", 1) if "-" in line else change)
+        if line.removeprefix("  -").strip().startswith(f"{field}:") and line.startswith("  ")
+        else line
         for line in text.splitlines(keepends=True)
     )
     path.write_text(harmed)
     with pytest.raises(InputError, match=words):
         load_claims(path)
     path.write_text(text + text)
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="line 18: .*twice"):
         load_claims(path)
+    path.write_text(text.replace("  title: t\n", "  titel: t\n"))
+    with pytest.raises(InputError, match="X1 has tit(le|el)"):
+        load_claims(path)
+    path.write_text("- [broken")
+    with pytest.raises(InputError, match="not YAML"):
+        load_claims(path)
+
+
+@pytest.mark.parametrize("bound", [(0.2, 0.1), (math.nan, 1.0), (0.0, math.inf), 0.5])
+def test_a_bound_that_no_interval_can_be_held_against_is_refused(bound):
+    # A reversed pair or NaN is never met and never missed, so that the verdict would be "undecided" or "holds in part".
+    with pytest.raises(InputError, match="the lower first"):
+        claims.Criterion("x", "between", bound, "interval")
+    with pytest.raises(InputError, match="one finite number"):
+        judge(claim("C2a"), {"similarity_f": around(0.9)}, {"copy_threshold": math.nan})
 
 
 class Tags(HTMLParser):
@@ -268,9 +327,9 @@ def test_badges_are_readable_on_any_page():
     assert set(BADGES) == set(VERDICTS) and len({sign for sign, _ in BADGES.values()}) == len(BADGES)
     for verdict, (sign, colour) in BADGES.items():
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5  # WCAG AA, white text on the badge
-        assert sign in claims.badge(verdict) and verdict in claims.badge(verdict)
+        assert sign in badge(verdict) and verdict in badge(verdict)
     with pytest.raises(InputError, match="holds in part"):
-        claims.badge("maybe")
+        badge("maybe")
     # Outside the badge no colour is set, so that text follows the page's theme.
     shown = Verdict("C1a", "t", "s", "x", "holds", "r.").to_html()
     assert len(re.findall("color:", shown)) == 1

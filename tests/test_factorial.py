@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from memlib.base.errors import InputError
+from memlib.judging.estimates import crossed_interval
 from memlib.training.minisd import factorial
-from memlib.training.minisd.factorial import CELLS, Factorial, crossed_interval
+from memlib.training.minisd.factorial import CELLS, Factorial
 
 
 def square(**shares):

@@ -64,6 +64,8 @@ def test_rates_are_those_of_sklearns_curve_under_each_rule(draw, fpr, ties):
         not_above, below = true[false <= fpr], true[false < fpr]
         assert tpr_at_fpr(positive, negative, fpr, resamples=5).value == pytest.approx(not_above[-1])
         assert tpr_at_fpr(positive, negative, fpr, rule="below", resamples=5).value == pytest.approx(below[-1] if len(below) else 0)
+        # The programs of Ren et al. and Jeon et al. take scikit-learn's curve as it comes by default, without collinear points.
+        false, true, _ = sklearn_curve(*labelled(positive, negative))
         nearest = tpr_at_fpr(positive, negative, fpr, rule="nearest", resamples=5)
         assert nearest.value == pytest.approx(true[np.abs(false - fpr).argmin()])
 
@@ -75,6 +77,14 @@ def test_the_rules_differ_where_a_point_lies_on_the_target():
     # A perfect detector whose curve starts with a long step: the point nearest to 1 % is the origin.
     assert tpr_at_fpr([1.0, 1.0], [0.0, 0.0], 0.01, rule="nearest").value == 0.0
     assert tpr_at_fpr([1.0, 1.0], [0.0, 0.0], 0.01).value == 1.0
+
+
+def test_the_published_nearest_rule_gives_a_perfect_detector_nothing():
+    # A curve that goes straight up and then straight on has three points; the origin is the first of the two nearest to 1 to 10 %.
+    positive, negative = np.arange(500) + 1000.0, np.arange(500.0)
+    for fpr in (0.01, 0.03, 0.05, 0.1):
+        assert tpr_at_fpr(positive, negative, fpr, rule="nearest", resamples=5).value == 0
+        assert tpr_at_fpr(positive, negative, fpr, resamples=5).value == 1
 
 
 def test_interval_of_a_rate_agrees_with_a_plain_bootstrap(draw):

@@ -5,10 +5,10 @@ from scipy import stats as scipy_stats
 from memlib.base.errors import InputError
 from memlib.judging.estimates import (
     Estimate,
+    group_difference,
     mean_interval,
     paired_difference,
     quantile_interval,
-    seed_spread,
     share_interval,
 )
 
@@ -16,6 +16,19 @@ from memlib.judging.estimates import (
 @pytest.fixture
 def draw():
     return np.random.default_rng(7)
+
+
+def test_intervals_of_earlier_verdicts_stay_as_they_were():
+    # Values of the first implementation, one for each way of drawing: weights, two groups, rows. A verdict of a page must not
+    # move because the code that draws was rewritten.
+    draw = np.random.default_rng(3)
+    first, _, other = draw.normal(0.5, 0.2, (24, 10)), draw.normal(0.3, 0.2, (24, 10)), draw.normal(0.1, 0.2, (30, 10))
+    mean = mean_interval(first)
+    assert (mean.low, mean.high) == pytest.approx((0.47562078231138444, 0.5261550028363047), abs=1e-12)
+    difference = group_difference(first, other)
+    assert (difference.low, difference.high) == pytest.approx((0.35668369701624447, 0.4244108402158204), abs=1e-12)
+    quantile = quantile_interval(first, 0.95)
+    assert (quantile.low, quantile.high) == pytest.approx((0.781192588626977, 0.9081838242770366), abs=1e-12)
 
 
 def clustered(draw, prompts=40, seeds=5):
@@ -110,12 +123,6 @@ def test_quantile_agrees_with_scipy(draw):
     assert ours.high == pytest.approx(theirs.high, abs=0.2)
     with pytest.raises(InputError, match="0..1"):
         quantile_interval(values, 95)
-
-
-def test_seed_spread_by_hand():
-    assert seed_spread([[0.0, 2.0], [1.0, 1.0]]) == pytest.approx(np.sqrt(2) / 2)
-    with pytest.raises(InputError, match="two seeds"):
-        seed_spread([1.0, 2.0])
 
 
 def test_estimate_text_format_and_json():

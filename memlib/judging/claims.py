@@ -7,108 +7,94 @@ compares estimates with these criteria and knows nothing about how the estimates
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 import yaml
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 from memlib.judging.estimates import Estimate
-from memlib.judging.verdicts import Outcome, Verdict, badge, read_verdicts
+from memlib.judging.verdicts import Outcome, Verdict
 
-TEXTS = ("clip", "clip-news", "basin", "dori", "attn")
-STATUSES = ("tested", "planned")
+Text = Literal["clip", "clip-news", "basin", "dori", "attn"]
+TEXTS = get_args(Text)
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Words = Annotated[str, Field(min_length=1)]
+RELATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+# Fields that a class does not have are mistakes: a misspelt one would otherwise be left out without a word.
+STRICTLY = ConfigDict(extra="forbid")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-__all__ = [
-    "Claim",
-    "Criterion",
-    "Outcome",
-    "Refutation",
-    "Source",
-    "Verdict",
-    "badge",
-    "claim",
-    "judge",
-    "load_claims",
-    "not_testable",
-    "read_verdicts",
-    "reported",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A comparison of one quantity with a bound: a number, a pair for "between", or a name known at run time.
+    """A comparison of one quantity with a bound: a number, a rising pair for "between", or a name known at run time.
 
     `uses` says what is compared: the ``low`` or ``high`` end of the interval, the ``value`` alone, or
-    (with "between") the whole ``interval``.
+    (with "between") the whole ``interval``. Raises InputError for a bound that is not finite, does not rise or does not fit the relation.
     """
 
-    quantity: str
-    relation: str
-    threshold: float | str | tuple[float, float]
-    uses: str
+    quantity: Words
+    relation: Literal[">=", "<=", ">", "<", "between"]
+    threshold: Number | Words | tuple[Number, Number]
+    uses: Literal["value", "low", "high", "interval"]
+
+    __pydantic_config__ = STRICTLY
 
     def __post_init__(self) -> None:
         allowed = ("value", "interval") if self.relation == "between" else ("value", "low", "high")
-        if self.relation not in (">=", "<=", ">", "<", "between") or self.uses not in allowed:
+        if self.relation not in (*RELATIONS, "between") or self.uses not in allowed:
             raise InputError(
                 f"The criterion on {self.quantity} has the relation {self.relation!r} with uses={self.uses!r}: allowed "
                 f"are >=, <=, >, < with value, low or high, and between with value or interval."
             )
+        if not isinstance(self.threshold, str):
+            _checked(self.threshold, self.relation, f"criterion on {self.quantity}")
 
     def bound(self, thresholds: Mapping[str, float]) -> float | tuple[float, float]:
-        """Return the threshold as a number; raises InputError if its name has none in `thresholds`."""
+        """Return the threshold as a number; raises InputError if its name has none in `thresholds`, or one that is no bound."""
         if not isinstance(self.threshold, str):
             return self.threshold
         if self.threshold not in thresholds:
             raise InputError(f"The threshold {self.threshold!r} has no value here: pass thresholds={{{self.threshold!r}: …}}.")
-        return float(thresholds[self.threshold])
+        return _checked(thresholds[self.threshold], self.relation, f"threshold {self.threshold!r}")
 
     def met(self, estimate: Estimate, bound: Any) -> bool:
         """Say whether the compared end of `estimate` fulfils the relation."""
         if self.relation == "between":
             ends = (estimate.value,) * 2 if self.uses == "value" else (estimate.low, estimate.high)
             return bound[0] <= ends[0] and ends[1] <= bound[1]
-        return _holds(getattr(estimate, self.uses), self.relation, bound)
+        return RELATIONS[self.relation](getattr(estimate, self.uses), bound)
 
     def missed(self, estimate: Estimate, bound: Any) -> bool:
         """Say whether no point of the interval of `estimate` fulfils the relation."""
         if self.relation == "between":
             return estimate.high < bound[0] or estimate.low > bound[1]
-        return not _holds(estimate.high if ">" in self.relation else estimate.low, self.relation, bound)
+        return not RELATIONS[self.relation](estimate.high if ">" in self.relation else estimate.low, bound)
 
     def text(self, bound: Any) -> str:
         """Return the comparison in words, with the number that a named threshold stands for."""
         what = {"low": "low end of ", "high": "high end of ", "value": "value of ", "interval": "interval of "}[self.uses]
-        shown = f"{self.threshold} ({_short(bound)})" if isinstance(self.threshold, str) else _short(bound)
-        return f"{what}{self.quantity} {self.relation} {shown}"
+        shown = " to ".join(f"{part:g}" for part in bound) if isinstance(bound, tuple) else f"{bound:g}"
+        return f"{what}{self.quantity} {self.relation} {f'{self.threshold} ({shown})' if isinstance(self.threshold, str) else shown}"
 
 
 @dataclass(frozen=True)
 class Refutation:
     """What would refute a claim: in words, and as conditions of which all or any must be met."""
 
-    words: str
-    match: str = "all"
+    words: Words
+    match: Literal["all", "any"] = "all"
     criteria: tuple[Criterion, ...] = ()
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where a claim stands: the key of the text, and the section, table or figure in it."""
-
-    text: str
-    place: str
-
-    def __str__(self) -> str:
-        return f"{self.text}, {self.place}"
+    __pydantic_config__ = STRICTLY
 
 
 @dataclass(frozen=True)
@@ -116,42 +102,95 @@ class Claim:
     """One claim of ``data/claims.yml``; `criteria` is empty while its status is ``planned``.
 
     `quantities` says in words what is measured, by name; `criterion` and `refuted_if.words` say in words what
-    the criteria say exactly; `reported` points to the paper's own figures (place, method, metric).
+    the criteria say exactly; `reported` points to the paper's own figures (place, method, metric). Raises InputError for a criterion
+    on a quantity that the claim does not list, and for a tested claim without criteria or notebook.
     """
 
-    id: str
-    source: Source
-    title: str
-    statement: str
-    quantities: Mapping[str, str]
-    criterion: str
+    id: Words
+    text: Text
+    place: Words
+    title: Words
+    statement: Words
+    quantities: Mapping[str, Words]
+    criterion: Words
     refuted_if: Refutation
     criteria: tuple[Criterion, ...] = ()
-    reported: tuple[Mapping[str, str], ...] = ()
+    reported: tuple[Mapping[Literal["place", "method", "metric"], str], ...] = ()
     reported_note: str = ""
     notebook: str | None = None
-    status: str = "planned"
+    status: Literal["tested", "planned"] = "planned"
+
+    __pydantic_config__ = STRICTLY
+
+    def __post_init__(self) -> None:
+        for criterion in (*self.criteria, *self.refuted_if.criteria):
+            if criterion.quantity not in self.quantities:
+                raise InputError(f"The claim {self.id} has a criterion on {criterion.quantity}, which is not among its quantities.")
+        if self.status == "tested" and not (self.criteria and self.notebook):
+            raise InputError(f"The claim {self.id} is tested but has no criteria or no notebook: add them.")
+
+    @property
+    def source(self) -> str:
+        """Where the claim stands: the key of the text, and the section, table or figure in it."""
+        return f"{self.text}, {self.place}"
 
     def reported_rows(self) -> pd.DataFrame:
         """Return what the text itself reports for this claim; see `reported`."""
-        parts = [reported(self.source.text, **pointer) for pointer in self.reported]
+        parts = [reported(self.text, **pointer) for pointer in self.reported]
         return pd.concat(parts, ignore_index=True) if parts else reported().iloc[:0]
 
 
 def load_claims(path: str | Path | None = None) -> dict[str, Claim]:
     """Return the claims by id, in the order of the file (``data/claims.yml`` by default).
 
-    Raises InputError, naming the claim, for a missing field, an unknown text or status, a repeated id, or a
-    criterion on a quantity that the claim does not list.
+    Raises InputError, naming the claim and the line, for all that does not follow the classes above: a field that is missing, unknown
+    or of another kind, a bound that is not finite or reversed, a repeated id, a criterion on a quantity that the claim does not list.
     """
     path = Path(path) if path is not None else data_folder() / "claims.yml"
-    claims: dict[str, Claim] = {}
-    for row in yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER):
-        claim = _read(row)
-        if claim.id in claims:
-            raise InputError(f"The claim {claim.id} stands twice in {path.name}: give each claim its own id.")
-        claims[claim.id] = claim
-    return claims
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows, nodes = yaml.load(text, Loader=_LOADER), yaml.compose(text, Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.name} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path.name} must be a list of claims, each with its fields.")
+    try:
+        claims = TypeAdapter(list[Claim]).validate_python(rows)
+    except ValidationError as error:
+        # The sentences of the classes above say more than those about the other kinds that a field could also have.
+        first = min(error.errors(), key=lambda found: (found["loc"][0], found["type"] != "value_error"))
+        where = " ".join(map(str, first["loc"][1:]))
+        told = str(first.get("ctx", {}).get("error", first["msg"])).rstrip(".")
+        name = rows[first["loc"][0]].get("id", "without id")
+        raise InputError(f"{path.name}, line {_line(nodes, first['loc'])}: the claim {name} has {where or 'a fault'}: {told}.") from error
+    for place, known in enumerate(claims):
+        if any(known.id == other.id for other in claims[:place]):
+            raise InputError(f"{path.name}, line {_line(nodes, (place,))}: the claim {known.id} stands twice: give each claim its own id.")
+    return {known.id: known for known in claims}
+
+
+def _line(node: yaml.Node, where: Sequence[int | str]) -> int:
+    """The line of the file where the value stands that pydantic names by its place, or as much of it as is there."""
+    line = node.start_mark.line + 1
+    for part in where:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    node, line = value, key.start_mark.line + 1
+                    break
+    return line
+
+
+def _checked(bound: Any, relation: str, what: str) -> float | tuple[float, float]:
+    """`bound` as one finite number, or for "between" as two, the first not above the second; NaN fulfils neither."""
+    ends = tuple(bound) if isinstance(bound, (tuple, list)) else (bound,)
+    wanted = 2 if relation == "between" else 1
+    if len(ends) != wanted or not all(math.isfinite(end) for end in ends) or ends[0] > ends[-1]:
+        raise InputError(f"The {what} has the bound {bound!r}: {relation} needs {('one finite number', 'two finite numbers, the lower first')[wanted - 1]}.")
+    return ends if wanted == 2 else float(ends[0])
 
 
 def claim(name: str) -> Claim:
@@ -199,7 +238,7 @@ def judge(
     refuted = bool(against) and (all(against) if claim.refuted_if.match == "all" else any(against))
     verdict, reason = _decide(claim, details, refuted)
     return Verdict(
-        claim.id, claim.title, str(claim.source), substrate, verdict, reason,
+        claim.id, claim.title, claim.source, substrate, verdict, reason,
         n_prompts=min(estimate.n_prompts for estimate in used.values()),
         n_seeds=min(estimate.n_seeds for estimate in used.values()),
         quantities=used, thresholds=thresholds, details=tuple(details),
@@ -208,7 +247,7 @@ def judge(
 
 def not_testable(claim: Claim, substrate: str, reason: str) -> Verdict:
     """Return the verdict that `claim` cannot be tested on `substrate`, with the `reason` as a sentence."""
-    return Verdict(claim.id, claim.title, str(claim.source), substrate, "not testable here", reason)
+    return Verdict(claim.id, claim.title, claim.source, substrate, "not testable here", reason)
 
 
 @cache
@@ -234,34 +273,6 @@ def reported(text: str | None = None, place: str | None = None, method: str | No
     return table.reset_index(drop=True)
 
 
-def _read(row: Mapping[str, Any]) -> Claim:
-    name = row.get("id", "without id")
-    try:
-        refuted = dict(row["refuted_if"])
-        refuted["criteria"] = _criteria(refuted.get("criteria", ()))
-        rest = {field: value for field, value in row.items() if field not in ("text", "place")}
-        rest["criteria"] = _criteria(row.get("criteria", ()))
-        rest["reported"] = tuple(row.get("reported", ()))
-        claim = Claim(**{**rest, "source": Source(row["text"], row["place"]), "refuted_if": Refutation(**refuted)})
-    except (TypeError, KeyError) as error:
-        raise InputError(f"The claim {name} lacks a field or has one too many ({error}).") from error
-    if claim.source.text not in TEXTS or claim.status not in STATUSES or claim.refuted_if.match not in ("all", "any"):
-        raise InputError(
-            f"The claim {name} has text {claim.source.text!r}, status {claim.status!r}, match {claim.refuted_if.match!r}: allowed "
-            f"are the texts {', '.join(TEXTS)}, the statuses {', '.join(STATUSES)}, and all or any."
-        )
-    for criterion in (*claim.criteria, *claim.refuted_if.criteria):
-        if criterion.quantity not in claim.quantities:
-            raise InputError(f"The claim {name} has a criterion on {criterion.quantity}, which is not among its quantities.")
-    if claim.status == "tested" and not (claim.criteria and claim.notebook):
-        raise InputError(f"The claim {name} is tested but has no criteria or no notebook: add them.")
-    return claim
-
-
-def _criteria(rows: Sequence[Mapping[str, Any]]) -> tuple[Criterion, ...]:
-    return tuple(Criterion(**{**row, "threshold": tuple(row["threshold"]) if isinstance(row["threshold"], list) else row["threshold"]}) for row in rows)
-
-
 def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[str, str]:
     short = [detail.criterion for detail in details if detail.outcome != "met"]
     if refuted:
@@ -281,13 +292,3 @@ def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[st
 
 def _sentence(words: str) -> str:
     return words[0].lower() + words[1:]
-
-
-def _holds(number: float, relation: str, bound: float) -> bool:
-    if relation in (">=", "<="):
-        return number >= bound if relation == ">=" else number <= bound
-    return number > bound if relation == ">" else number < bound
-
-
-def _short(bound: Any) -> str:
-    return " to ".join(f"{part:g}" for part in bound) if isinstance(bound, tuple) else f"{bound:g}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_number
-from memlib.judging.estimates import LEVEL, RESAMPLES, Estimate, paired_difference
+from memlib.judging.estimates import Drawing, Estimate, bootstrap_weights, paired_difference, percentile_interval
 
 OUTCOMES = ("equivalent", "lower", "higher", "open")
 
@@ -46,23 +46,12 @@ def equivalence(change: Estimate, margin: float) -> Equivalence:
     if not is_number(margin) or margin <= 0:
         raise InputError(f"An equivalence margin of {margin!r} is not usable: give a positive number, fixed beforehand.")
     if -margin < change.low and change.high < margin:
-        outcome = "equivalent"
-    elif change.high < -margin:
-        outcome = "lower"
-    else:
-        outcome = "higher" if change.low > margin else "open"
+        return Equivalence(change, float(margin), "equivalent")
+    outcome = "lower" if change.high < -margin else "higher" if change.low > margin else "open"
     return Equivalence(change, float(margin), outcome)
 
 
-def relative_change(
-    first: Any,
-    second: Any,
-    base: float | None = None,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-) -> Estimate:
+def relative_change(first: Any, second: Any, base: float | None = None, **drawing: Unpack[Drawing]) -> Estimate:
     """Return mean(first - second) / base for [P] or [P, S] on the same prompts and seeds; -0.03 is a fall by 3 %.
 
     `base` is the mean of `second` by default. It sets the scale and is taken as known: its own spread does not
@@ -73,16 +62,10 @@ def relative_change(
     if not (math.isfinite(base) and base > 0):
         raise InputError(f"A change cannot be expressed as a share of {base:.3g}: the baseline's mean must be positive.")
     scaled = (np.asarray(first, dtype=float) / base, np.asarray(second, dtype=float) / base)
-    return paired_difference(*scaled, level=level, resamples=resamples, generator=generator)
+    return paired_difference(*scaled, **drawing)
 
 
-def pair_interval(
-    values: Any,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-) -> Estimate:
+def pair_interval(values: Any, **drawing: Unpack[Drawing]) -> Estimate:
     """Return the mean over ordered pairs of prompts of `values` [P, P], or [P, P, S], with its interval; the diagonal is not used.
 
     The pairs of one prompt are not independent, whether it stands first or second. The bootstrap draws prompts, and
@@ -98,12 +81,10 @@ def pair_interval(
     if not np.isfinite(pairs[off]).all():
         raise InputError("Some pairs have no finite value: measure them all.")
     pairs = np.where(off, pairs, 0.0)
-    draw = np.random.default_rng(0) if generator is None else generator
-    counts = draw.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=resamples)
-    totals = np.einsum("ri,ij,rj->r", counts, pairs, counts, optimize=True)
-    weights = len(pairs) ** 2 - (counts**2).sum(1)
-    kept = weights > 0
-    low, high = np.quantile(totals[kept] / weights[kept], [(1 - level) / 2, (1 + level) / 2])
-    if len(pairs) < 3:
-        low = high = np.nan  # two prompts make one pair, and every drawing that counts is the same
-    return Estimate(float(pairs.sum() / off.sum()), float(low), float(high), len(pairs), seeds, level)
+    weights = bootstrap_weights(len(pairs), **drawing)
+    totals = np.einsum("ri,ij,rj->r", weights, pairs, weights, optimize=True)
+    together = 1 - (weights**2).sum(1)
+    kept = together > 1e-9  # what is left is zero but for rounding where one prompt alone was drawn
+    # Two prompts make one pair, and every drawing that counts is the same.
+    least = 2 if len(pairs) > 2 else 0
+    return percentile_interval(pairs.sum() / off.sum(), totals[kept] / together[kept], len(pairs), seeds, least=least)

@@ -8,17 +8,17 @@ repeated call gives the same interval.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 from memlib.base.errors import InputError
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-CHUNK = 1_000
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,13 @@ class Estimate:
         """Return for instance ``0.55 [0.51, 0.59]``, with `digits` decimals."""
         if np.isnan(self.value):
             return "not measured"
-        if np.isnan(self.low) or np.isnan(self.high):
-            return f"{self.value:.{digits}f} [no interval]"
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f} [no interval]" if np.isnan(self.low) or np.isnan(self.high) else f"{self:.{digits}f}"
 
     def __str__(self) -> str:
         return self.text()
 
     def __format__(self, spec: str) -> str:
-        if not spec:
-            return self.text()
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else self.text()
 
     def to_json(self) -> dict[str, float | int]:
         """Return the fields as plain numbers."""
@@ -62,34 +58,81 @@ class Estimate:
         return cls(**fields)
 
 
-def mean_interval(
-    values: Any,
+class Drawing(TypedDict, total=False):
+    """How a bootstrap draws: how often, and from which generator (a fixed seed by default)."""
+
+    resamples: int
+    generator: np.random.Generator | None
+
+
+def bootstrap_weights(count: int, resamples: int = RESAMPLES, generator: np.random.Generator | None = None, strata: np.ndarray | None = None) -> np.ndarray:
+    """Return how much each of `count` units weighs in each resample, [resamples, count]; rows sum to 1.
+
+    With `strata` [count] each stratum is drawn within itself and keeps its size, for levels that are fixed by design.
+    """
+    draw = _generator(generator)
+    if strata is None:
+        return draw.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    weights = np.zeros((resamples, count))
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        weights[:, inside] = draw.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=resamples) / count
+    return weights
+
+
+def bootstrap_rows(count: int, resamples: int = RESAMPLES, generator: np.random.Generator | None = None) -> np.ndarray:
+    """Return which of `count` units each resample holds, int [resamples, count], for statistics that no weights can express."""
+    return _generator(generator).integers(count, size=(resamples, count))
+
+
+def percentile_interval(value: float, resampled: np.ndarray, n_prompts: int, n_seeds: int, *, method: str = "linear", least: int | None = None) -> Estimate:
+    """Return `value` with the percentile interval of its `resampled` values [R].
+
+    No interval (NaN) where the smallest group that was drawn from, `least` (all prompts by default), has fewer than two: one prompt
+    resampled is the same prompt again, and a width of zero would be a lie. `method` is NumPy's for quantiles.
+    """
+    ends = (np.nan, np.nan)
+    if (n_prompts if least is None else least) >= 2:
+        ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)
+    return Estimate(float(value), float(ends[0]), float(ends[1]), n_prompts, n_seeds)
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray],
+    tables: Sequence[np.ndarray],
+    value: float,
     *,
-    level: float = LEVEL,
+    rows: bool = False,
     resamples: int = RESAMPLES,
     generator: np.random.Generator | None = None,
-    missing: str = "raise",
+    method: str = "linear",
 ) -> Estimate:
+    """Return `value` with the percentile bootstrap interval of a statistic of independent groups of prompts.
+
+    `tables` are [P, S], one a group; the prompts of each are drawn anew. `statistic` takes, for each group, the weights [R, P] of its
+    prompts (see `bootstrap_weights`) or with `rows` the prompts drawn (see `bootstrap_rows`), and returns [R]. What is measured twice on
+    the same prompts is paired by being computed from the same weights. Source: Efron and Tibshirani 1993, percentile interval.
+    """
+    draw = _generator(generator)
+    drawn = [(bootstrap_rows if rows else bootstrap_weights)(len(table), resamples, draw) for table in tables]
+    sizes = [len(table) for table in tables]
+    seeds = max(table.shape[1] for table in tables)
+    return percentile_interval(value, statistic(*drawn), sum(sizes), seeds, method=method, least=min(sizes))
+
+
+def mean_interval(values: Any, *, missing: str = "raise", **drawing: Unpack[Drawing]) -> Estimate:
     """Return the mean over prompts of `values` [P] or [P, S], percentile bootstrap over prompts.
 
     Each prompt counts the same, whatever the number of its seeds that were measured. `missing` says
     what NaN means: ``"raise"`` (default) is an InputError, ``"drop"`` leaves the entry out, and a
     prompt without any entry left.
     """
-    table = _table(values, missing)
-    means = _prompt_means(table)
-    return _interval(means.mean(), _resampled_means(means, resamples, generator), table, level)
+    table = checked_table(values, missing)
+    means = prompt_means(table)
+    return bootstrap(lambda weights: weights @ means, [table], means.mean(), **drawing)
 
 
-def paired_difference(
-    first: Any,
-    second: Any,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-    missing: str = "raise",
-) -> Estimate:
+def paired_difference(first: Any, second: Any, *, missing: str = "raise", **drawing: Unpack[Drawing]) -> Estimate:
     """Return mean(first − second) with both [P] or [P, S] on the same prompts and the same seeds.
 
     With ``missing="drop"`` an entry that is NaN on either side is left out on both. Raises InputError
@@ -101,16 +144,20 @@ def paired_difference(
             f"A paired difference needs the same prompts and seeds on both sides, but the shapes are "
             f"{first.shape} and {second.shape}: pass arrays of one shape."
         )
-    return mean_interval(first - second, level=level, resamples=resamples, generator=generator, missing=missing)
+    return mean_interval(first - second, missing=missing, **drawing)
 
 
-def share_interval(
-    flags: Any,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-) -> Estimate:
+def group_difference(first: Any, second: Any, *, missing: str = "raise", **drawing: Unpack[Drawing]) -> Estimate:
+    """Return mean(first) − mean(second) of two independent sets of prompts, [P] or [P, S] and [Q] or [Q, S].
+
+    Prompts are drawn anew on each side; `n_prompts` counts both.
+    """
+    tables = [checked_table(values, missing) for values in (first, second)]
+    one, other = map(prompt_means, tables)
+    return bootstrap(lambda ups, downs: ups @ one - downs @ other, tables, one.mean() - other.mean(), **drawing)
+
+
+def share_interval(flags: Any, **drawing: Unpack[Drawing]) -> Estimate:
     """Return the share of true `flags` in 0..1: Wilson's interval for [P], bootstrap for [P, S].
 
     A bootstrap of all-true or all-false flags has no width although the true share may differ; Wilson's
@@ -119,50 +166,55 @@ def share_interval(
     flags = np.asarray(flags)
     if not np.isin(flags, (0, 1)).all():
         raise InputError("A share needs flags that are true or false (1 or 0): decide on NaN beforehand.")
-    table = _table(flags.astype(float), "raise")
-    means = _prompt_means(table)
-    share = means.mean()
-    if flags.ndim > 1 and 0 < share < 1:
-        return _interval(share, _resampled_means(means, resamples, generator), table, level)
-    prompts, z = len(means), norm.ppf(0.5 + level / 2)
-    centre = (share + z**2 / (2 * prompts)) / (1 + z**2 / prompts)
-    half = z / (1 + z**2 / prompts) * np.sqrt(share * (1 - share) / prompts + z**2 / (4 * prompts**2))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Estimate(float(share), float(low), float(high), prompts, table.shape[1], level)
+    table = checked_table(flags.astype(float), "raise")
+    if flags.ndim > 1 and table.min() < table.max():
+        return mean_interval(table, **drawing)
+    return wilson(int(table[:, 0].sum()), *table.shape)
 
 
-def quantile_interval(
-    values: Any,
-    q: float,
-    *,
-    level: float = LEVEL,
-    resamples: int = 2_000,
-    generator: np.random.Generator | None = None,
-    missing: str = "raise",
-) -> Estimate:
+def wilson(count: int, n_prompts: int, n_seeds: int = 1) -> Estimate:
+    """Return the share of `count` among `n_prompts` with Wilson's interval, prompts being the trials. Source: Wilson 1927 (SciPy)."""
+    ends = binomtest(count, n_prompts).proportion_ci(LEVEL, method="wilson")
+    return Estimate(count / n_prompts, max(0.0, float(ends.low)), min(1.0, float(ends.high)), n_prompts, n_seeds)
+
+
+def crossed_interval(values: Any, strata: np.ndarray | None = None, signed: bool = False, **drawing: Unpack[Drawing]) -> Estimate:
+    """Return the mean of `values` [N, R] with a percentile bootstrap over rows (within their stratum) and columns, crossed.
+
+    For instance prompts by trainings, both of which are samples. One column is resampled over rows alone. Where all values are 0 or
+    all are 1 a bootstrap has no width, and Wilson's interval with the rows as trials is taken; with `signed`, for differences of
+    shares, on both sides of 0, and mirrored for -1. Raises InputError for values of another shape or that are missing. Source: Owen
+    2007, "The pigeonhole bootstrap".
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 2 or not values.size or np.isnan(values).any():
+        raise InputError(f"A crossed interval needs values of two samples, for instance [pairs, trainings], without gaps, not {values.shape}.")
+    count, columns = values.shape
+    same = float(values.flat[0])
+    if values.min() == values.max() and abs(same) in (0, 1):
+        sure = wilson(int(abs(same)) * count, count, columns)
+        low, high = (-sure.high, -sure.low) if same < 0 else (sure.low, sure.high)
+        return Estimate(same, -high if signed and same == 0 else low, high, count, columns)
+    resamples, draw = drawing.get("resamples", RESAMPLES), _generator(drawing.get("generator"))
+    by_row = bootstrap_weights(count, resamples, draw, strata)
+    by_column = bootstrap_weights(columns, resamples, draw)
+    return percentile_interval(values.mean(), ((by_row @ values) * by_column).sum(1), count, columns, least=2)
+
+
+def quantile_interval(values: Any, q: float, *, missing: str = "raise", **drawing: Unpack[Drawing]) -> Estimate:
     """Return the `q` quantile (0..1) over all entries of `values` [P] or [P, S], bootstrap over prompts."""
     if not 0 <= q <= 1:
         raise InputError(f"A quantile lies in 0..1, not at {q}: pass 0.95 for the 95th percentile.")
-    table = _table(values, missing)
-    draw = _generator(generator)
-    resampled = [np.nanquantile(table[draw.integers(len(table), size=len(table))], q) for _ in range(resamples)]
-    return _interval(np.nanquantile(table, q), np.array(resampled), table, level)
+    table = checked_table(values, missing)
+
+    def quantiles(rows: np.ndarray) -> np.ndarray:
+        return np.array([np.nanquantile(table[row], q) for row in rows])
+
+    return bootstrap(quantiles, [table], np.nanquantile(table, q), rows=True, **Drawing(resamples=2_000) | drawing)
 
 
-def seed_spread(values: Any) -> float:
-    """Return the mean over prompts of the standard deviation across seeds of `values` [P, S].
-
-    This is the figure that `clip` prints beside its means (Section 3, evaluation metrics). Whether it
-    divides by S or S − 1 is not stated there; S − 1 is taken.
-    """
-    table = _table(values, "raise")
-    if table.shape[1] < 2:
-        raise InputError("The spread across seeds needs at least two seeds: sample more of them.")
-    return float(table.std(axis=1, ddof=1).mean())
-
-
-def _table(values: Any, missing: str) -> np.ndarray:
-    """Check `values` and return them as floats [P, S]."""
+def checked_table(values: Any, missing: str = "raise") -> np.ndarray:
+    """Return `values` [P] or [P, S] as floats [P, S]; raises InputError for what no interval can be taken of (see `mean_interval`)."""
     if missing not in ("raise", "drop"):
         raise InputError(f"Unknown treatment {missing!r} of missing values: use 'raise' or 'drop'.")
     table = np.asarray(values, dtype=float)
@@ -181,56 +233,10 @@ def _table(values: Any, missing: str) -> np.ndarray:
     return table
 
 
-def _prompt_means(table: np.ndarray) -> np.ndarray:
+def prompt_means(table: np.ndarray) -> np.ndarray:
+    """Return the mean over seeds [P] of `table` [P, S], without the values that are NaN."""
     return np.nanmean(table, axis=1)
 
 
 def _generator(generator: np.random.Generator | None) -> np.random.Generator:
     return np.random.default_rng(0) if generator is None else generator
-
-
-def _weights(count: int, resamples: int, draw: np.random.Generator) -> np.ndarray:
-    """Return how much each of `count` prompts weighs in each resample, [resamples, count], rows sum to 1."""
-    return draw.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-
-
-def _resampled_means(means: np.ndarray, resamples: int, generator: np.random.Generator | None) -> np.ndarray:
-    draw = _generator(generator)
-    chunks = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
-    return np.concatenate([_weights(len(means), chunk, draw) @ means for chunk in chunks])
-
-
-def _interval(
-    value: float,
-    resampled: np.ndarray,
-    table: np.ndarray,
-    level: float,
-    other: np.ndarray | None = None,
-) -> Estimate:
-    groups = [table] if other is None else [table, other]
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    if min(map(len, groups)) < 2:
-        # One prompt resampled is the same prompt again: a width of zero would be a lie.
-        low = high = np.nan
-    prompts, seeds = sum(map(len, groups)), max(group.shape[1] for group in groups)
-    return Estimate(float(value), float(low), float(high), prompts, seeds, level)
-
-
-def group_difference(
-    first: Any,
-    second: Any,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-    missing: str = "raise",
-) -> Estimate:
-    """Return mean(first) − mean(second) of two independent sets of prompts, [P] or [P, S] and [Q] or [Q, S].
-
-    Prompts are drawn anew on each side; `n_prompts` counts both.
-    """
-    sides = [_table(values, missing) for values in (first, second)]
-    means = [_prompt_means(table) for table in sides]
-    draw = _generator(generator)
-    resampled = [_resampled_means(side, resamples, draw) for side in means]
-    return _interval(means[0].mean() - means[1].mean(), resampled[0] - resampled[1], sides[0], level, sides[1])

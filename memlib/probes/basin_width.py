@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import LEVEL, Estimate
+from memlib.judging.estimates import Estimate, bootstrap_weights, percentile_interval
 
 RESAMPLES = 2_000
 
@@ -48,7 +48,6 @@ def widths(
     inside: np.ndarray,
     radii: Sequence[float],
     *,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     generator: np.random.Generator | None = None,
 ) -> Widths:
@@ -62,15 +61,13 @@ def widths(
         raise InputError(f"A basin is measured from flags [prompts, seeds, steps, radii], not from values of shape {inside.shape}.")
     prompts, seeds, steps, count = inside.shape
     by_prompt = inside.mean(axis=1)
-    draw = np.random.default_rng(0) if generator is None else generator
-    weights = draw.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
+    weights = bootstrap_weights(prompts, resamples, generator)
     resampled = half_distance((weights @ by_prompt.reshape(prompts, -1)).reshape(-1, steps, count), radii)
     shares = by_prompt.mean(axis=0)
     half = half_distance(shares, radii)
 
     def estimate(value: float, drawn: np.ndarray) -> Estimate:
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if prompts > 1 else (np.nan, np.nan)
-        return Estimate(float(value), float(low), float(high), prompts, seeds, level)
+        return percentile_interval(value, drawn, prompts, seeds)
 
     return Widths(
         shares,

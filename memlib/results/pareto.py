@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import LEVEL, Estimate, mean_interval
+from memlib.judging.estimates import Estimate, bootstrap_weights, mean_interval, percentile_interval
 
 RESAMPLES = 5_000
 
@@ -111,18 +111,17 @@ def rank(
         return {}
     draw = np.random.default_rng(0)
     plain = curves["none"][0]
-    weights = [_weights(len(plain.left), resamples, draw)]
-    weights.append(weights[0] if same_prompts else _weights(len(plain.kept), resamples, draw))
+    weights = [bootstrap_weights(len(plain.left), resamples, draw)]
+    weights.append(weights[0] if same_prompts else bootstrap_weights(len(plain.kept), resamples, draw))
     corner, corners = (reference.left, reference.kept), (weights[0] @ plain.left.mean(1), reference.kept)
     areas, found = {}, {}
     for name, points in curves.items():
         left, kept = (np.stack([getattr(p, side).mean(1) for p in points], 1) for side in ("left", "kept"))  # [prompts, K]
         value = _area(left.mean(0), kept.mean(0), corner, reference)
         areas[name] = _area(weights[0] @ left, weights[1] @ kept, corners, reference)
-        low, high = np.quantile(areas[name], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(left) > 1 else (np.nan, np.nan)
         alone = next((i for i, p in enumerate(points) if p.title == (usual or {}).get(name)), 0)
         single = float(_area(left.mean(0)[[alone]], kept.mean(0)[[alone]], corner, reference))
-        found[name] = (Estimate(float(value), float(low), float(high), len(points[0].left), points[0].left.shape[1]), single)
+        found[name] = (percentile_interval(value, areas[name], *points[0].left.shape[:2]), single)
     table = np.stack(list(areas.values()))
     # Methods that share the first place share its weight.
     firsts = (table == table.max(0)) & (table > 0)
@@ -133,7 +132,3 @@ def rank(
 
 def _area(left: np.ndarray, kept: np.ndarray, corner: tuple, reference: Reference) -> np.ndarray:
     return dominated_area(left.clip(min=0), kept, corner) / reference.unit
-
-
-def _weights(count: int, resamples: int, draw: np.random.Generator) -> np.ndarray:
-    return draw.multinomial(count, np.full(count, 1 / count), size=resamples) / count

@@ -6,18 +6,17 @@ folders written by `python -m memlib.training.finetune`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from memlib.base.errors import InputError
 from memlib.judging.claims import reported
 from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import LEVEL, Estimate, paired_difference
+from memlib.judging.estimates import Estimate, bootstrap, paired_difference
 from memlib.metrics.distribution import kernel_distance
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.models.catalogue import SUBSTRATES, locate
@@ -148,16 +147,11 @@ def effect_share(none: np.ndarray, method: np.ndarray, own: np.ndarray) -> Estim
     return _estimate(share, [none])
 
 
-def _estimate(statistic: Any, tables: Sequence[np.ndarray]) -> Estimate:
-    rows = [np.arange(len(table)) for table in tables]
-    value = statistic(*rows)
-    # Infinite resamples (a share of nothing) belong to the upper end: quantiles are taken of the draws themselves, and the
-    # deviation that scipy takes beside them means nothing.
-    with np.errstate(invalid="ignore"):
-        found = bootstrap(rows, statistic, vectorized=False, paired=False, n_resamples=RESAMPLES, method="percentile",
-                          confidence_level=LEVEL, rng=np.random.default_rng(0))  # fmt: skip
-    low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    return Estimate(value, float(low), float(high), sum(map(len, tables)), max(table.shape[1] for table in tables))
+def _estimate(statistic: Callable[..., float], tables: Sequence[np.ndarray]) -> Estimate:
+    value = statistic(*(np.arange(len(table)) for table in tables))
+    # Infinite resamples (a share of nothing) belong to the upper end: quantiles are taken of the draws themselves.
+    return bootstrap(lambda *drawn: np.array([statistic(*rows) for rows in zip(*drawn, strict=True)]), tables, value,
+                     rows=True, resamples=RESAMPLES, method="nearest")  # fmt: skip
 
 
 @dataclass

@@ -130,9 +130,9 @@ class _Ledger(SphinxDirective):
         elsewhere = json.loads(others.read_text(encoding="utf-8")) if others.exists() else []
         entries = collect(claims, notebooks, [Verdict.from_json(fields) for fields in elsewhere])
         wanted = self.options.get("text")
-        if wanted and not any(entry.claim.source.text == wanted for entry in entries):
+        if wanted and not any(entry.claim.text == wanted for entry in entries):
             raise self.error(f"No claim is of the text {wanted!r}.")
-        return [entry for entry in entries if wanted in (None, entry.claim.source.text)]
+        return [entry for entry in entries if wanted in (None, entry.claim.text)]
 
     def linked(self, entry: Entry) -> list[nodes.Node]:
         """The claim's id and title, as a link to its notebook where there is one."""
@@ -146,7 +146,7 @@ class _Ledger(SphinxDirective):
         return [link]
 
     def where(self, entry: Entry) -> nodes.paragraph:
-        place = [nodes.literal("", entry.claim.source.text), nodes.Text(" "), *inline(entry.claim.source.place)]
+        place = [nodes.literal("", entry.claim.text), nodes.Text(" "), *inline(entry.claim.place)]
         return _paragraph(*place, classes=("claim-place",))
 
 

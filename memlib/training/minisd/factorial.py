@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import LEVEL, RESAMPLES, Estimate, share_interval
+from memlib.judging.estimates import Estimate, crossed_interval
 from memlib.models.minisd.paths import minisd_folder
 from memlib.training.minisd.replicates import table_file
 
@@ -75,34 +75,6 @@ class Factorial:
             "duplication_alone": v1 - v1_dedup,
         }
         return {name: crossed_interval(values, self.copies, signed=True) for name, values in contrasts.items()}
-
-
-def crossed_interval(values: np.ndarray, strata: np.ndarray | None = None, signed: bool = False, level: float = LEVEL,
-                     resamples: int = RESAMPLES) -> Estimate:  # fmt: skip
-    """Return the mean of `values` [N, R] with a percentile bootstrap over rows (within their stratum) and columns, crossed.
-
-    One column is resampled over rows alone. Where all values are 0 or all are 1 a bootstrap has no width, and Wilson's interval
-    with the rows as trials is taken; with `signed`, for differences of shares, on both sides of 0, and mirrored for -1.
-    Raises InputError for values of another shape or that are missing.
-    """
-    values = np.asarray(values, float)
-    if values.ndim != 2 or not values.size or np.isnan(values).any():
-        raise InputError(f"A crossed interval needs values of shape [pairs, trainings] without gaps, not {values.shape}.")
-    rows, columns = values.shape
-    same = float(values.flat[0])
-    if values.min() == values.max() and abs(same) in (0, 1):
-        wilson = share_interval(np.abs(values[:, 0]), level=level)
-        low, high = (-wilson.high, -wilson.low) if same < 0 else (wilson.low, wilson.high)
-        return Estimate(same, -high if signed and same == 0 else low, high, rows, columns, level)
-    strata = np.zeros(rows) if strata is None else np.asarray(strata)
-    draw = np.random.default_rng(0)
-    weights = np.zeros((resamples, rows))
-    for stratum in np.unique(strata):
-        inside = np.flatnonzero(strata == stratum)
-        weights[:, inside] = draw.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), resamples) / rows
-    drawn = draw.multinomial(columns, np.full(columns, 1 / columns), resamples) / columns
-    low, high = np.quantile(((weights @ values) * drawn).sum(1), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), rows, columns, level)
 
 
 def main_models() -> Factorial:

@@ -2,7 +2,7 @@
 
 The tables are those of `memlib.training.minisd.mitigated`, the plain trainings are in replicates.csv. A mitigated training is compared with the
 plain one of the same seed. Pairs and trainings are both samples, so the bootstrap draws both, crossed, pairs within their level of
-duplication (`memlib.training.minisd.factorial.crossed_interval`).
+duplication (`memlib.judging.estimates.crossed_interval`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import LEVEL, Estimate
+from memlib.judging.estimates import LEVEL, Estimate, crossed_interval
 from memlib.training.minisd import replicates
-from memlib.training.minisd.factorial import crossed_interval
 from memlib.training.minisd.mitigated import PLAIN, table
 from memlib.training.minisd.training_cost import cost_file
 from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS
