@@ -38,7 +38,8 @@ from memlib.experiment.parameters import refuse_unknown
 from memlib.prompts.embedding import encode_prompts
 from memlib.experiment import Experiment
 from memlib.models.minisd.corpus import LEVELS
-from memlib.training.minisd.measure import copies_by_level, quality, reconstructed, similarity_to_training, training_record
+from memlib.models.minisd.paths import training_record
+from memlib.probes.reproduced import copies_by_level, quality, reconstructed, similarity_to_training
 from memlib.models.minisd.paths import settings
 from memlib.models.minisd.prompt_sets import corpus, held_out_pictures, training_pictures
 from memlib.prompts.sets import load_prompts

@@ -43,7 +43,7 @@ from memlib.prompts.embedding import PADDINGS, encode_prompts
 from memlib.base.errors import InputError
 from memlib.experiment import Experiment
 from memlib.prompts.interventions import apply
-from memlib.training.minisd import factorial
+from memlib.results import trainings
 from memlib.models.minisd.paths import settings
 from memlib.prompts.sets import load_prompts
 from memlib.experiment.scores import nearest_training
@@ -70,7 +70,7 @@ plots.style()
 sampling = dict(n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
 run = Experiment(substrate, **sampling)
 miniature = run.substrate.family == "minisd"
-names = models or (list(factorial.CELLS.values()) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
+names = models or (list(trainings.CELLS.values()) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
 runs = {run.substrate.name: run}
 for name in names:
     try:
@@ -119,16 +119,16 @@ plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, 
 # replicates, intervals over pairs and over seeds of training.
 
 # %%
-LABELS = {("v1", True): "<eot>, duplicated", ("v2", True): "!, duplicated", ("v1", False): "<eot>, de-duplicated", ("v2", False): "!, de-duplicated"}
+LABELS = dict(zip(trainings.CELLS.values(), ("<eot>, duplicated", "!, duplicated", "<eot>, de-duplicated", "!, de-duplicated")))
 squares, replicated = {}, None
 if miniature:
     try:
-        squares[f"shipped models ({settings()['unet']['steps']:,} steps)"] = factorial.main_models()
+        squares[f"shipped models ({settings()['unet']['steps']:,} steps)"] = trainings.main_models()
     except InputError as missing:
         print(f"shipped models: not measured. {missing}")
     try:
-        replicated = factorial.replicates()
-        squares[f"replicates ({replicated.values.shape[1]} seeds, {settings()['replicates']['steps']:,} steps)"] = replicated
+        replicated = trainings.replicates()
+        squares[f"replicates ({len(replicated.seeds)} seeds, {settings()['replicates']['steps']:,} steps)"] = replicated
     except InputError as missing:
         print(f"replicates: not measured. {missing}")
 else:
@@ -138,9 +138,9 @@ else:
 if squares:
     figure, axes = plt.subplots(1, len(squares), figsize=(5 * len(squares), 3.9), sharey=True, squeeze=False)
     for axis, (title, square) in zip(axes[0], squares.items()):
-        pairs = square.select(square.group == "duplicated")
-        plots.dose_response({LABELS[cell]: pairs.by_level(*cell) for cell in LABELS}, "copies of a pair in an epoch", "share of pairs reproduced", axis,
-                            dashed=[LABELS[cell] for cell in LABELS if not cell[1]])
+        pairs = square.pairs()
+        plots.dose_response({LABELS[cell]: pairs.by_level(cell) for cell in LABELS}, "copies of a pair in an epoch", "share of pairs reproduced", axis,
+                            dashed=[LABELS[cell] for cell in LABELS if cell.endswith("-dedup")])
         axis.set_title(title)
     for axis in axes[0][1:]:
         axis.set_ylabel("")
@@ -148,7 +148,7 @@ if squares:
 
 # %%
 levels = {
-    (title, LABELS[cell]): {str(level): share.text(2) for level, share in square.select(square.group == "duplicated").by_level(*cell).items()}
+    (title, LABELS[cell]): {str(level): share.text(2) for level, share in square.pairs().by_level(cell).items()}
     for title, square in squares.items()
     for cell in LABELS
 }
@@ -253,8 +253,8 @@ if replicated is not None:
     square = replicated.exact()
     found = square.effects()
     verdicts["C4a"] = judge(claim("C4a"), {name: found[name] for name in claim("C4a").quantities}, run.thresholds, run.substrate.name)
-    copies = {"share_v1": square.share("v1", True), "share_v2": square.share("v2", True),
-              "share_v2_minus_v1": factorial.crossed_interval(square.cell("v2", True) - square.cell("v1", True), square.copies, signed=True)}  # fmt: skip
+    copies = {"share_v1": square.share("minisd-v1"), "share_v2": square.share("minisd-v2"),
+              "share_v2_minus_v1": square.difference("minisd-v2", "minisd-v1")}
     verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
 elif miniature:
     for name in ids:
@@ -295,8 +295,8 @@ PLAINLY = {
 glue("plainly", PLAINLY.get(verdicts["C4a"].verdict, "the trainings do not tell the two causes apart"), display=False)
 if replicated is not None:
     square = replicated.exact()
-    without = np.stack([square.cell(padding, False) for padding in factorial.PADDINGS])
-    by_training = (square.cell("v1", True) - square.cell("v2", True)).mean(0)
+    without = np.stack([values for name, values in square.values.items() if name.endswith("-dedup")])
+    by_training = (square.values["minisd-v1"] - square.values["minisd-v2"]).mean(0)
     glue("without_duplicates", f"{without.sum():.0f} of {without.size}", display=False)
     glue("by_training", ", ".join(f"{difference:+.2f}" for difference in by_training), display=False)
 else:

@@ -48,12 +48,10 @@ from memlib.results import figures as plots
 from memlib.experiment.parameters import refuse_unknown
 from memlib.judging.claims import claim, judge, not_testable
 from memlib.base.errors import InputError
-from memlib.training.minisd import training_effects
-from memlib.training.minisd.mitigated import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
+from memlib.results import trainings
+from memlib.results.trainings import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
 from memlib.models.minisd.paths import settings
 from memlib.models.minisd.prompt_sets import training_pictures
-from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
-from memlib.training.minisd.training_mitigations.filters import SampleFilter
 from memlib.prompts.sets import load_prompts
 from memlib.experiment.provenance import provenance
 from memlib.models.catalogue import family_of, locate
@@ -71,7 +69,7 @@ folder, source, revision = locate(substrate)
 family, substrate_name = (source.family, source.name) if source else (family_of(folder), folder.name)
 names = []
 if family == "minisd":
-    names = [get(name).name for name in mitigations or training_effects.measured()]
+    names = trainings.chosen(mitigations)
 else:
     print("not measured: the training of this substrate can't be repeated here")
 
@@ -100,12 +98,14 @@ print(a4.reported_note)
 # All that are registered.
 
 # %%
-pd.DataFrame(describe()).set_index("mitigation")
+methods = trainings.methods()
+WORDS = {"summary": "what it does", "source": "source", "cost": "extra cost of a step"}
+pd.DataFrame({name: {title: of[key] for key, title in WORDS.items()} for name, of in methods.items()}).T.rename_axis("mitigation")
 
 # %%
 pairs = {}
 for name in names:
-    if (found := at_hand(training_effects.compared, name)) is not None:
+    if (found := at_hand(trainings.compared, name)) is not None:
         pairs[name] = found
 if family == "minisd" and not names:
     print("not measured: no training with a mitigation is in data/minisd yet; run python -m memlib.training.minisd mitigated")
@@ -123,7 +123,7 @@ if pairs:
 strips = {name: strip for name in [PLAIN, *pairs] if (strip := read_strip(name)) is not None} if family == "minisd" else {}
 if not strips:
     print("not measured: no pictures of these trainings are at hand")
-labels = {PLAIN: "plain training"} | {name: TRAINING_MITIGATIONS[name].label for name in pairs}
+labels = {PLAIN: "plain training"} | {name: methods[name]["label"] for name in pairs}
 
 # %% mystnb={"image": {"alt": "Prompts of repeated pairs after plain training and after training with each mitigation, one row each, training pictures in the last row", "width": "100%"}}
 if strips:
@@ -149,7 +149,7 @@ if pairs:
     lines = -(-len(pairs) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.3 * columns, 2.9 * lines), sharex=True, sharey=True, squeeze=False)
     for axis, (name, found) in zip(axes.flat, pairs.items()):
-        plain, mitigated = found.select(found.group == "duplicated").by_level()
+        plain, mitigated = (found.pairs().by_level(kind) for kind in (PLAIN, name))
         plots.dose_response({"mitigated": mitigated, "plain": plain}, "copies of a pair in an epoch", "share reproduced", axis, dashed=["plain"])
         axis.set_title(name, fontsize=10)
         if axis is not axes.flat[0]:
@@ -162,7 +162,7 @@ if pairs:
 # %%
 levels = {}
 for name, found in pairs.items():
-    plain, mitigated = found.select(found.group == "duplicated").by_level()
+    plain, mitigated = (found.pairs().by_level(kind) for kind in (PLAIN, name))
     levels[name, "plain"] = {str(level): share.text(2) for level, share in plain.items()}
     levels[name, "mitigated"] = {str(level): share.text(2) for level, share in mitigated.items()}
 pd.DataFrame(levels).T.rename_axis(columns="copies")
@@ -175,9 +175,9 @@ pd.DataFrame(levels).T.rename_axis(columns="copies")
 # memorized; since a sample that is left out is not learned, the shares settle where leaving out and learning balance. Bands span the trainings.
 
 # %%
-filters = [name for name in names if isinstance(TRAINING_MITIGATIONS[name], SampleFilter)]
-acted = {name: shares for name in filters if (shares := at_hand(training_effects.marked, name)) is not None}
-late = {name: {kind: next(iter(shares.values())) for kind, shares in training_effects.marked(name, last_half=True).items()} for name in acted}
+filters = [name for name in names if methods[name]["acts"] == "filter"]
+acted = {name: shares for name in filters if (shares := at_hand(trainings.marked, name)) is not None}
+late = {name: {kind: next(iter(shares.values())) for kind, shares in trainings.marked(name, last_half=True).items()} for name in acted}
 if family == "minisd" and not acted:
     print("not measured: no training with a filter is recorded yet")
 
@@ -192,7 +192,7 @@ if acted:
 # the probability that they have.
 
 # %%
-changed = {name: shares for name in names if name not in filters and (shares := at_hand(training_effects.marked, name, True)) is not None}
+changed = {name: shares for name in names if name not in filters and (shares := at_hand(trainings.marked, name, True)) is not None}
 changed = {name: {kind: next(iter(values.values())) for kind, values in shares.items()} for name, shares in changed.items()}
 pd.DataFrame({name: {kind: share.text(2) for kind, share in shares.items()} for name, shares in (late | changed).items()}).T
 
@@ -203,17 +203,16 @@ pd.DataFrame({name: {kind: share.text(2) for kind, share in shares.items()} for 
 # templates (one caption with six colourings of one composition; any of them counts). Below zero the mitigation helps.
 
 # %%
-effects = {name: {"16 to 128 copies": found.judged(), "templates": found.templates()} for name, found in pairs.items()}
+effects = {name: {"16 to 128 copies": found.pairs(trainings.JUDGED_LEVELS), "templates": found.templates()} for name, found in pairs.items()}
 effect_table = {}
 for name, parts in effects.items():
     for kind, part in parts.items():
-        plain, mitigated = part.shares()
-        effect_table[name, kind] = {"plain": plain.text(2), "mitigated": mitigated.text(2), "difference": part.difference().text(2)}
+        effect_table[name, kind] = {"plain": part.share(PLAIN).text(2), "mitigated": part.share(name).text(2), "difference": part.difference(name, PLAIN).text(2)}
 pd.DataFrame(effect_table).T
 
 # %% mystnb={"image": {"alt": "Difference in the share reproduced between mitigated and plain training, one line per mitigation, for pairs with 16 to 128 copies and for templates", "width": "100%"}}
 if effects:
-    plots.forest({kind: {name: parts[kind].difference() for name, parts in effects.items()} for kind in ("16 to 128 copies", "templates")},
+    plots.forest({kind: {name: parts[kind].difference(name, PLAIN) for name, parts in effects.items()} for kind in ("16 to 128 copies", "templates")},
                  "difference in the share reproduced");
 
 # %% [markdown]
@@ -224,7 +223,7 @@ if effects:
 # A filter may also *gain* here: what it leaves out makes room for samples seen once.
 
 # %%
-qualities = {name: found for name in names if (found := at_hand(training_effects.quality, name)) is not None}
+qualities = {name: found for name in names if (found := at_hand(trainings.quality, name)) is not None}
 pd.DataFrame({name: {what: estimate.text(2) for what, estimate in found.items()} for name, found in qualities.items()}).T
 
 # %% mystnb={"image": {"alt": "Change of alignment and of right backgrounds on held-out prompts against plain training, one line per mitigation", "width": "100%"}}
@@ -237,7 +236,7 @@ if qualities:
 # range of the middle half of the turns.
 
 # %%
-ratios = (at_hand(training_effects.costs) or {}) if family == "minisd" else {}
+ratios = (at_hand(trainings.costs) or {}) if family == "minisd" else {}
 pd.DataFrame({"time of a step, to plain": {name: ratio.text(2) for name, ratio in ratios.items()}}).rename_axis("mitigation")
 
 # %% [markdown]
@@ -250,11 +249,11 @@ LEAST = 0.1  # with less to be memorized there is nothing to mitigate
 found = {}
 if "entropy-filter" in effects and "entropy-filter" in qualities:
     judged = effects["entropy-filter"]["16 to 128 copies"]
-    found = dict(zip(("share_plain", "share_filtered"), judged.shares()))
-    found |= {"share_difference": judged.difference(), "alignment_difference": qualities["entropy-filter"]["change of alignment"],
+    found = {"share_plain": judged.share(PLAIN), "share_filtered": judged.share("entropy-filter"), "share_difference": judged.difference("entropy-filter", PLAIN)}
+    found |= {"alignment_difference": qualities["entropy-filter"]["change of alignment"],
               "background_difference": qualities["entropy-filter"]["change of background"]}  # fmt: skip
     if "concentration-filter" in effects:
-        found["share_difference_concentrated"] = effects["concentration-filter"]["16 to 128 copies"].difference()
+        found["share_difference_concentrated"] = effects["concentration-filter"]["16 to 128 copies"].difference("concentration-filter", PLAIN)
     if found["share_plain"].value < LEAST:
         verdict = not_testable(a4, substrate_name, f"Plain training reproduces {found['share_plain'].text(2)} of the pairs, less than a tenth.")
     else:
@@ -275,7 +274,7 @@ for name in a4.quantities:
     glue(name, found[name].text(2) if name in found else NOT, display=False)
 CHANGES = {"magnitude-filter": "magnitude", "random-caption": "random", "several-captions": "several", "random-words": "words", "repeated-words": "repeated"}
 for name, key in CHANGES.items():
-    glue(f"effect_{key}", effects[name]["16 to 128 copies"].difference().text(2) if name in effects else NOT, display=False)
+    glue(f"effect_{key}", effects[name]["16 to 128 copies"].difference(name, PLAIN).text(2) if name in effects else NOT, display=False)
     glue(f"change_{key}", qualities[name]["change of alignment"].text(2) if name in qualities else NOT, display=False)
 for name, key in (("entropy-filter", "entropy"), ("magnitude-filter", "magnitude")):
     for kind, short in (("seen once", "once"), ("128 copies", "128")):

@@ -51,7 +51,7 @@ from memlib.judging.claims import claim, judge, not_testable
 from memlib.judging.equivalence import relative_change
 from memlib.base.errors import InputError
 from memlib.experiment import Experiment
-from memlib.training.minisd import remedy_rounds
+from memlib.results import remedy_rounds
 from memlib.models.minisd.paths import settings
 
 # %% tags=["parameters"]

@@ -6,17 +6,17 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.judging.estimates import crossed_interval
-from memlib.training.minisd import factorial
-from memlib.training.minisd.factorial import CELLS, Factorial
+from memlib.results import trainings
+from memlib.results.trainings import CELLS, Reproduced
 
 
 def square(**shares):
     """Eight pairs, two trainings: in each cell so many pairs reproduced in both trainings, the first ones."""
-    values = np.zeros((8, 2, 2, 2))
+    values = {name: np.zeros((8, 2)) for name in CELLS.values()}
     for cell, count in shares.items():
         padding, data = cell.split("_")
-        values[:count, :, ("v1", "v2").index(padding), ("dup", "dedup").index(data)] = 1
-    return Factorial(values, np.full(8, 64), np.array(["duplicated"] * 8))
+        values[CELLS[padding, data == "dup"]][:count] = 1
+    return Reproduced(values, np.full(8, 64), np.array(["duplicated"] * 8), (11, 12))
 
 
 def test_effects_of_hand_made_cells():
@@ -72,33 +72,33 @@ def table(cells=CELLS, seeds=(11, 12)):
 
 
 def test_replicates_are_read_by_whole_seeds(monkeypatch, tmp_path):
-    monkeypatch.setattr(factorial, "table_file", lambda: tmp_path / "replicates.csv")
+    monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="run python -m memlib.training.minisd replicates"):
-        factorial.replicates()
+        trainings.replicates()
     part = table(list(CELLS)[:3], (13,))
     part.to_csv(tmp_path / "replicates.csv", index=False)
     with pytest.raises(InputError, match="No training seed"):
-        factorial.replicates()
+        trainings.replicates()
     pd.concat([table(), part]).to_csv(tmp_path / "replicates.csv", index=False)
-    read = factorial.replicates()
-    assert read.values.shape == (3, 2, 2, 2)
+    read = trainings.replicates()
+    assert list(read.values) == list(CELLS.values()) and {v.shape for v in read.values.values()} == {(3, 2)} and read.seeds == (11, 12)
     exact, templates = read.exact(), read.templates()
     assert exact.copies.tolist() == [128] and templates.copies.tolist() == [48]
-    assert exact.share("v1", True).value == 1 and exact.share("v2", True).value == exact.share("v1", False).value == 0
-    assert list(read.select(read.group == "duplicated").by_level("v1", True)) == [1, 128]
+    assert exact.share("minisd-v1").value == 1 and exact.share("minisd-v2").value == exact.share("minisd-v1-dedup").value == 0
+    assert list(read.pairs().by_level("minisd-v1")) == [1, 128]
     uneven = pd.concat([table(), table()[lambda t: t["padding"] == "v1"].assign(prompt="x", training_picture="x")])
     uneven.to_csv(tmp_path / "replicates.csv", index=False)
     with pytest.raises(InputError, match="do not list the same prompts"):
-        factorial.replicates()
+        trainings.replicates()
 
 
 def test_the_shipped_models_are_read_where_found(monkeypatch, tmp_path):
     (tmp_path / "prompts").mkdir()
-    monkeypatch.setattr(factorial, "minisd_folder", lambda: tmp_path)
+    monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="find minisd-v1."):
-        factorial.main_models()
+        trainings.main_models()
     whole = table(seeds=(0,))
     for (padding, duplicated), name in CELLS.items():
         cell = whole[(whole["padding"] == padding) & (whole["duplicated"] == duplicated)]
         cell.drop(columns=["training_seed", "padding", "duplicated"]).to_csv(tmp_path / "prompts" / f"found-{name}.csv", index=False)
-    assert factorial.main_models().exact().effects()["padding_alone"].value == 1
+    assert trainings.main_models().exact().effects()["padding_alone"].value == 1

@@ -23,8 +23,9 @@ from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.prompt_sets import corpus, training_pictures
 from memlib.models.minisd.scenes import COLOURS, Background, held_out_combination, paint_background
 from memlib.prompts.sets import load_prompts
+from memlib.models.minisd.drawn import background_right, retrieval
+from memlib.probes.reproduced import copies_by_level
 from memlib.training.minisd.calibrate import near_misses, precision_recall, threshold_at
-from memlib.training.minisd.measure import background_right, copies_by_level, retrieval
 from memlib.training.minisd.trainer import Schedule, Trainer, generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,7 +251,7 @@ def test_command_line_answers_in_one_sentence(capsys, monkeypatch, tmp_path):
 
 
 def test_finding_gives_up_on_a_prompt_once_two_seeds_failed(monkeypatch):
-    from memlib.training.minisd import measure
+    from memlib.probes import reproduced
 
     prompts = load_prompts("minisd-duplicated").first(3)
     failing = {prompts.prompts[0]: set(), prompts.prompts[1]: {4}, prompts.prompts[2]: {1, 3}}
@@ -260,8 +261,8 @@ def test_finding_gives_up_on_a_prompt_once_two_seeds_failed(monkeypatch):
         asked.update(some.prompts)
         return np.array([[0.1 if seeds[0] in failing[p] else 0.9] for p in some.prompts])
 
-    monkeypatch.setattr(measure, "similarity_to_training", similarity)
-    rows = measure.find_memorized(None, None, type("Metric", (), {"threshold": 0.8}), prompts)
+    monkeypatch.setattr(reproduced, "similarity_to_training", similarity)
+    rows = reproduced.find_memorized(None, None, type("Metric", (), {"threshold": 0.8}), prompts)
     assert [r["memorized"] for r in rows] == [1, 1, 0]
     assert [r["seeds_above"] for r in rows] == [10, 9, 2]
     assert list(asked.values()) == [10, 10, 4]

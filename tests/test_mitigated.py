@@ -10,10 +10,11 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.models.minisd.paths import settings
-from memlib.training.minisd import mitigated, replicates, training_cost, training_effects
+from memlib.results import trainings
+from memlib.training.minisd import mitigated, replicates
 from memlib.training.minisd.__main__ import main
 from memlib.training.minisd.run_tables import RunTable
-from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS
+from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS
 
 SEEDS = settings()["replicates"]["seeds"]
 
@@ -43,8 +44,7 @@ def test_rows_of_a_run_take_the_place_of_earlier_ones(tmp_path):
 def folder(monkeypatch, tmp_path):
     """All tables in an empty folder, runs in another."""
     (tmp_path / "runs").mkdir()
-    for module in (mitigated, replicates, training_cost):
-        monkeypatch.setattr(module, "minisd_folder", lambda: tmp_path)
+    monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
     for module in (mitigated, replicates):
         monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
     return tmp_path
@@ -67,7 +67,7 @@ def test_a_stopped_design_goes_on_with_what_the_tables_lack(folder, monkeypatch,
     monkeypatch.setattr(mitigated, "Store", lambda: None)
     monkeypatch.setattr(mitigated, "_keep_strip", lambda substrate, name: None)
     found = [{"prompt": "a, b", "group": "duplicated", "copies": 4, "memorized": 1}]
-    monkeypatch.setattr(mitigated, "reproduced", lambda substrate: found)
+    monkeypatch.setattr(mitigated, "reproduced", lambda substrate, store: found)
     good = [{"prompt": "a, b", "alignment": 0.3, "alignment_of_real": 0.4, "background_right": 1}]
     monkeypatch.setattr(mitigated, "quality_rows", lambda store, substrate, metrics: good)
     names = ["entropy-filter", "random-caption"]
@@ -100,30 +100,32 @@ def reproduced(seeds, shares, **shared):
 
 def test_effects_of_hand_made_tables(folder):
     with pytest.raises(InputError, match="There is no replicates.csv"):
-        training_effects.compared("entropy-filter")
+        trainings.compared("entropy-filter")
     shares = {("duplicated", 1): 0, ("duplicated", 16): 2, ("duplicated", 64): 4, ("duplicated", 128): 8, ("template", 48): 4}
     plain = reproduced((11, 12, 13), shares)
     pd.DataFrame([*plain, *reproduced((11,), {("duplicated", 16): 8}, padding="v2")]).to_csv(folder / "replicates.csv", index=False)
     with pytest.raises(InputError, match="There is no training_mitigations.csv"):
-        training_effects.compared("entropy-filter")
+        trainings.compared("entropy-filter")
     shares = {("duplicated", 1): 0, ("duplicated", 16): 0, ("duplicated", 64): 4, ("duplicated", 128): 4, ("template", 48): 8}
     other = reproduced((11, 12), shares, mitigation="entropy-filter") + reproduced((21,), shares, mitigation="random-caption")
     pd.DataFrame(other).to_csv(folder / "training_mitigations.csv", index=False)
-    assert training_effects.measured() == ["entropy-filter", "random-caption"]
-    found = training_effects.compared("entropy-filter")
-    assert found.seeds == (11, 12) and found.plain.shape == (40, 2)
-    judged = found.judged()
-    assert sorted(set(judged.copies)) == [16, 64, 128] and judged.difference().value == pytest.approx(-6 / 24)
-    assert judged.difference().low <= -6 / 24 <= judged.difference().high < 0
-    assert [share.value for share in judged.shares()] == pytest.approx([14 / 24, 8 / 24])
-    assert found.templates().difference().value == 0.5
-    before, after = found.select(found.group == "duplicated").by_level()
+    assert trainings.measured() == ["entropy-filter", "random-caption"]
+    found = trainings.compared("entropy-filter")
+    assert found.seeds == (11, 12) and found.values["none"].shape == (40, 2)
+    kinds = ("entropy-filter", "none")
+    judged = found.pairs(trainings.JUDGED_LEVELS)
+    difference = judged.difference(*kinds)
+    assert sorted(set(judged.copies)) == [16, 64, 128] and difference.value == pytest.approx(-6 / 24)
+    assert difference.low <= -6 / 24 <= difference.high < 0
+    assert [judged.share(kind).value for kind in ("none", "entropy-filter")] == pytest.approx([14 / 24, 8 / 24])
+    assert found.templates().difference(*kinds).value == 0.5
+    before, after = (found.pairs().by_level(kind) for kind in ("none", "entropy-filter"))
     assert {n: e.value for n, e in before.items()} == {1: 0, 16: 0.25, 64: 0.5, 128: 1} and after[128].value == 0.5
     with pytest.raises(InputError, match="No training seed has both"):
-        training_effects.compared("random-caption")
+        trainings.compared("random-caption")
     pd.DataFrame(other[1:]).to_csv(folder / "training_mitigations.csv", index=False)  # a prompt is missing
     with pytest.raises(InputError, match="do not list the same prompts"):
-        training_effects.compared("entropy-filter")
+        trainings.compared("entropy-filter")
 
 
 def test_quality_marks_and_costs_of_hand_made_tables(folder):
@@ -133,14 +135,14 @@ def test_quality_marks_and_costs_of_hand_made_tables(folder):
         for m, a, right in (("none", 0.4, 8), ("entropy-filter", 0.3, 6)) for seed in (11, 12) for i in range(10)
     ]  # fmt: skip
     with pytest.raises(InputError, match="There is no training_quality.csv"):
-        training_effects.quality("entropy-filter")
+        trainings.quality("entropy-filter")
     pd.DataFrame(rows).to_csv(folder / "training_quality.csv", index=False)
-    found = training_effects.quality("entropy-filter")
+    found = trainings.quality("entropy-filter")
     values = {name: round(e.value, 6) for name, e in found.items()}
     for name in ("alignment", "background"):
         assert (values[f"plain {name}"], values[name], values[f"change of {name}"]) == (0.8, 0.6, -0.2)
     with pytest.raises(InputError, match="random-caption is not measured yet"):
-        training_effects.quality("random-caption")
+        trainings.quality("random-caption")
 
     marks = [
         {"mitigation": "entropy-filter", "training_seed": seed, "steps": 20, "first_step": 2 * stage, "last_step": 2 * stage + 1,
@@ -149,18 +151,18 @@ def test_quality_marks_and_costs_of_hand_made_tables(folder):
         for group, copies, count in (("fresh", 1, 1), ("duplicated", 1, 2), ("duplicated", 128, 8), ("template", 48, 4))
     ]  # fmt: skip
     pd.DataFrame(marks).to_csv(folder / "training_marks.csv", index=False)
-    shares = training_effects.marked("entropy-filter")
+    shares = trainings.marked("entropy-filter")
     assert set(shares) == {"seen once", "1 copy", "128 copies", "templates"} and list(shares["128 copies"]) == list(range(0, 20, 2))
-    late = training_effects.marked("entropy-filter", last_half=True)["128 copies"]
+    late = trainings.marked("entropy-filter", last_half=True)["128 copies"]
     assert {step: (e.value, e.low, e.high, e.n_seeds) for step, e in late.items()} == {10: (pytest.approx(0.85), 0.8, 0.9, 2)}
     with pytest.raises(InputError, match="No training with random-words"):
-        training_effects.marked("random-words")
+        trainings.marked("random-words")
 
     with pytest.raises(InputError, match="--cost 12"):
-        training_effects.costs()
+        trainings.costs()
     times = [{"mitigation": m, "repeat": i, "seconds": (1 + i) * factor} for m, factor in (("none", 1), ("magnitude-filter", 1.3)) for i in range(4)]
     pd.DataFrame(times).to_csv(folder / "training_cost.csv", index=False)
-    cost = training_effects.costs()
+    cost = trainings.costs()
     assert list(cost) == ["magnitude-filter"] and cost["magnitude-filter"].value == pytest.approx(1.3)
 
 
@@ -182,14 +184,14 @@ def test_quality_is_measured_on_each_held_out_prompt(monkeypatch):
 
 
 def test_a_strip_of_pictures_comes_back(folder, monkeypatch):
-    prompts = mitigated.shown_prompts()
+    prompts = trainings.shown_prompts()
     assert list(prompts.table["copies"]) == [16, 16, 64, 64, 128, 128]
     drawn = np.random.default_rng(0).integers(0, 255, (10, 1, 64, 64, 3), dtype=np.uint8)
     monkeypatch.setattr(mitigated, "Store", lambda: type("Drawn", (), {"pictures": lambda self, *rest: drawn})())
     monkeypatch.setattr(mitigated, "encode_prompts", lambda substrate, prompts: prompts)
-    assert mitigated.read_strip("none") is None
+    assert trainings.read_strip("none") is None
     mitigated._keep_strip(None, "none")
-    repeated, held_out = mitigated.read_strip("none")
+    repeated, held_out = trainings.read_strip("none")
     assert (repeated == drawn[:6, 0]).all() and (held_out == drawn[6:, 0]).all()
 
 

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from memlib.models.minisd.paths import minisd_folder, settings
 from memlib.models.substrate import load
 from memlib.probes.attack import Attacked, Budget, Targets
+from memlib.results import remedy_rounds as kept_rounds
 from memlib.training.finetune import Recipe, against
 from memlib.training.minisd import remedy_rounds
 from memlib.training.minisd.trainer import Schedule, Trainer
@@ -124,7 +125,7 @@ def others(scores):
 def test_rows_of_a_model():
     found = {"prompt": an_attack([[0], [10], [-1]]), "other": an_attack([[-1], [-1], [10]])}
     scores = {"alignment with prompt": np.array([[0.1, 0.2], [0.3, 0.5]]), "quality": np.array([[0.12345, 0.12345], [1, 0]])}
-    rows = remedy_rounds.rows_of(found, others(scores))
+    rows = kept_rounds.rows_of(found, others(scores))
     assert rows == [
         {"prompts": "memorized", "prompt": "known 0", "at_once": 1, "from_prompt": 1, "from_other": 0},
         {"prompts": "memorized", "prompt": "known 1", "at_once": 0, "from_prompt": 1, "from_other": 0},
@@ -132,12 +133,12 @@ def test_rows_of_a_model():
         {"prompts": "not memorized", "prompt": "x", "alignment": 0.15, "quality": pytest.approx(0.1234, abs=1.1e-4)},
         {"prompts": "not memorized", "prompt": "y", "alignment": 0.4, "quality": 0.5},
     ]
-    assert "quality" not in remedy_rounds.rows_of(found, others({"alignment with prompt": scores["alignment with prompt"]}))[-1]
+    assert "quality" not in kept_rounds.rows_of(found, others({"alignment with prompt": scores["alignment with prompt"]}))[-1]
 
 
 def test_rounds_are_measured_once_each_and_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path))
-    monkeypatch.setattr(remedy_rounds, "minisd_folder", lambda: tmp_path)
+    monkeypatch.setattr(kept_rounds, "minisd_folder", lambda: tmp_path)
     asked = []
 
     def measured(name, folder, device):
@@ -149,9 +150,9 @@ def test_rounds_are_measured_once_each_and_side_by_side(tmp_path, monkeypatch):
     block = settings()["remedies"]
     length, last = block["steps"], block["steps"] * block["rounds"]
     recipes = {name: Recipe(f"tiny-{name}", "none", steps=last, batch=1, lr=1e-3, posterior=False, seed=0) for name in ("adversarial", "surrogates")}
-    assert remedy_rounds.read_rounds() is None
+    assert kept_rounds.read_rounds() is None
     remedy_rounds.measure_rounds("surrogates", recipes["surrogates"])
-    assert remedy_rounds.read_rounds() is None and not asked  # nothing is trained
+    assert kept_rounds.read_rounds() is None and not asked  # nothing is trained
     for name, steps in (("surrogates", last), ("adversarial", last), ("adversarial", length)):
         remedy_rounds.round_folder(f"tiny-{name}", steps).mkdir(parents=True)
         for _ in range(2):
@@ -159,8 +160,8 @@ def test_rounds_are_measured_once_each_and_side_by_side(tmp_path, monkeypatch):
     assert [(name, folder.name) for name, folder in asked] == [
         (f"tiny-surrogates-{last}", f"{last:04d}"), (f"tiny-adversarial-{last}", f"{last:04d}"), (f"tiny-adversarial-{length}", f"{length:04d}")
     ]  # fmt: skip
-    found = remedy_rounds.read_rounds()
-    assert tuple(found.columns) == remedy_rounds.COLUMNS
+    found = kept_rounds.read_rounds()
+    assert tuple(found.columns) == kept_rounds.COLUMNS
     expected = [("adversarial", length), ("adversarial", last), ("surrogates", last)]
     assert list(found[["remedy", "steps"]].itertuples(index=False, name=None)) == [run for run in expected for _ in range(2)]
     known, other = found.iloc[0], found.iloc[1]
@@ -170,10 +171,10 @@ def test_rounds_are_measured_once_each_and_side_by_side(tmp_path, monkeypatch):
 
 def test_a_kept_model_is_measured_as_minisd_is(sd1_tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path))
-    monkeypatch.setattr(remedy_rounds, "BUDGET", Budget(steps=1, samples=1, every=1, sampling_steps=2))
-    monkeypatch.setattr(remedy_rounds, "SAMPLING", {"steps": 2, "guidance": 7.5, "scheduler": "ddim"})
+    monkeypatch.setattr(kept_rounds, "BUDGET", Budget(steps=1, samples=1, every=1, sampling_steps=2))
+    monkeypatch.setattr(kept_rounds, "SAMPLING", {"steps": 2, "guidance": 7.5, "scheduler": "ddim"})
     for name, value in (("MEMORIZED", 2), ("OTHERS", 2), ("SEEDS", 1)):
-        monkeypatch.setattr(remedy_rounds, name, value)
+        monkeypatch.setattr(kept_rounds, name, value)
     rows = remedy_rounds._measured("tiny-2", sd1_tiny, "cpu")
     assert [row["prompts"] for row in rows] == ["memorized"] * 2 + ["not memorized"] * 2
     for role, own in (("memorized", rows[:2]), ("heldout", rows[2:])):
@@ -195,19 +196,19 @@ def test_curves_through_training():
             ("adversarial", 120): a_model([0] * 4, [0] * 4, [0.5, 0.7])}  # fmt: skip
     rounds = pd.DataFrame([{"remedy": remedy, "steps": steps, **row} for (remedy, steps), rows in runs.items() for row in rows])
     before = pd.DataFrame(a_model([1, 1, 1, 0], [1, 1, 0, 1], [0.8, 0.8]))
-    found = remedy_rounds.through_training(rounds, before)
-    assert list(found) == [remedy_rounds.BACK, remedy_rounds.AT_ONCE, "alignment with prompt"]  # quality was not measured
-    back = found[remedy_rounds.BACK]
+    found = kept_rounds.through_training(rounds, before)
+    assert list(found) == [kept_rounds.BACK, kept_rounds.AT_ONCE, "alignment with prompt"]  # quality was not measured
+    back = found[kept_rounds.BACK]
     assert {remedy: {steps: e.value for steps, e in curve.items()} for remedy, curve in back.items()} == {
         "adversarial": {0: 1.0, 60: 0.5, 120: 0.0}, "surrogates": {0: 1.0, 60: 1.0}
     }  # fmt: skip
     wilson = binomtest(2, 4).proportion_ci(method="wilson")
     assert (back["adversarial"][60].low, back["adversarial"][60].high) == pytest.approx((wilson.low, wilson.high))
-    assert found[remedy_rounds.AT_ONCE]["adversarial"][60].value == 0.25
+    assert found[kept_rounds.AT_ONCE]["adversarial"][60].value == 0.25
     assert found["alignment with prompt"]["adversarial"][120].value == pytest.approx(0.6)
     fewer = before[before["prompt"] != "known 0"]
-    assert 0 not in remedy_rounds.through_training(rounds, fewer)[remedy_rounds.BACK]["adversarial"]
-    assert list(remedy_rounds.through_training(rounds)[remedy_rounds.BACK]["surrogates"]) == [60]
+    assert 0 not in kept_rounds.through_training(rounds, fewer)[kept_rounds.BACK]["adversarial"]
+    assert list(kept_rounds.through_training(rounds)[kept_rounds.BACK]["surrogates"]) == [60]
 
 
 def test_the_notebooks_defaults_are_those_of_the_rounds():
@@ -215,14 +216,14 @@ def test_the_notebooks_defaults_are_those_of_the_rounds():
         return SimpleNamespace(**{"seeds": (0, 1), "steps": 50, "guidance": 7.5, "scheduler": "ddim"} | changed)
 
     page = (minisd_folder().parents[1] / "notebooks" / "20_adversarial_finetuning.py").read_text(encoding="utf-8")
-    counts = [f"n_prompts = {remedy_rounds.MEMORIZED} ", f"n_others = {remedy_rounds.OTHERS} "]
+    counts = [f"n_prompts = {kept_rounds.MEMORIZED} ", f"n_others = {kept_rounds.OTHERS} "]
     for line in (*counts, "n_seeds = 2 ", "attack_steps = 40 ", "attack_samples = 4 ", "attack_every = 10 ",
                  "check_steps = 25 ", "steps = 50 ", "guidance = 7.5 ", 'scheduler = "ddim" '):  # fmt: skip
         assert f"\n{line}" in page
     # The table has those prompts, of each model.
-    rows = remedy_rounds.read_rounds()
+    rows = kept_rounds.read_rounds()
     counted = rows.groupby(["remedy", "steps", "prompts"]).size().unstack()
-    assert (counted["memorized"] == remedy_rounds.MEMORIZED).all() and (counted["not memorized"] == remedy_rounds.OTHERS).all()
-    assert remedy_rounds.measured_alike(run(), Budget(40, 4, every=10, sampling_steps=25))
-    assert not remedy_rounds.measured_alike(run(steps=25), Budget(40, 4, every=10, sampling_steps=25))
-    assert not remedy_rounds.measured_alike(run(), Budget(40, 8, every=10, sampling_steps=25))
+    assert (counted["memorized"] == kept_rounds.MEMORIZED).all() and (counted["not memorized"] == kept_rounds.OTHERS).all()
+    assert kept_rounds.measured_alike(run(), Budget(40, 4, every=10, sampling_steps=25))
+    assert not kept_rounds.measured_alike(run(steps=25), Budget(40, 4, every=10, sampling_steps=25))
+    assert not kept_rounds.measured_alike(run(), Budget(40, 8, every=10, sampling_steps=25))

@@ -7,6 +7,7 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.models.minisd.paths import settings
+from memlib.results import trainings
 from memlib.training.minisd import replicates
 from memlib.training.minisd.train import variant
 
@@ -42,20 +43,16 @@ def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_pat
             raise KeyboardInterrupt
         trained.append(name)
 
-    def found(store, substrate, metric, prompts):
-        return [{"prompt": f"{substrate}, with a comma", "group": "duplicated", "copies": 4, "memorized": 0, "mean_similarity": 0.5}]
+    def found(substrate, store):
+        row = {"prompt": f"{substrate}, with a comma", "group": "duplicated", "copies": 4, "memorized": 0, "mean_similarity": 0.5}
+        return [row, row | {"group": "template"}]
 
-    class Metrics:
-        copy = None
-
-    monkeypatch.setattr(replicates, "table_file", lambda: tmp_path / "replicates.csv")
+    monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
     monkeypatch.setattr(replicates, "runs_folder", lambda: tmp_path)
     monkeypatch.setattr(replicates, "train", stop_after_three)
     monkeypatch.setattr(replicates, "load_run", lambda name: name)
-    monkeypatch.setattr(replicates, "metrics_for", lambda substrate: Metrics)
     monkeypatch.setattr(replicates, "Store", lambda: None)
-    monkeypatch.setattr(replicates, "load_prompts", lambda name: name)
-    monkeypatch.setattr(replicates, "find_memorized", found)
+    monkeypatch.setattr(replicates, "reproduced", found)
     with pytest.raises(KeyboardInterrupt):
         replicates.run_replicates("cpu", progress=False)
     first, trained[:] = list(trained), []

@@ -12,14 +12,16 @@ from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.models import autoencoder, text_encoder
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.results.trainings import methods
 from memlib.sampling.attention.record import entropy, record
 from memlib.training.minisd import parts
 from memlib.training.minisd.mitigated_part import STAGES, MitigatedPart
-from memlib.training.minisd.parts import Noised, UnetPart
+from memlib.training.minisd.mitigations.base import Noised
+from memlib.training.minisd.parts import UnetPart
 from memlib.training.minisd.trainer import Schedule, Trainer
-from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS, describe, get
-from memlib.training.minisd.training_mitigations.captions import with_word
-from memlib.training.minisd.training_mitigations.filters import MagnitudeFilter, watched_attention
+from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS, get
+from memlib.training.minisd.mitigations.captions import with_word
+from memlib.training.minisd.mitigations.filters import MagnitudeFilter, SampleFilter, watched_attention
 
 SETTINGS = {"seed": 5, "channels": [16, 16, 16], "attention": [False, True, True], "layers": 1, "heads": 2, "batch": 8, "steps": 20,
             "caption_dropout": 0.25, "weight_limit": 25.0}  # fmt: skip
@@ -232,7 +234,8 @@ def test_a_repeated_picture_has_twenty_captions_and_others_keep_theirs(corpus, c
     assert set(captions("several-captions", (pair.scene, "fresh", -1), 30)) == {"fresh"}
 
 
-def test_the_registry_tells_about_each():
-    rows = describe()
-    assert [row["mitigation"] for row in rows] == list(TRAINING_MITIGATIONS) and len(rows) == 7
-    assert all(all(row.values()) for row in rows) and all(m.label for m in TRAINING_MITIGATIONS.values())
+def test_words_stand_beside_each_registered_mitigation():
+    words = methods()
+    assert list(words) == list(TRAINING_MITIGATIONS) and len(words) == 7
+    assert all(set(of) == {"label", "acts", "summary", "source", "cost"} and all(of.values()) for of in words.values())
+    assert {name for name, of in words.items() if of["acts"] == "filter"} == {n for n, m in TRAINING_MITIGATIONS.items() if isinstance(m, SampleFilter)}

@@ -18,7 +18,8 @@ import torch
 from memlib.base.errors import InputError
 from memlib.mitigations.weights.wanda import Norms
 from memlib.mitigations.weights.weight_sets import WeightSet, overlap
-from memlib.prompts.embedding import Embedding
+from memlib.probes.attack.runs import joined
+from memlib.prompts.embedding import Embedding, encode_prompts
 
 
 def distances(states: Any) -> np.ndarray:
@@ -64,9 +65,6 @@ def between(attack: Any, attacked: Any, shares: Sequence[float] = (0.0, 0.25, 0.
     `shares` [W] say how much of the second trigger is mixed in; `attack` is the `memlib.probes.attack.Attack` that found them. None where no picture
     has two. At the ends they are those of the triggers themselves, to the precision that they are kept in.
     """
-    from memlib.probes.attack.runs import joined
-    from memlib.prompts.embedding import encode_prompts
-
     rows = np.flatnonzero(attacked.succeeded.sum(1) >= 2)
     if not len(rows):
         return None
@@ -143,9 +141,6 @@ def _mean(values: Any) -> float:
 
 def trigger_embedding(substrate: Any, attacked: Any, row: int, count: int | None = None) -> Embedding:
     """Return the triggers of one picture as an embedding with its own prompt's tokens, at most `count` of them."""
-    from memlib.probes.attack.runs import joined
-    from memlib.prompts.embedding import encode_prompts
-
     places = np.flatnonzero(attacked.succeeded[row])[:count]
     part = encode_prompts(substrate, attacked.targets.prompts[row])
     return joined([part] * len(places)).replace(torch.from_numpy(attacked.states[row, places]))

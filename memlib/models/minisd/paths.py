@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 
 
@@ -22,3 +25,11 @@ def runs_folder() -> Path:
 def settings() -> dict:
     """data/minisd/training.yml."""
     return yaml.safe_load((minisd_folder() / "training.yml").read_text(encoding="utf-8"))
+
+
+def training_record(part: str) -> dict[str, Any]:
+    """The log kept beside the weights: steps, minutes, hardware, loss curve."""
+    path = minisd_folder() / "logs" / f"{part}.json"
+    if not path.exists():
+        raise InputError(f"There is no training log {path}; train the part with `python -m memlib.training.minisd train {part}`.")
+    return json.loads(path.read_text())

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.hashing import digest
 from memlib.base.numbers import is_whole
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, register
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 TILES = 4
 

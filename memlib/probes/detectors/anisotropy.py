@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, register
 from memlib.probes.detectors.runs import noise_pair, per_sample
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 SD1_ELEMENTS = 4 * 64 * 64
 COSINE_WEIGHT = {"v_prediction": 0.1}  # Stable Diffusion 2's; 2.0, Stable Diffusion 1's, for all others.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, register
 from memlib.probes.detectors.runs import per_sample, whole_run
 from memlib.sampling.attention.record import cross_attention_layers, entropy, record
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 LAST_SHARE = 0.2  # The last ten of 50 steps.
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.base.registry import Registered, enter, find
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
+from memlib.experiment.group import Group
 
 REGISTRY: dict[str, Detector] = {}
 # What must be computed before the score exists, from the dearest to the cheapest; what comes first often holds the rest.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
 from memlib.probes.detectors.runs import whole_run
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 
 @register

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from memlib.base.errors import NotMeasured
+from memlib.experiment.group import Group
 from memlib.judging.estimates import Estimate
 from memlib.judging.roc import auc_interval, tpr_at_fpr
 from memlib.probes.detectors.base import NEEDS, REGISTRY, Detector, Scores
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 NOT_MEASURED = "not measured"
 

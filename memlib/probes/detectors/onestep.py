@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, register
 from memlib.probes.detectors.runs import noise_pair, per_sample
 from memlib.sampling.batches import Batch, decode
 from memlib.sampling.loop import Cost
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 
 @register

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,11 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from memlib.base.hashing import digest, picture_recipe
+from memlib.experiment.group import Group
 from memlib.sampling.attention.record import cross_attention_layers, entropy, finest_down_layers, record
 from memlib.sampling.batches import Batch, decode, initial_latents, uncond_states
 from memlib.sampling.guidance import as_rule
 from memlib.sampling.loop import SAMPLER_VERSION, Cost, to_epsilon, trajectory
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 VERSION = 1  # Part of the store's keys: raise it when the same key would give other scores.
 

@@ -8,20 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
+from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
 from memlib.probes.detectors.runs import per_sample
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost, trajectory
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 AT_ONCE = 16  # Samples in one product: it holds values and derivatives in float32.
 JVP_EVALUATIONS = 2  # A row that carries a derivative along counts as two rows: one for the value, one for the derivative.

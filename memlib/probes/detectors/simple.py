@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memlib.base.errors import NotMeasured
 from memlib.base.hashing import digest
+from memlib.experiment.group import Group
 from memlib.metrics.diversity import seed_diversity
 from memlib.probes.detectors.agreement import picture_evaluations, several_seeds
 from memlib.probes.detectors.base import Detector, Scores, register
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Group
 
 
 @register

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,19 +20,20 @@ from PIL import Image
 from memlib.base.errors import InputError
 from memlib.base.store import Store
 from memlib.metrics import metrics_for
-from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.models.minisd.drawn import background_right
+from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.minisd.prompt_sets import held_out_pictures
 from memlib.models.substrate import Substrate
+from memlib.probes.reproduced import reproduced
 from memlib.prompts.embedding import encode_prompts
-from memlib.prompts.sets import PromptSet, load_prompts
+from memlib.prompts.sets import load_prompts
+from memlib.results.trainings import PLAIN, SHOWN_HELD_OUT, shown_prompts, strip_file, table_file
 from memlib.training.minisd import replicates
-from memlib.training.minisd.measure import background_right
-from memlib.training.minisd.replicates import load_run, reproduced
+from memlib.training.minisd.replicates import load_run
 from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.train import MARKS, train, variant
-from memlib.training.minisd.training_mitigations import TRAINING_MITIGATIONS, get
+from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS, get
 
-PLAIN = "none"
 KEY = ("mitigation", "training_seed", "steps")
 COLUMNS = {
     "training_mitigations": ("mitigation", *replicates.COLUMNS),
@@ -41,13 +41,12 @@ COLUMNS = {
     "training_marks": (*KEY, "first_step", "last_step", "group", "copies", "seen", "marked"),
 }
 HELD_OUT_PROMPTS = 200
-SHOWN_LEVELS, SHOWN_EACH, SHOWN_HELD_OUT = (16, 64, 128), 2, 4
 
 
 def table(name: str) -> RunTable:
     """One of the tables in COLUMNS, its runs in the order of seeds and then of the registry."""
     place = {mitigation: i for i, mitigation in enumerate((PLAIN, *TRAINING_MITIGATIONS))}
-    return RunTable(minisd_folder() / f"{name}.csv", COLUMNS[name], KEY,
+    return RunTable(table_file(name), COLUMNS[name], KEY,
                     lambda row: (int(row["training_seed"]), place.get(row["mitigation"], len(place))), runs_folder())  # fmt: skip
 
 
@@ -87,7 +86,7 @@ def run_mitigated(mitigations: Sequence[str] | None = None, seeds: Sequence[int]
         marks = json.loads((runs_folder() / run_name(name, seed) / MARKS).read_text())
         table("training_marks").add([{**row, **run} for row in marks])
         _measure_quality(substrate, run)
-        rows = reproduced(substrate)
+        rows = reproduced(substrate, Store())
         # Last: its rows say that a run is done.
         table("training_mitigations").add([{**row, **run, "padding": "v1", "duplicated": 1} for row in rows])
         print(f"{run_name(name, seed)}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")
@@ -123,29 +122,9 @@ def quality_rows(store: Store, substrate: Substrate, metrics, count: int = HELD_
     ]
 
 
-def shown_prompts() -> PromptSet:
-    """The repeated prompts of a strip of pictures: the first two of 16, 64 and 128 copies."""
-    pairs = load_prompts("minisd-duplicated")
-    return pairs.select([i for level in SHOWN_LEVELS for i in np.flatnonzero(pairs.table["copies"].to_numpy() == level)[:SHOWN_EACH]])
-
-
-def strip_file(mitigation: str) -> Path:
-    return minisd_folder() / "training_pictures" / f"{mitigation}.png"
-
-
 def _keep_strip(substrate: Substrate, mitigation: str) -> None:
     """Keep one row of pictures, first seed: the repeated prompts of `shown_prompts`, then held-out ones."""
     prompts = (*shown_prompts().prompts, *load_prompts("minisd-heldout").first(SHOWN_HELD_OUT).prompts)
     pictures = Store().pictures(substrate, encode_prompts(substrate, prompts), (0,))[:, 0]
     strip_file(mitigation).parent.mkdir(exist_ok=True)
     Image.fromarray(np.concatenate(list(pictures), 1)).save(strip_file(mitigation), optimize=True)
-
-
-def read_strip(mitigation: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The kept pictures of a run, uint8 [K, 64, 64, 3]: of repeated prompts, and of held-out ones; None where there are none."""
-    if not strip_file(mitigation).exists():
-        return None
-    with Image.open(strip_file(mitigation)) as image:
-        strip = np.asarray(image.convert("RGB"))
-    pictures = np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
-    return pictures[:-SHOWN_HELD_OUT], pictures[-SHOWN_HELD_OUT:]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from memlib.training.minisd.parts import UnetPart
 from memlib.training.minisd.trainer import autocast
-from memlib.training.minisd.training_mitigations import TrainingMitigation
-from memlib.training.minisd.training_mitigations.filters import SampleFilter
+from memlib.training.minisd.mitigations import TrainingMitigation
+from memlib.training.minisd.mitigations.filters import SampleFilter
 
 STAGES = 10  # of a training, in which the record counts
 

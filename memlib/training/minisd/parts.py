@@ -6,7 +6,6 @@ Each is a module with `loss(step)`; what it draws in a step depends on its seed 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from memlib.models.minisd.judges import Descriptor, TwoTowers
 from memlib.models.minisd.models import autoencoder, scheduler, unet
 from memlib.models.minisd.scenes import Scene, draw_scene
 from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.training.minisd.mitigations.base import Noised
 from memlib.training.minisd.trainer import autocast, generator
 
 
@@ -129,19 +129,6 @@ class DescriptorPart:
         spread = -torch.log((2 - 2 * other).clamp_min(1e-6).sqrt()).mean()
         accuracy = (similarity.masked_fill(itself, -1).argmax(1) == target).float().mean()
         return contrast + s["entropy"] * spread, {"accuracy": float(accuracy), "spread": float(spread)}
-
-
-@dataclass(frozen=True)
-class Noised:
-    """B samples as a U-Net is trained on them: `noisy` latents and the `noise` in them [B, C, h, w], `times` [B], text `states`
-    [B, 77, d], whose caption was `dropped` [B] (on the CPU), and the `weight` of each in the loss [B]."""
-
-    noisy: torch.Tensor
-    noise: torch.Tensor
-    times: torch.Tensor
-    states: torch.Tensor
-    dropped: torch.Tensor
-    weight: torch.Tensor
 
 
 class UnetPart:

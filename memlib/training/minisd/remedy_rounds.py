@@ -1,43 +1,23 @@
-"""What fine-tuning against memorization does round by round: what an attack still brings back, and what other prompts lose.
-
-Models of the rounds stay in the runs folder. Kept with the project is data/minisd/remedy_rounds.csv, with a row per remedy, round (`steps` of
-training at its end) and prompt. Memorized prompts have whether the picture comes by the prompt alone (`at_once`: the attack's test before its
-first step), and whether the attack brings it back from the prompt (`from_prompt`, which it also does where the prompt alone does) or from another
-one (`from_other`), 0 or 1. Prompts that are not memorized have alignment with the prompt and quality, means over seeds.
-"""
+"""The rounds of MiniSD's remedies: their models, kept in the runs folder, and the table of what was measured of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from memlib.experiment.run import Experiment, Group
-from memlib.judging.estimates import Estimate, mean_interval, share_interval
-from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.experiment.run import Experiment
+from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.substrate import load
-from memlib.probes.attack import Attack, Attacked, Budget, targets
+from memlib.probes.attack import Attack, targets
+from memlib.results import remedy_rounds as kept
 from memlib.training.finetune import Recipe, against
 from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.trainer import Trainer
 
-KEY = ("remedy", "steps")
-COLUMNS = (*KEY, "prompts", "prompt", "at_once", "from_prompt", "from_other", "alignment", "quality")
-# What notebook 20 measures at its defaults.
-BUDGET = Budget(steps=40, samples=4, every=10, sampling_steps=25)
-MEMORIZED, OTHERS, SEEDS = 8, 16, 2
-SAMPLING = {"steps": 50, "guidance": 7.5, "scheduler": "ddim"}
-SCORES = {"alignment": "alignment with prompt", "quality": "quality"}
-BACK, AT_ONCE = "brought back by the attack", "given by the prompt alone"
-
-
 def table() -> RunTable:
     """The table of all rounds, remedy by remedy."""
-    return RunTable(minisd_folder() / "remedy_rounds.csv", COLUMNS, KEY, lambda row: (row["remedy"], int(row["steps"])), runs_folder())
+    return RunTable(kept.rounds_file(), kept.COLUMNS, kept.KEY, lambda row: (row["remedy"], int(row["steps"])), runs_folder())
 
 
 def round_folder(run: str, steps: int) -> Path:
@@ -65,57 +45,8 @@ def measure_rounds(name: str, recipe: Recipe, device: str = "auto") -> None:
 
 def _measured(name: str, folder: Path, device: str) -> list[dict[str, Any]]:
     # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
-    run = Experiment(name, n_seeds=SEEDS, **SAMPLING, loaded=replace(load(folder, device), name=name, family="minisd"))
-    aims, attack = targets(run.group("memorized", MEMORIZED)), Attack(run, BUDGET)
-    return rows_of({start: attack.run(aims, start) for start in ("prompt", "other")}, run.group("not memorized", OTHERS))
+    run = Experiment(name, n_seeds=kept.SEEDS, **kept.SAMPLING, loaded=replace(load(folder, device), name=name, family="minisd"))
+    aims, attack = targets(run.group("memorized", kept.MEMORIZED)), Attack(run, kept.BUDGET)
+    return kept.rows_of({start: attack.run(aims, start) for start in ("prompt", "other")}, run.group("not memorized", kept.OTHERS))
 
 
-def rows_of(found: Mapping[str, Attacked], other: Group) -> list[dict[str, Any]]:
-    """Return the table's rows of one model, without remedy and steps: from attacks on memorized pictures begun at their "prompt" and at an
-    "other" one, and from prompts that are not memorized."""
-    rows = [
-        {"prompts": "memorized", "prompt": prompt, "at_once": int(found["prompt"].at_once[row, 0]),
-         **{f"from_{start}": int(one.brought_back[row]) for start, one in found.items()}}
-        for row, prompt in enumerate(found["prompt"].targets.prompts)
-    ]  # fmt: skip
-    scores = {column: other.score(score) for column, score in SCORES.items()}
-    for row, prompt in enumerate(other.prompts.prompts):
-        means = {column: round(float(np.mean(values[row])), 4) for column, values in scores.items() if values is not None}
-        rows.append({"prompts": "not memorized", "prompt": prompt, **means})
-    return rows
-
-
-def read_rounds() -> pd.DataFrame | None:
-    """The table, or None where nothing was measured; quantities that a row does not have are NaN."""
-    path = table().file
-    return pd.read_csv(path) if path.exists() else None
-
-
-def measured_alike(run: Experiment, budget: Budget) -> bool:
-    """Whether an experiment and the budget of its attack are those that the rounds were measured with, up to the prompts."""
-    return budget == BUDGET and len(run.seeds) == SEEDS and all(getattr(run, name) == value for name, value in SAMPLING.items())
-
-
-def estimates(rows: pd.DataFrame) -> dict[str, Estimate]:
-    """Return what the rows of one model amount to: the shares of memorized prompts that the attack, from either start, and the prompt alone
-    bring up, with Wilson's interval, and the means of alignment and quality; what was not measured is absent."""
-    rows = rows.reindex(columns=list(COLUMNS))
-    known, other = rows[rows["prompts"] == "memorized"], rows[rows["prompts"] == "not memorized"]
-    found = {BACK: known[["from_prompt", "from_other"]].max(axis=1), AT_ONCE: known["at_once"]}
-    shares = {title: share_interval(flags.to_numpy(dtype=int)) for title, flags in found.items() if len(flags)}
-    return shares | {title: mean_interval(other[column].to_numpy(float)) for column, title in SCORES.items() if other[column].notna().any()}
-
-
-def through_training(rounds: pd.DataFrame, before: pd.DataFrame | None = None) -> dict[str, dict[str, dict[int, Estimate]]]:
-    """Return for each quantity of `estimates`, and each remedy, the estimate by training step.
-
-    `before`, rows of the model before fine-tuning, is step 0 of every remedy where it has the same prompts as the rounds.
-    """
-    same = before is not None and set(before["prompt"]) == set(rounds["prompt"])
-    curves: dict[str, dict[str, dict[int, Estimate]]] = {}
-    for remedy, own in rounds.groupby("remedy"):
-        models = ({0: before} if same else {}) | {int(steps): rows for steps, rows in own.groupby("steps")}
-        for steps, rows in models.items():
-            for title, estimate in estimates(rows).items():
-                curves.setdefault(title, {}).setdefault(str(remedy), {})[steps] = estimate
-    return curves

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from memlib.base.store import Store
-from memlib.metrics import metrics_for
-from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.substrate import Substrate, load
-from memlib.prompts.sets import load_prompts
-from memlib.training.minisd.measure import find_memorized
+from memlib.probes.reproduced import reproduced
+from memlib.results.trainings import table_file
 from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.train import train, variant
 
@@ -42,13 +40,9 @@ def design(paddings: Sequence[str] = ("v1", "v2")) -> list[Replicate]:
     return [Replicate(p, d, seed) for seed in settings()["replicates"]["seeds"] for d in (True, False) for p in paddings]
 
 
-def table_file() -> Path:
-    return minisd_folder() / "replicates.csv"
-
-
 def _table() -> RunTable:
     # In the order of the design, whichever of two commands comes first.
-    return RunTable(table_file(), COLUMNS, ("padding", "duplicated", "training_seed", "steps"),
+    return RunTable(table_file("replicates"), COLUMNS, ("padding", "duplicated", "training_seed", "steps"),
                     lambda row: (int(row["training_seed"]), -int(row["duplicated"]), row["padding"]), runs_folder())  # fmt: skip
 
 
@@ -56,12 +50,6 @@ def load_run(name: str) -> Substrate:
     """Load the trained model of a run by its name, with MiniSD's metrics."""
     # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
     return replace(load(runs_folder() / name / "pipeline"), name=name, family="minisd")
-
-
-def reproduced(substrate: Substrate) -> list[dict]:
-    """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
-    metric, store = metrics_for(substrate).copy, Store()
-    return [row for name in ("minisd-duplicated", "minisd-template") for row in find_memorized(store, substrate, metric, load_prompts(name))]
 
 
 def run_replicates(device: str = "auto", paddings: Sequence[str] = ("v1", "v2"), progress: bool = True) -> None:
@@ -75,6 +63,6 @@ def run_replicates(device: str = "auto", paddings: Sequence[str] = ("v1", "v2"),
         if _table().has(shared):
             continue
         train(replicate.name, device, "auto", None, progress)
-        rows = reproduced(load_run(replicate.name))
+        rows = reproduced(load_run(replicate.name), Store())
         _table().add([{**row, **shared} for row in rows])
         print(f"{replicate.name}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")

@@ -21,7 +21,7 @@ from memlib.training.minisd.export import export_model, frozen_folder
 from memlib.training.minisd.mitigated_part import MitigatedPart
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
 from memlib.training.minisd.trainer import Schedule, Trainer
-from memlib.training.minisd.training_mitigations import get
+from memlib.training.minisd.mitigations import get
 
 PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
 MARKS = "marks.json"  # in a mitigated run's folder: on how many samples it acted
@@ -33,7 +33,7 @@ class Variant:
     """One U-Net: padding "v1" or "v2", with or without the duplicates, its data, and its hyper-parameters.
 
     `corpus` is the corpus block (`seed`, and `fresh` scenes an epoch). `replicate` is True for the shorter trainings with
-    other seeds, which stay in the runs folder. `mitigation` names what acts while it trains (`memlib.training.minisd.training_mitigations`).
+    other seeds, which stay in the runs folder. `mitigation` names what acts while it trains (`memlib.training.minisd.mitigations`).
     """
 
     padding: str

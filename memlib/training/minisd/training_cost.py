@@ -13,16 +13,13 @@ import torch
 
 from memlib.base.errors import InputError
 from memlib.models.devices import bfloat16_pays, device_of
-from memlib.models.minisd.paths import minisd_folder, settings
-from memlib.training.minisd.mitigated import PLAIN, design, run_name
+from memlib.models.minisd.paths import settings
+from memlib.results.trainings import PLAIN, table_file
+from memlib.training.minisd.mitigated import design, run_name
 from memlib.training.minisd.train import unet_part
 
 COLUMNS = ("mitigation", "repeat", "seconds")
 WARM_UP = 2  # turns that are not counted
-
-
-def cost_file():
-    return minisd_folder() / "training_cost.csv"
 
 
 def time_steps(repeats: int = 12, device: str = "auto") -> list[dict]:
@@ -46,7 +43,7 @@ def time_steps(repeats: int = 12, device: str = "auto") -> list[dict]:
             part.loss(turn)[0].backward()
             rows.append({"mitigation": name, "repeat": turn - WARM_UP, "seconds": round(_clock(place) - started, 5)})
     rows = [row for row in rows if row["repeat"] >= 0]
-    with open(cost_file(), "w", encoding="utf-8", newline="") as handle:
+    with open(table_file("training_cost"), "w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from memlib.training.minisd.training_mitigations.base import TRAINING_MITIGATIONS, TrainingMitigation, describe, get
+from memlib.training.minisd.mitigations.base import TRAINING_MITIGATIONS, TrainingMitigation, get
 
-__all__ = ["TRAINING_MITIGATIONS", "TrainingMitigation", "describe", "get"]
+__all__ = ["TRAINING_MITIGATIONS", "TrainingMitigation", "get"]
 
 for _module in sorted((module.name for module in iter_modules(__path__)), reverse=True):
     import_module(f"{__name__}.{_module}")

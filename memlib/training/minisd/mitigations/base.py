@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,25 +12,33 @@ from memlib.base.registry import Registered, find
 from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.scenes import Scene
 
-if TYPE_CHECKING:
-    from memlib.training.minisd.parts import Noised
-
 TRAINING_MITIGATIONS: dict[str, TrainingMitigation] = {}
 
 
 @dataclass(frozen=True)
+class Noised:
+    """B samples as a U-Net is trained on them: `noisy` latents and the `noise` in them [B, C, h, w], `times` [B], text `states`
+    [B, 77, d], whose caption was `dropped` [B] (on the CPU), and the `weight` of each in the loss [B]."""
+
+    noisy: Tensor
+    noise: Tensor
+    times: Tensor
+    states: Tensor
+    dropped: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class TrainingMitigation(Registered):
-    """Base: fields are parameters; hooks, in the order of a training step, are `caption` and `forward`; `prepare` comes once before."""
+    """Base: fields are parameters; hooks, in the order of a training step, are `caption` and `forward`; `prepare` comes once before.
+
+    What pages say of each stands in data/training_mitigations.yml (`memlib.results.trainings.methods`).
+    """
 
     kind: ClassVar[str] = "training-time mitigation"
     registry: ClassVar[dict[str, TrainingMitigation]] = TRAINING_MITIGATIONS
 
     name: ClassVar[str]
-    label: ClassVar[str]
-    summary: ClassVar[str]
-    source: ClassVar[str]
-    # What a step costs beside a plain one, in words; the figures are measured (`memlib.training.minisd.training_cost`).
-    cost: ClassVar[str] = "none"
 
     def prepare(self, unet: nn.Module) -> None:
         """Make the U-Net ready for `forward`."""
@@ -50,8 +58,3 @@ class TrainingMitigation(Registered):
 def get(name: str, **params: Any) -> TrainingMitigation:
     """Return the registered mitigation `name` with these parameters in place of its defaults; raises InputError for either unknown."""
     return find(TrainingMitigation, name, params)
-
-
-def describe() -> list[dict[str, str]]:
-    """Return one row of words per registered mitigation, for tables."""
-    return [{"mitigation": m.name, "what it does": m.summary, "source": m.source, "extra cost of a step": m.cost} for m in TRAINING_MITIGATIONS.values()]

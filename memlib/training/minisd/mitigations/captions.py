@@ -12,7 +12,7 @@ from memlib.base.registry import enter
 from memlib.models.minisd.captions import caption
 from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.scenes import Scene
-from memlib.training.minisd.training_mitigations.base import TrainingMitigation
+from memlib.training.minisd.mitigations.base import TrainingMitigation
 
 ORDINARY_TOKENS = 49_400  # the published programs draw tokens below this id, which leaves out <sot> and <eot>
 
@@ -23,7 +23,6 @@ class CaptionChange(TrainingMitigation):
 
     probability: float = 0.1
 
-    cost = "the text encoder on changed captions, which are not kept"
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -45,9 +44,6 @@ class RandomCaption(CaptionChange):
     count: int = 4
 
     name = "random-caption"
-    label = "random captions"
-    summary = "one caption in ten is replaced by four random tokens"
-    source = "Somepalli et al. 2023 (NeurIPS), random caption replacement; program"
 
     def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
         return random_text(tokenizer, rng, self.count)
@@ -61,9 +57,6 @@ class RandomWords(CaptionChange):
     count: int = 2
 
     name = "random-words"
-    label = "random words added"
-    summary = "two random tokens are added to one caption in ten"
-    source = "Somepalli et al. 2023 (NeurIPS), random token addition; program"
 
     def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
         for _ in range(self.count):
@@ -79,9 +72,6 @@ class RepeatedWords(CaptionChange):
     count: int = 2
 
     name = "repeated-words"
-    label = "words repeated"
-    summary = "two words are repeated in one caption in ten"
-    source = "Somepalli et al. 2023 (NeurIPS), caption word repetition; program"
 
     def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
         words = text.split(" ")
@@ -102,10 +92,6 @@ class SeveralCaptions(TrainingMitigation):
     count: int = 20
 
     name = "several-captions"
-    label = "several captions"
-    summary = "a repeated picture has twenty captions, one drawn each time"
-    source = "Somepalli et al. 2023 (NeurIPS), multiple captions; program"
-    cost = CaptionChange.cost
 
     def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
         scene, text, index = example

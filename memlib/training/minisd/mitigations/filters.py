@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -21,10 +21,7 @@ from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.base.registry import enter
 from memlib.sampling.attention.record import cross_attention_layers, entropy
-from memlib.training.minisd.training_mitigations.base import TrainingMitigation
-
-if TYPE_CHECKING:
-    from memlib.training.minisd.parts import Noised
+from memlib.training.minisd.mitigations.base import Noised, TrainingMitigation
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,6 @@ class MagnitudeFilter(SampleFilter):
     """
 
     name = "magnitude-filter"
-    label = "magnitude filter (Wen et al.)"
-    summary = "samples are left out for which the prediction with text differs much from that without"
-    source = "Wen et al. 2024, Section 4.2 and program; basin, Section 2.3.1"
-    cost = "one more forward pass, without gradient, of the samples with a caption"
 
     def forward(self, unet: Any, batch: Noised, empty: Tensor) -> tuple[Tensor, Tensor]:
         # The pass with gradient comes first: autocast keeps the weights that it has cast, and those cast without gradient would have none.
@@ -90,10 +83,6 @@ class EntropyFilter(SampleFilter):
     """
 
     name = "entropy-filter"
-    label = "entropy filter (Ren et al.)"
-    summary = "samples are left out whose cross-attention has high entropy"
-    source = "Ren et al. 2024 (attn); basin, Section 2.3.1"
-    cost = "a mean over attention that is computed anyway"
 
     def prepare(self, unet: nn.Module) -> None:
         unet.set_attn_processor(AttnProcessor())  # fused kernels do not show the probabilities
@@ -114,9 +103,6 @@ class ConcentrationFilter(EntropyFilter):
     """
 
     name = "concentration-filter"
-    label = "concentration filter (the other sign)"
-    summary = "samples are left out whose cross-attention has low entropy"
-    source = "the words of attn's abstract; clip, Section 2.3"
 
     sign = -1
 
