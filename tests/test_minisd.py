@@ -18,13 +18,13 @@ from memlib.base.errors import InputError
 from memlib.models.minisd.augment import augmented
 from memlib.models.minisd.captions import caption, reference_caption
 from memlib.models.minisd.corpus import LEVELS, PAIRS_PER_LEVEL, Corpus
+from memlib.models.minisd.drawn import background_right, retrieval
 from memlib.models.minisd.judges import pool_at_eot
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.prompt_sets import corpus, training_pictures
 from memlib.models.minisd.scenes import COLOURS, Background, held_out_combination, paint_background
-from memlib.prompts.sets import load_prompts
-from memlib.models.minisd.drawn import background_right, retrieval
 from memlib.probes.reproduced import copies_by_level
+from memlib.prompts.sets import load_prompts
 from memlib.training.minisd.calibrate import near_misses, precision_recall, threshold_at
 from memlib.training.minisd.trainer import Schedule, Trainer, generator
 

@@ -11,24 +11,24 @@ import pytest
 from memlib.base.errors import InputError
 from memlib.models.minisd.paths import settings
 from memlib.results import trainings
-from memlib.training.minisd import mitigated, replicates
+from memlib.training.minisd import family
 from memlib.training.minisd.__main__ import main
-from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS
+from memlib.training.minisd.run_tables import RunTable
 
 SEEDS = settings()["replicates"]["seeds"]
 
 
 def test_the_design_goes_seed_by_seed_and_refuses_what_it_does_not_know():
-    runs = mitigated.design()
-    assert Counter(seed for _, seed in runs) == dict.fromkeys(SEEDS, len(TRAINING_MITIGATIONS))
-    assert [seed for _, seed in runs] == sorted(seed for _, seed in runs)
-    assert mitigated.design(["entropy-filter"], [SEEDS[1]]) == [("entropy-filter", SEEDS[1])]
+    runs = family.mitigated()
+    assert Counter(run.seed for run in runs) == dict.fromkeys(SEEDS, len(TRAINING_MITIGATIONS))
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert family.mitigated(["entropy-filter"], [SEEDS[1]]) == [family.Run(SEEDS[1], mitigation="entropy-filter")]
     with pytest.raises(InputError, match="no replicate with seed 5"):
-        mitigated.design(None, [5])
+        family.mitigated(None, [5])
     with pytest.raises(InputError, match="Unknown training-time mitigation 'hope'"):
-        mitigated.design(["hope"])
-    assert mitigated.run_name("none", 11) == "minisd-v1-s11" and mitigated.run_name("entropy-filter", 11) == "minisd-v1-s11-entropy-filter"
+        family.mitigated(["hope"])
+    assert family.Run(11).name == "minisd-v1-s11" and family.Run(11, mitigation="entropy-filter").name == "minisd-v1-s11-entropy-filter"
 
 
 def test_rows_of_a_run_take_the_place_of_earlier_ones(tmp_path):
@@ -45,8 +45,7 @@ def folder(monkeypatch, tmp_path):
     """All tables in an empty folder, runs in another."""
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
-    for module in (mitigated, replicates):
-        monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
+    monkeypatch.setattr(family, "runs_folder", lambda: tmp_path / "runs")
     return tmp_path
 
 
@@ -61,32 +60,32 @@ def test_a_stopped_design_goes_on_with_what_the_tables_lack(folder, monkeypatch,
         mark = {"first_step": 0, "last_step": 9, "group": "fresh", "copies": 1, "seen": 5, "marked": 1}
         (folder / "runs" / name / "marks.json").write_text(json.dumps([mark]))
 
-    monkeypatch.setattr(mitigated, "train", stop_after_two)
-    monkeypatch.setattr(mitigated, "load_run", lambda name: name)
-    monkeypatch.setattr(mitigated, "metrics_for", lambda substrate: None)
-    monkeypatch.setattr(mitigated, "Store", lambda: None)
-    monkeypatch.setattr(mitigated, "_keep_strip", lambda substrate, name: None)
+    monkeypatch.setattr(family, "train", stop_after_two)
+    monkeypatch.setattr(family, "load_run", lambda name: name)
+    monkeypatch.setattr(family, "metrics_for", lambda substrate: None)
+    monkeypatch.setattr(family, "Store", lambda: None)
+    monkeypatch.setattr(family, "_keep_strip", lambda substrate, name: None)
     found = [{"prompt": "a, b", "group": "duplicated", "copies": 4, "memorized": 1}]
-    monkeypatch.setattr(mitigated, "reproduced", lambda substrate, store: found)
+    monkeypatch.setattr(family, "reproduced", lambda substrate, store: found)
     good = [{"prompt": "a, b", "alignment": 0.3, "alignment_of_real": 0.4, "background_right": 1}]
-    monkeypatch.setattr(mitigated, "quality_rows", lambda store, substrate, metrics: good)
+    monkeypatch.setattr(family, "quality_rows", lambda store, substrate, metrics: good)
     names = ["entropy-filter", "random-caption"]
     (folder / "runs" / f"minisd-v1-s{SEEDS[0]}" / "pipeline").mkdir(parents=True)
     (folder / "runs" / f"minisd-v1-s{SEEDS[0]}" / "pipeline" / "model_index.json").touch()
     with pytest.raises(KeyboardInterrupt):
-        mitigated.run_mitigated(names, progress=False)
+        family.run_mitigated(names, progress=False)
     assert f"minisd-v1-s{SEEDS[1]} is not trained yet" in capsys.readouterr().out
     first, trained[:] = list(trained), []
     with pytest.raises(KeyboardInterrupt):
-        mitigated.run_mitigated(names, progress=False)
-    assert first + trained == [mitigated.run_name(*run) for run in mitigated.design(names)[:4]]
+        family.run_mitigated(names, progress=False)
+    assert first + trained == [run.name for run in family.mitigated(names)[:4]]
     with open(folder / "training_mitigations.csv", encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert [row["mitigation"] for row in rows] == names * 2 and set(rows[0]) == {"mitigation", *replicates.COLUMNS}
+    assert [row["mitigation"] for row in rows] == names * 2 and set(rows[0]) == {"mitigation", *family.REPRODUCED}
     assert {(row["padding"], row["duplicated"], row["steps"]) for row in rows} == {("v1", "1", str(settings()["replicates"]["steps"]))}
-    quality = mitigated.table("training_quality").rows()
+    quality = family.table("training_quality").rows()
     assert [row["mitigation"] for row in quality] == ["none", *names, *names]  # no plain training with the second seed at hand
-    assert len(mitigated.table("training_marks").rows()) == 4
+    assert len(family.table("training_marks").rows()) == 4
 
 
 def reproduced(seeds, shares, **shared):
@@ -178,8 +177,8 @@ def test_quality_is_measured_on_each_held_out_prompt(monkeypatch):
         def alignment(pictures, prompts):
             return np.full(pictures.shape[:-3], 0.25)
 
-    monkeypatch.setattr(mitigated, "encode_prompts", lambda substrate, prompts: prompts)
-    rows = mitigated.quality_rows(Drawn(), None, Metrics, 5)
+    monkeypatch.setattr(family, "encode_prompts", lambda substrate, prompts: prompts)
+    rows = family.quality_rows(Drawn(), None, Metrics, 5)
     assert len(rows) == 5 and [row["background_right"] for row in rows] == [1] * 5 and rows[0]["alignment"] == rows[0]["alignment_of_real"] == 0.25
 
 
@@ -187,10 +186,10 @@ def test_a_strip_of_pictures_comes_back(folder, monkeypatch):
     prompts = trainings.shown_prompts()
     assert list(prompts.table["copies"]) == [16, 16, 64, 64, 128, 128]
     drawn = np.random.default_rng(0).integers(0, 255, (10, 1, 64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr(mitigated, "Store", lambda: type("Drawn", (), {"pictures": lambda self, *rest: drawn})())
-    monkeypatch.setattr(mitigated, "encode_prompts", lambda substrate, prompts: prompts)
+    monkeypatch.setattr(family, "Store", lambda: type("Drawn", (), {"pictures": lambda self, *rest: drawn})())
+    monkeypatch.setattr(family, "encode_prompts", lambda substrate, prompts: prompts)
     assert trainings.read_strip("none") is None
-    mitigated._keep_strip(None, "none")
+    family._keep_strip(None, "none")
     repeated, held_out = trainings.read_strip("none")
     assert (repeated == drawn[:6, 0]).all() and (held_out == drawn[6:, 0]).all()
 

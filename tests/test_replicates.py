@@ -8,7 +8,7 @@ import pytest
 from memlib.base.errors import InputError
 from memlib.models.minisd.paths import settings
 from memlib.results import trainings
-from memlib.training.minisd import replicates
+from memlib.training.minisd import family
 from memlib.training.minisd.train import variant
 
 
@@ -30,9 +30,9 @@ def test_names_say_what_is_trained():
 
 
 def test_the_design_is_crossed():
-    cells = Counter((r.padding, r.duplicated) for r in replicates.design())
+    cells = Counter((r.padding, r.duplicated) for r in family.square())
     assert len(cells) == 4 and set(cells.values()) == {len(settings()["replicates"]["seeds"])} and min(cells.values()) >= 3
-    assert len({r.name for r in replicates.design()}) == len(replicates.design())
+    assert len({r.name for r in family.square()}) == len(family.square())
 
 
 def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_path):
@@ -48,17 +48,17 @@ def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_pat
         return [row, row | {"group": "template"}]
 
     monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
-    monkeypatch.setattr(replicates, "runs_folder", lambda: tmp_path)
-    monkeypatch.setattr(replicates, "train", stop_after_three)
-    monkeypatch.setattr(replicates, "load_run", lambda name: name)
-    monkeypatch.setattr(replicates, "Store", lambda: None)
-    monkeypatch.setattr(replicates, "reproduced", found)
+    monkeypatch.setattr(family, "runs_folder", lambda: tmp_path)
+    monkeypatch.setattr(family, "train", stop_after_three)
+    monkeypatch.setattr(family, "load_run", lambda name: name)
+    monkeypatch.setattr(family, "Store", lambda: None)
+    monkeypatch.setattr(family, "reproduced", found)
     with pytest.raises(KeyboardInterrupt):
-        replicates.run_replicates("cpu", progress=False)
+        family.run_replicates("cpu", progress=False)
     first, trained[:] = list(trained), []
     with pytest.raises(KeyboardInterrupt):
-        replicates.run_replicates("cpu", progress=False)
-    assert first + trained == [r.name for r in replicates.design()[:6]]
+        family.run_replicates("cpu", progress=False)
+    assert first + trained == [r.name for r in family.square()[:6]]
     with open(tmp_path / "replicates.csv", encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == 2 * 6 and rows[0]["prompt"] == "minisd-v1-s11, with a comma"

@@ -16,12 +16,12 @@ from memlib.results.trainings import methods
 from memlib.sampling.attention.record import entropy, record
 from memlib.training.minisd import parts
 from memlib.training.minisd.mitigated_part import STAGES, MitigatedPart
-from memlib.training.minisd.mitigations.base import Noised
-from memlib.training.minisd.parts import UnetPart
-from memlib.training.minisd.trainer import Schedule, Trainer
 from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS, get
+from memlib.training.minisd.mitigations.base import Noised
 from memlib.training.minisd.mitigations.captions import with_word
 from memlib.training.minisd.mitigations.filters import MagnitudeFilter, SampleFilter, watched_attention
+from memlib.training.minisd.parts import UnetPart
+from memlib.training.minisd.trainer import Schedule, Trainer
 
 SETTINGS = {"seed": 5, "channels": [16, 16, 16], "attention": [False, True, True], "layers": 1, "heads": 2, "batch": 8, "steps": 20,
             "caption_dropout": 0.25, "weight_limit": 25.0}  # fmt: skip

@@ -2,7 +2,8 @@
 
 A pair is one prompt with its training picture; it counts as reproduced if at least nine of ten seeds give a copy. Pairs and trainings are both
 samples: a conclusion about training has to hold for other pairs and for another seed of training. The bootstrap therefore draws both anew,
-crossed (`memlib.judging.estimates.crossed_interval`), and pairs within their level of duplication, since the levels are fixed by design. The tables are kept in data/minisd; `memlib.training.minisd` writes them, and this module only reads.
+crossed (`memlib.judging.estimates.crossed_interval`), and pairs within their level of duplication, since the levels are fixed by design. The
+tables are kept in data/minisd; `memlib.training.minisd.family` writes them, and this module only reads.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Reproduced:
         return crossed_interval(self.values[first] - self.values[second], self.copies, signed=True)
 
     def effects(self) -> dict[str, Estimate]:
-        """Of the 2 x 2, whose kinds are the models of CELLS: the two main effects, their difference and interaction, and each factor changed alone from <eot> padding and
-        duplicates. Differences of shares, -1 to 1, positive where <eot> padding or duplication raises the share."""
+        """Of the 2 x 2, whose kinds are the models of CELLS: main effects, their difference and interaction, and each factor changed alone.
+
+        Alone means from <eot> padding and duplicates. Differences of shares, -1 to 1, positive where <eot> padding or duplication raises the share.
+        """
         v1, v2, v1_dedup, v2_dedup = (self.values[name] for name in CELLS.values())
         padding = (v1 - v2 + v1_dedup - v2_dedup) / 2
         duplication = (v1 - v1_dedup + v2 - v2_dedup) / 2

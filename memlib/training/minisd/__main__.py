@@ -69,15 +69,18 @@ def run(args: argparse.Namespace) -> None:
         tune = finetune_remedy if args.scenario in REMEDIES else finetune_scenario
         tune(args.scenario, args.device, args.precision, args.until, not args.quiet, args.export_only)
     elif args.command == "replicates":
-        from memlib.training.minisd.replicates import run_replicates
+        from memlib.training.minisd.family import run_replicates
 
         run_replicates(args.device, (args.padding,) if args.padding else ("v1", "v2"))
     elif args.command == "mitigated" and args.cost is not None:
-        from memlib.training.minisd.training_cost import print_costs, time_steps
+        from memlib.results.trainings import costs
+        from memlib.training.minisd.family import time_steps
 
-        print_costs(time_steps(args.cost, args.device))
+        time_steps(args.cost, args.device)
+        for name, ratio in costs().items():
+            print(f"{name}: {ratio.text(3)} of the plain step (median and middle half)")
     elif args.command == "mitigated":
-        from memlib.training.minisd.mitigated import run_mitigated
+        from memlib.training.minisd.family import run_mitigated
 
         run_mitigated(args.mitigations, args.seeds, args.device, not args.quiet)
     elif args.command == "prompts":

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlib.training.minisd.parts import UnetPart
-from memlib.training.minisd.trainer import autocast
 from memlib.training.minisd.mitigations import TrainingMitigation
 from memlib.training.minisd.mitigations.filters import SampleFilter
+from memlib.training.minisd.parts import UnetPart
+from memlib.training.minisd.trainer import autocast
 
 STAGES = 10  # of a training, in which the record counts
 

@@ -15,6 +15,7 @@ from memlib.training.finetune import Recipe, against
 from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.trainer import Trainer
 
+
 def table() -> RunTable:
     """The table of all rounds, remedy by remedy."""
     return RunTable(kept.rounds_file(), kept.COLUMNS, kept.KEY, lambda row: (row["remedy"], int(row["steps"])), runs_folder())
@@ -48,5 +49,3 @@ def _measured(name: str, folder: Path, device: str) -> list[dict[str, Any]]:
     run = Experiment(name, n_seeds=kept.SEEDS, **kept.SAMPLING, loaded=replace(load(folder, device), name=name, family="minisd"))
     aims, attack = targets(run.group("memorized", kept.MEMORIZED)), Attack(run, kept.BUDGET)
     return kept.rows_of({start: attack.run(aims, start) for start in ("prompt", "other")}, run.group("not memorized", kept.OTHERS))
-
-

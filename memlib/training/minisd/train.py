@@ -19,9 +19,9 @@ from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.training.minisd.export import export_model, frozen_folder
 from memlib.training.minisd.mitigated_part import MitigatedPart
+from memlib.training.minisd.mitigations import get
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart, as_tensor
 from memlib.training.minisd.trainer import Schedule, Trainer
-from memlib.training.minisd.mitigations import get
 
 PAD_IDS = {"v1": 49_407, "v2": 0}  # <eot>, `!`
 MARKS = "marks.json"  # in a mitigated run's folder: on how many samples it acted

@@ -23,7 +23,6 @@ class CaptionChange(TrainingMitigation):
 
     probability: float = 0.1
 
-
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise InputError(f"Captions cannot be changed with probability {self.probability}: use a number from 0 to 1.")
