@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from memlib.base.errors import InputError
+from memlib.base.paths import data_folder
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts import published as prompt_sources
 from memlib.prompts import sets as prompts
@@ -92,6 +93,23 @@ def test_column_by_name_keeps_the_other_prompt_column(tmp_path):
     assert found.prompts == ("b",) and found.table["other prompt"].tolist() == ["a"]
 
 
+@pytest.mark.parametrize("column", ["text", "TEXT", "Text"])
+def test_tables_as_hubs_publish_them(tmp_path, column):
+    texts, rows = ("a cat; red", "b"), [{column: "a cat; red", "URL": "u"}, {column: "b", "URL": "v"}]
+    for kind in ("csv", "tsv", "jsonl", "json", "parquet"):
+        path = tmp_path / f"p.{kind}"
+        table = pd.DataFrame(rows)
+        if kind == "parquet":
+            table.to_parquet(path)
+        elif kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            path.write_text(json.dumps(rows) if kind == "json" else table.to_csv(index=False, sep="," if kind == "csv" else "\t"))
+        assert load_prompts(path).prompts == texts and list(load_prompts(path).table.columns) == ["prompt", "URL"]
+    # A table of captions with a text beside them keeps its captions.
+    assert load_prompts(write(tmp_path, "both.csv", "TEXT,caption\na,b\n")).prompts == ("b",)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -106,8 +124,8 @@ def test_column_by_name_keeps_the_other_prompt_column(tmp_path):
         ("p.csv", "", ["no prompts"]),
         ("p.csv", "prompt,n\n", ["no prompts"]),
         ("p.json", "[]", ["no prompts"]),
-        ("p.csv", "text,n\none,1\n", ["no column 'prompt'", "'text', 'n'"]),
-        ("p.jsonl", '{"text": "one"}\n', ["no column 'prompt'", "'text'"]),
+        ("p.csv", "words,n\none,1\n", ["no column 'prompt'", "'words', 'n'"]),
+        ("p.jsonl", '{"words": "one"}\n', ["no column 'prompt'", "'words'"]),
         ("p.csv", "prompt,prompt\none,1\n", ["two columns"]),
         ("p.csv", "prompt,n\none, and more,1\n", ["Line 2", "3 fields", "quotes"]),
         ("p.csv", 'prompt,n\n"never closed,1\ntwo,2\n', ["Line", "not CSV"]),
@@ -195,8 +213,8 @@ def test_minisd_sets_come_from_their_files(tmp_path, monkeypatch):
 
 def test_titles_are_distinct_and_fit_the_context():
     tokenizer = build_clip_tokenizer()
-    titles = load_prompts(prompt_sources.data_folder() / "minisd" / "titles.csv")
-    templates = load_prompts(prompt_sources.data_folder() / "minisd" / "templates.csv")
+    titles = load_prompts(data_folder() / "minisd" / "titles.csv")
+    templates = load_prompts(data_folder() / "minisd" / "templates.csv")
     assert titles.table["length"].value_counts().to_dict() == {"short": 75, "long": 38, "medium": 37}
     texts = titles.prompts + templates.prompts
     assert len(titles) == 150 and len(templates) == 16

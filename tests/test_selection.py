@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import ipaddress
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from memlib.base.download import DownloadError, download
 from memlib.base.errors import InputError, NotMeasured
-from memlib.companion.selection import addresses, build, candidates, lowest_similarity, select
-from memlib.prompts import fetch as picture_fetch
-from memlib.prompts.fetch import count_reasons, fetch_pictures
+from memlib.base.pictures import read_pictures
+from memlib.companion.selection import addresses, build, candidates, lowest_similarity, select, with_pictures
+from memlib.prompts import training_pictures
 from memlib.prompts.sets import load_prompts
+from memlib.prompts.training_pictures import Fetched, count_reasons, fetch_pictures
 
 
 def picture_bytes(value, kind="PNG"):
@@ -26,9 +31,13 @@ def picture_bytes(value, kind="PNG"):
 
 
 @pytest.fixture
-def server():
-    """Serves /good-N.png and the like; `asked` counts the requests of each path."""
+def server(monkeypatch):
+    """Serves /good-N.png and the like, which counts as no local address; `asked` counts the requests of each path."""
     asked: list[str] = []
+    monkeypatch.setenv("MEMLIB_LOCAL", "1")
+    monkeypatch.setattr(training_pictures, "PAUSE_SECONDS", 0)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -42,7 +51,24 @@ def server():
                 self.send_header("Location", "/good-7.png")
                 self.end_headers()
                 return
-            content = {"page": b"<html>sold out</html>", "large": b"x" * 5000}.get(name.split(".")[0])
+            if name.startswith("busy") and asked.count(self.path) == 1:
+                self.send_error(503)
+                return
+            if name.startswith("drip"):
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(200):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                return
+            if name.startswith("slow-header"):
+                with contextlib.suppress(OSError):
+                    for _ in range(200):
+                        self.wfile.write(b"H")
+                        time.sleep(0.05)
+                return
+            content = {"page": b"<html>sold out</html>", "large": b"x" * 5000, "stand%20in": picture_bytes(9)}.get(name.split(".")[0])
             if content is None:
                 content = picture_bytes(int(name.split(".")[0].split("-")[1]), "JPEG" if name.endswith("jpg") else "PNG")
             self.send_response(200)
@@ -61,7 +87,7 @@ def server():
 
 
 def test_live_addresses_give_pictures_and_dead_ones_a_reason(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_fetch, "MAX_BYTES", 4000)
+    monkeypatch.setattr(training_pictures, "MAX_BYTES", 4000)
     names = ("good-1.png", "good-2.jpg", "moved.png", "gone.png", "page.html", "large.png", "short-3.png")
     urls = [f"{server.url}/{name}" for name in names] + ["file:///etc/hostname", "http://127.0.0.1:9/x.png", "not an address"]
     found = fetch_pictures(urls, tmp_path)
@@ -89,9 +115,83 @@ def test_nothing_is_fetched_twice_unless_it_changed_or_is_asked_for(server, tmp_
         fetch_pictures(urls, tmp_path)
 
 
+def test_one_malformed_address_loses_no_other_and_blanks_are_quoted(server, tmp_path):
+    good, blank = f"{server.url}/good-1.png", f" {server.url}/stand in.png "
+    found = fetch_pictures(["http://[::1", good, "http://", "gopher://x/y", blank], tmp_path)
+    assert found["http://[::1"].reason == found["http://"].reason == found["gopher://x/y"].reason == "no web address"
+    assert found[good].file and found[blank].file and "/stand%20in.png" in server.asked
+
+
+def test_a_server_that_was_busy_is_asked_again(server, tmp_path):
+    found = fetch_pictures([f"{server.url}/busy-5.png", f"{server.url}/gone.png"], tmp_path)
+    assert found[f"{server.url}/busy-5.png"].file and server.asked.count("/busy-5.png") == 2
+    assert server.asked.count("/gone.png") == 1
+
+
+@pytest.mark.parametrize("name", ["drip.png", "slow-header.png"])
+def test_a_dripping_server_is_left_after_the_time_for_all_of_it(server, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(training_pictures, "SECONDS", 0.4)
+    monkeypatch.setattr(training_pictures, "TRIES", 1)
+    start = time.monotonic()
+    found = fetch_pictures([f"{server.url}/{name}"], tmp_path)
+    assert time.monotonic() - start < 5
+    assert found[f"{server.url}/{name}"].reason == "takes too long"
+
+
+def test_local_addresses_are_not_asked(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("MEMLIB_LOCAL")
+    port = server.url.rsplit(":", 1)[1]
+    urls = [f"http://{host}:{port}/good-1.png" for host in ("127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]", "0.0.0.0")]
+    found = fetch_pictures(urls, tmp_path)
+    assert {found[url].reason for url in urls} <= {"a local address", "does not answer"} and found[urls[0]].reason == "a local address"
+    assert server.asked == []
+
+
+def test_a_redirect_to_a_local_address_is_not_followed(server, monkeypatch):
+    # The first address counts as public, as a list's would; the one that it leads to does not.
+    real, hosts = ipaddress.ip_address, []
+
+    def once_public(text):
+        hosts.append(text)
+        return real("93.184.215.14") if len(hosts) == 1 else real(text)
+
+    monkeypatch.setattr(ipaddress, "ip_address", once_public)
+    with pytest.raises(DownloadError, match="a local address"):
+        download(f"{server.url}/moved.png", io.BytesIO(), max_bytes=10**6, seconds=5)
+    assert server.asked == ["/moved.png"]
+
+
+def test_pictures_are_told_by_their_content(server, tmp_path, monkeypatch):
+    contents = {"good-1": picture_bytes(1, "GIF"), "good-2": picture_bytes(2, "TIFF"), "good-3": picture_bytes(3, "WEBP")}
+    monkeypatch.setitem(globals(), "picture_bytes", lambda value, kind="PNG": contents.get(f"good-{value}"))
+    urls = [f"{server.url}/good-{n}.png" for n in (1, 2, 3)]
+    gif, tiff, webp = (fetch_pictures(urls, tmp_path)[url] for url in urls)
+    assert tiff.reason == "no picture" and webp.file.endswith(".webp")
+    # A GIF is among what the readers of pictures take.
+    assert gif.file.endswith(".gif") and read_pictures([tmp_path / gif.file], 20).shape == (1, 20, 20, 3)
+    assert abs(int(read_pictures([tmp_path / gif.file], 20)[0, 0, 0, 0]) - 1) <= 1
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_pictures, "MAX_PIXELS", 20 * 30 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert fetch_pictures([f"{server.url}/good-1.png"], tmp_path)[f"{server.url}/good-1.png"].reason == "too many pixels"
+
+
+def test_one_picture_from_several_addresses_is_a_stand_in(tmp_path):
+    table = pd.DataFrame({"prompt": list("abcd"), "origin": ["membench"] * 3 + ["webster"], "url": ["u1", "u2", "u3", "u3"]})
+    same = {"u1": Fetched("x.png", "x"), "u2": Fetched("x.png", "x"), "u3": Fetched("y.png", "y")}
+    kept, counts = with_pictures(table, same, tmp_path)
+    # One address of two prompts is no stand-in: captions share pictures.
+    assert list(kept["prompt"]) == ["c", "d"] and (kept["training_picture"] != "").all()
+    assert next(count for name, count in counts.items() if "stand-in" in name) == 2
+
+
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
+        ("http://a/one two.jpg", ["http://a/one two.jpg"]),
+        ("http://a/one two.jpg https://b/3", ["http://a/one two.jpg", "https://b/3"]),
         ("http://a/b,c.jpg", ["http://a/b,c.jpg"]),
         ("['http://a/1', 'http://a/2']", ["http://a/1", "http://a/2"]),
         ('["http://a/1", "http://a/1"]', ["http://a/1"]),

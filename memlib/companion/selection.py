@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError, NotMeasured, exit_status
-from memlib.prompts.fetch import Fetched, count_reasons, fetch_pictures, training_folder
 from memlib.prompts.sets import PromptSet, load_prompts
+from memlib.prompts.training_pictures import Fetched, count_reasons, fetch_pictures, training_folder
 
 VERBATIM, ADDRESSES, CANDIDATES = "webster-mv86", "webster500", "membench"
 BOUND = 0.75
@@ -57,7 +58,8 @@ def addresses(cell: Any) -> list[str]:
             value = ast.literal_eval(text) if text.startswith(("[", "(")) else None
         except (ValueError, SyntaxError):
             value = None
-        found = list(value) if isinstance(value, (list, tuple)) else text.replace("|", " ").split()
+        # An address may hold blanks: one ends where the next begins.
+        found = list(value) if isinstance(value, (list, tuple)) else re.split(r"[\s|]+(?=https?://)|\s*\|\s*", text)
     return list(dict.fromkeys(str(part).strip() for part in found if str(part).strip()))
 
 
@@ -97,8 +99,12 @@ def with_pictures(table: pd.DataFrame, fetched: Mapping[str, Fetched], folder: P
         training_picture=["" if answer.file is None else str((folder / answer.file).resolve()) for answer in answers],
         sha256=[answer.sha256 or "" for answer in answers],
     )
+    # Servers answer with one picture for many that are gone. Two prompts with one address may well share a training picture.
+    stand_in = table.groupby("sha256")["url"].transform("nunique").gt(1) & (table["sha256"] != "")
+    table.loc[stand_in, ["training_picture", "sha256"]] = ""
     there = table["training_picture"] != ""
     counts = {
+        "prompts whose addresses gave the same picture as another's, a stand-in (not taken for a training picture)": int(stand_in.sum()),
         "matching-verbatim prompts without a training picture (kept)": int((~there & (table["origin"] == "webster")).sum()),
         "prompts of MemBench without a training picture (left out)": int((~there & (table["origin"] == "membench")).sum()),
     }

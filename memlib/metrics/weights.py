@@ -6,26 +6,24 @@ it fetches them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 import sys
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from pooch import file_hash
+from safetensors.torch import load_file
 
+from memlib.base.download import DownloadError, WrongFile, offline, published_file
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.writing import replacing
+from memlib.base.paths import data_folder
 
-TABLE = Path(__file__).parents[2] / "data" / "metrics.yml"
-TIMEOUT = 60
-_checked: dict[tuple[str, int, int], str] = {}
+SECONDS, MAX_BYTES = 3_600, 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -35,35 +33,37 @@ class WeightFile:
     name: str
     file: str
     url: str
+    sha256: str
+    sha256_from: str
     licence: str
     source: str
     what: str
-    sha256: str | None = None
-    sha256_from: str = "publisher"
-    sha256_prefix: str = ""
     bytes: int | None = None
 
 
 @cache
 def table() -> dict[str, WeightFile]:
     """Return the known weight files by name."""
-    rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["weights"]
-    return {name: WeightFile(name=name, **row) for name, row in rows.items()}
+    return {name: WeightFile(name=name, **row) for name, row in _read_table()["weights"].items()}
 
 
 @cache
 def thresholds(name: str) -> dict[str, float]:
     """Return the copy thresholds recorded for descriptor `name`: ``copy`` and ``strict``."""
-    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))["thresholds"][name]
+    return _read_table()["thresholds"][name]
+
+
+def _read_table() -> dict[str, Any]:
+    return yaml.safe_load((data_folder() / "metrics.yml").read_text(encoding="utf-8"))
 
 
 def cache_folder() -> Path:
     """Return the folder that ``MEMLIB_METRICS`` names, or ``~/.cache/memlib``."""
-    return Path(os.environ.get("MEMLIB_METRICS") or Path.home() / ".cache" / "memlib")
+    return Path(os.environ.get("MEMLIB_METRICS") or Path.home() / ".cache" / "memlib").expanduser()
 
 
 def weight_file(name: str, download: bool = True) -> Path:
-    """Return the path of the checked weight file `name`, fetching it if it is absent.
+    """Return the path of the checked weight file `name`, fetching it if it is absent or another file.
 
     Set ``MEMLIB_OFFLINE=1`` to forbid fetching. Raises InputError for an unknown name and NotMeasured,
     saying what to do, if the file can neither be found nor fetched or is not the one expected.
@@ -72,69 +72,34 @@ def weight_file(name: str, download: bool = True) -> Path:
         raise InputError(f"Unknown weights {name!r}: choose one of {', '.join(table())}.")
     entry = table()[name]
     path = cache_folder() / entry.file
-    if not path.is_file():
-        if not download or os.environ.get("MEMLIB_OFFLINE", "") not in ("", "0"):
-            raise NotMeasured(f"The weights {entry.file} are not in {_shown()}: put the file from {entry.url} there, or allow the download.")
-        _fetch(entry, path)
-    _check(entry, path, _sha256(path))
-    return path
+    there = f"in {_shown()} are not the published file" if path.is_file() else f"are not in {_shown()}"
+    if offline() or not download:
+        if path.is_file() and file_hash(path) == entry.sha256:
+            return path
+        raise NotMeasured(f"The weights {entry.file} {there}: put the file from {entry.url} there, or allow the download.")
+    try:
+        return published_file(entry.url, path, entry.sha256, max_bytes=MAX_BYTES, seconds=SECONDS)
+    except WrongFile as error:
+        raise NotMeasured(
+            f"What {entry.url} gives is not the published file of the weights {entry.file} ({error}): put that file into {_shown()} by hand."
+        ) from error
+    except DownloadError as error:
+        raise NotMeasured(
+            f"The weights {entry.file} {there} and could not be fetched from {entry.url} ({error}): put the file into {_shown()} by hand."
+        ) from error
+    except OSError as error:
+        raise NotMeasured(f"The folder of weights {_shown()} cannot be written ({error.strerror or error}): set MEMLIB_METRICS to another one.") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return a checkpoint's tensors without running any code from it (safetensors or plain tensors only)."""
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _fetch(entry: WeightFile, path: Path) -> None:
-    try:
-        with replacing(path) as temporary:
-            with urllib.request.urlopen(entry.url, timeout=TIMEOUT) as answer, open(temporary, "wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
-            # Looked at before it gets its name, so that a wrong file never lies in the cache.
-            _check(entry, temporary, _sha256(temporary))
-    except OSError as error:
-        raise NotMeasured(f"The weights {entry.file} could not be fetched from {entry.url} ({error}): put the file into {_shown()} by hand.") from error
-
-
-def _check(entry: WeightFile, path: Path, found: str) -> None:
-    expected = entry.sha256 or _locked(entry, found)
-    if found != expected or not found.startswith(entry.sha256_prefix):
-        raise NotMeasured(
-            f"The weights {entry.file} in {_shown()} are not the published file (SHA-256 {found[:12]}… "
-            f"instead of {(entry.sha256_prefix or expected)[:12]}…): delete the file and fetch it again."
-        )
-
-
-def _locked(entry: WeightFile, found: str) -> str:
-    """Return the hash recorded at the first download, recording `found` if there is none yet."""
-    lock = cache_folder() / "lock.json"
-    known = json.loads(lock.read_text()) if lock.is_file() else {}
-    if entry.name not in known and found.startswith(entry.sha256_prefix):
-        known[entry.name] = found
-        with replacing(lock) as temporary:
-            temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
-    return known.get(entry.name, entry.sha256_prefix)
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _shown() -> str:
     """Return the cache folder for messages, without the user's name where it lies in the home folder."""
     folder = cache_folder()
     return f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    seen = (str(path), status.st_size, status.st_mtime_ns)
-    if seen not in _checked:
-        with open(path, "rb") as file:
-            _checked[seen] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _checked[seen]
 
 
 def main(names: Iterable[str]) -> int:

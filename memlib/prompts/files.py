@@ -14,7 +14,8 @@ import pandas as pd
 from memlib.base.errors import InputError
 
 # The column that holds the prompt when none is named, in any capitalization, the first found.
-PROMPT_COLUMNS = ("prompt", "caption", "title")
+# Hubs publish prompts under "text" (LAION's tables under "TEXT").
+PROMPT_COLUMNS = ("prompt", "caption", "title", "text")
 DELIMITERS = (",", ";", "\t")
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
@@ -27,7 +28,7 @@ def read_prompt_file(path: str | Path, column: str | None = None) -> pd.DataFram
 
     Read are .txt (one prompt a line), .csv and .tsv (with a header; ``,``, ``;`` or tab), .jsonl and
     .json (objects or plain strings) and .parquet. `column` names the prompts' column; without it the
-    first of ``prompt``, ``caption`` and ``title`` is taken. Prompts stay verbatim: mark-up, quotes, any
+    first of ``prompt``, ``caption``, ``title`` and ``text`` is taken, in any capitalization. Prompts stay verbatim: mark-up, quotes, any
     script and any length. Other columns become numbers where every filled cell is one. Raises InputError
     for a missing or unreadable file, other suffixes, bytes that are not UTF-8, a missing column, an
     empty line or prompt, ragged rows, and for no prompts at all.
@@ -84,7 +85,7 @@ def _find_column(path: Path, names: list[str], column: str | None) -> str:
     for name in wanted:
         if name in by_lower:
             return by_lower[name]
-    asked = f"column {column!r}" if column else "column 'prompt' (nor 'caption' or 'title')"
+    asked = f"column {column!r}" if column else "column 'prompt' (nor 'caption', 'title' or 'text')"
     raise InputError(
         f"The prompt file {path} has no {asked}, only {', '.join(map(repr, names)) or 'no column at all'}: rename the column that holds the prompts or name it."
     )

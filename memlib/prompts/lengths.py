@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pooch import file_hash
 
 from memlib.base.errors import InputError, exit_status
+from memlib.base.paths import data_folder
 from memlib.models.tokenizer import CONTEXT_LENGTH, build_clip_tokenizer
 from memlib.prompts.files import read_prompt_file
-from memlib.prompts.published import Source, at_hand, cache_folder, data_folder, file_hash, load_sources
+from memlib.prompts.published import Source, at_hand, cache_folder, load_sources
 from memlib.prompts.sets import PromptSet, load_prompts
 
 LIMIT = 40  # `clip`: memorized prompts have fewer tokens than this
@@ -102,7 +104,7 @@ def statistics(fetch: bool = False, labels: str | Path | None = None) -> pd.Data
         if source.kind == "memorized":
             # Publishers trim captions differently, which changes no token.
             pooled |= dict(zip(map(str.strip, prompts.prompts), zip(counts, unescaped)))
-        origin = {"sha256": file_hash(source), "url": source.url}
+        origin = {"sha256": file_hash(cache_folder() / source.file), "url": source.url}
         groups = {ALL: np.ones(len(prompts), dtype=bool)}
         named = _categories(source, prompts, sets, labels)
         if named is not None:

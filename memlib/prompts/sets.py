@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError, exit_status
+from memlib.base.paths import data_folder
 from memlib.prompts.files import SUFFIXES, read_prompt_file
-from memlib.prompts.published import Source, data_folder, fetch, load_sources
+from memlib.prompts.published import Source, fetch, load_sources
 
 FIGURES = "figures"
 MINISD_SETS = (

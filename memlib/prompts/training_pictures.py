@@ -6,24 +6,27 @@ import hashlib
 import io
 import json
 import os
-import urllib.error
-import urllib.request
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from PIL import Image
 from tqdm import tqdm
 
+from memlib.base.download import DownloadError, download
 from memlib.base.errors import InputError
+from memlib.base.pictures import as_rgb
 from memlib.base.writing import replacing
 
-TIMEOUT_SECONDS = 20
+SECONDS = 60  # For one address, redirects included.
 MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 64_000_000
+# Pillow knows some fifty formats, of which the less usual ones are where decoders are attacked.
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
+TRIES, PAUSE_SECONDS = 2, 1.0
 AT_ONCE = 8
 INDEX = "index.json"
 SAVE_EVERY = 50  # Answers after which the index is written, so that a stopped run keeps what it fetched.
@@ -40,15 +43,16 @@ class Fetched:
 
 def training_folder() -> Path:
     """Return the folder of training pictures: MEMLIB_TRAINING, or ``~/.cache/memlib/training``."""
-    return Path(os.environ.get("MEMLIB_TRAINING") or Path.home() / ".cache" / "memlib" / "training")
+    return Path(os.environ.get("MEMLIB_TRAINING") or Path.home() / ".cache" / "memlib" / "training").expanduser()
 
 
 def fetch_pictures(urls: Sequence[str], folder: Path | None = None, retry: bool = False, progress: bool = False) -> dict[str, Fetched]:
     """Return what came of each address, fetching those that were not tried before; `retry` tries those again that gave nothing.
 
-    A file is kept as it came if it is a picture that opens. Addresses that are dead, answer with something else or with more than 32 MB
-    are skipped, each with its reason. A file that has changed since it was fetched is fetched again. Raises InputError if the folder
-    cannot be written.
+    A file is kept as it came if it is a picture that opens (PNG, JPEG, WebP, BMP or GIF). Addresses that are
+    dead, answer with something else, with more than 32 MB or 64 megapixels, take longer than a minute, or lead into this machine's own
+    network (see `memlib.base.download`; MEMLIB_LOCAL=1 allows it) are skipped, each with its reason. A file that has changed since it
+    was fetched is fetched again. Raises InputError if the folder cannot be written.
     """
     folder = folder or training_folder()
     known = _read_index(folder)
@@ -56,7 +60,7 @@ def fetch_pictures(urls: Sequence[str], folder: Path | None = None, retry: bool 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(wanted), unit="picture", disable=not progress) as bar:
-            for count, (url, fetched) in enumerate(zip(wanted, pool.map(lambda url: _fetch(url, folder), wanted)), 1):
+            for count, (url, fetched) in enumerate(zip(wanted, pool.map(lambda url: _fetch(url, folder), wanted), strict=True), 1):
                 known[url] = fetched
                 bar.update()
                 if count % SAVE_EVERY == 0 or count == len(wanted):
@@ -83,32 +87,40 @@ def _settled(before: Fetched | None, folder: Path, retry: bool) -> bool:
 
 
 def _fetch(url: str, folder: Path) -> Fetched:
-    if urlsplit(url).scheme not in ("http", "https"):
-        return Fetched(None, reason="no web address")
+    for left in reversed(range(TRIES)):
+        held = io.BytesIO()
+        try:
+            download(url, held, max_bytes=MAX_BYTES, seconds=SECONDS, local=os.environ.get("MEMLIB_LOCAL", "") not in ("", "0"))
+            break
+        except DownloadError as error:
+            if not (error.again and left):
+                return Fetched(None, reason=str(error))
+            time.sleep(PAUSE_SECONDS)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "memlib"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            content = answer.read(MAX_BYTES + 1)
-            promised = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        return Fetched(None, reason=f"answers {error.code}")
-    except (urllib.error.URLError, HTTPException, OSError, ValueError):
-        return Fetched(None, reason="does not answer")
-    if len(content) > MAX_BYTES:
-        return Fetched(None, reason="too large")
-    if promised is not None and promised.isdigit() and len(content) != int(promised):
-        return Fetched(None, reason="broken off")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            suffix = f".{(image.format or 'img').lower()}".replace(".jpeg", ".jpg")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return Fetched(None, reason="no picture")
+        suffix = _suffix(held)
+    except DownloadError as error:
+        return Fetched(None, reason=str(error))
+    content = held.getvalue()
     found = hashlib.sha256(content).hexdigest()
     path = folder / f"{found[:32]}{suffix}"
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Fetched(path.name, found)
+
+
+def _suffix(held: io.BytesIO) -> str:
+    """The suffix, by content, of a file that is a picture which can be read later; raises DownloadError for another file."""
+    try:
+        with Image.open(held, formats=tuple(SUFFIXES)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DownloadError("too many pixels")
+            kind = image.format
+            as_rgb(image)
+            return SUFFIXES.get(kind or "", ".jpg")  # what a JPEG holds beside its picture can give it another name
+    except DownloadError:
+        raise
+    except Exception as error:  # Decoders fail in many ways on files that are damaged, or made to harm.
+        raise DownloadError("no picture") from error
 
 
 def _read_index(folder: Path) -> dict[str, Fetched]:
