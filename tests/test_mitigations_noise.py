@@ -15,11 +15,11 @@ from memlib.metrics import reference as references
 from memlib.metrics.reference import Reference
 from memlib.metrics.similarity import CopyDescriptor
 from memlib.mitigations import amg, get
-from memlib.mitigations.sharpness import Owner, Search, drawn, published_gap, sharpness_loss
+from memlib.mitigations.sail_search import Owner, Search, drawn, published_gap, sharpness_loss
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Batch, initial_latents, sample_batches, uncond_states
-from memlib.sampling.first_gap import FirstGap, first_gaps
+from memlib.sampling.first_step import FirstStep, first_magnitudes
 from memlib.sampling.loop import Cost, _noise_per_output, to_epsilon, trajectory
 
 STRENGTHS, SEEDS = [0.3, 2.0, 0.9], [4, 5, 6]
@@ -43,25 +43,25 @@ def alone(batch, row):
 
 def test_the_gap_and_its_price():
     batch, cost = a_batch(STRENGTHS, SEEDS), Cost()
-    gap = FirstGap(Toy(), batch, cost)
+    gap = FirstStep(Toy(), batch, cost).gap
     expected = per_sample(torch.tensor(STRENGTHS)) * GAINS * batch.latents
     torch.testing.assert_close(gap(batch.latents, range(3)), expected)
     torch.testing.assert_close(gap(batch.latents[1:], [1, 2]), expected[1:])
     assert cost.evaluations == 2 * 3 + 2 * 2
-    torch.testing.assert_close(first_gaps(Toy(), batch, Cost()), norms(expected))
+    torch.testing.assert_close(first_magnitudes(Toy(), batch, Cost()), norms(expected))
 
 
 def test_the_gap_is_one_of_noise_for_models_of_velocity_and_for_euler():
     batch = a_batch(STRENGTHS, SEEDS)
     plain = per_sample(torch.tensor(STRENGTHS)) * GAINS * batch.latents
     abar = float(Toy().scheduler("ddim", 50).alphas_cumprod[981])
-    velocity = FirstGap(Toy("v_prediction"), batch, Cost())
-    torch.testing.assert_close(velocity(batch.latents, range(3)), abar**0.5 * plain)
+    velocity = FirstStep(Toy("v_prediction"), batch, Cost())
+    torch.testing.assert_close(velocity.gap(batch.latents, range(3)), abar**0.5 * plain)
     # The published program reads velocity as a clean sample: -v sqrt(abar) / sqrt(1 - abar).
     torch.testing.assert_close(published_gap(velocity)(batch.latents, range(3)), -((abar / (1 - abar)) ** 0.5) * plain)
     # Euler's noise has sigma x or sqrt(sigma^2 + 1) x, and its U-Net sees sigma / sqrt(sigma^2 + 1) or 1 times x.
     euler = a_batch(STRENGTHS, SEEDS, scheduler="euler")
-    seen = FirstGap(Toy(), euler, Cost())(euler.latents, range(3)) / plain
+    seen = FirstStep(Toy(), euler, Cost()).gap(euler.latents, range(3)) / plain
     assert seen.std() < 1e-5 and 0.98 < seen.mean() <= 1.0001
 
 
@@ -133,7 +133,7 @@ def test_han_sample_ends_after_its_iterations_and_does_not_depend_on_how_many_ar
 
 def test_the_loss_of_sail_is_its_closed_form_with_its_gradient():
     batch = a_batch(STRENGTHS, SEEDS)
-    gap = FirstGap(Toy(), batch, Cost())
+    gap = FirstStep(Toy(), batch, Cost()).gap
     m = per_sample(torch.tensor(STRENGTHS)) * GAINS
 
     def by_hand(x, objective, at=None):
@@ -154,7 +154,7 @@ def test_the_loss_of_sail_is_its_closed_form_with_its_gradient():
 def test_the_difference_of_gaps_is_the_sharpness_where_it_is_the_same_everywhere(monkeypatch):
     monkeypatch.setattr("toys.GAINS", torch.ones(1, *SHAPE))
     batch = a_batch(STRENGTHS, SEEDS)
-    got = sharpness_loss(FirstGap(Toy(), batch, Cost()), batch.latents, range(3), 0.0, "difference")
+    got = sharpness_loss(FirstStep(Toy(), batch, Cost()).gap, batch.latents, range(3), 0.0, "difference")
     torch.testing.assert_close(got, torch.tensor(STRENGTHS))
 
 
@@ -162,8 +162,8 @@ def test_sail_leaves_accepted_noise_alone_and_each_sample_to_itself():
     batch, cost = a_batch(STRENGTHS, SEEDS), Cost()
     sail = get("sail", threshold=4.0, steps=40)
     got = latents_under(sail, batch, cost=cost)
-    losses = sharpness_loss(FirstGap(Toy(), batch, Cost()), got, range(3), 0.05)
-    before = sharpness_loss(FirstGap(Toy(), batch, Cost()), batch.latents, range(3), 0.05)
+    losses = sharpness_loss(FirstStep(Toy(), batch, Cost()).gap, got, range(3), 0.05)
+    before = sharpness_loss(FirstStep(Toy(), batch, Cost()).gap, batch.latents, range(3), 0.05)
     assert before[0] <= 4.0 < before[1:].min() and (losses <= 4.0).all()
     assert torch.equal(got[0], batch.latents[0]) and not torch.equal(got[1], batch.latents[1])
     spent = []
@@ -191,7 +191,7 @@ def test_sail_goes_on_with_other_noise_and_ends_with_the_lowest_loss():
     batch, cost = a_batch([2.0], [5]), Cost()
     got = latents_under(get("sail", threshold=-1.0, steps=2, rounds=3), batch, cost=cost)
     assert cost.evaluations == 3 * 2 * 8
-    gap = FirstGap(Toy(), batch, Cost())
+    gap = FirstStep(Toy(), batch, Cost()).gap
     starts = [batch.latents[0], drawn(SHAPE, 5, 1, 0), drawn(SHAPE, 5, 2, 0)]
     losses = [float(sharpness_loss(gap, start[None], [0], 0.05)) for start in starts]
     assert float(sharpness_loss(gap, got, [0], 0.05)) < min(losses)
@@ -201,7 +201,7 @@ def test_sail_goes_on_with_other_noise_and_ends_with_the_lowest_loss():
 def test_the_threshold_of_sail_rises_after_the_third_failed_round():
     def losses(seed):
         noise = torch.stack([initial_latents([seed], SHAPE)[0], *(drawn(SHAPE, seed, number, 0) for number in (1, 2, 3))])
-        return sharpness_loss(FirstGap(Toy(), a_batch([2.0] * 4, [0] * 4), Cost()), noise, range(4), 0.05).tolist()
+        return sharpness_loss(FirstStep(Toy(), a_batch([2.0] * 4, [0] * 4), Cost()).gap, noise, range(4), 0.05).tolist()
 
     # A seed whose fourth noise has the lowest loss, and a threshold that this loss exceeds by less than the rise.
     seed = next(seed for seed in range(100) if losses(seed)[3] < min(losses(seed)[:3]))
@@ -214,8 +214,8 @@ def test_the_threshold_of_sail_rises_after_the_third_failed_round():
 
 
 def search(as_published, threshold, steps=10, rounds=1):
-    gap = FirstGap(Toy(), a_batch([1.2], [0]), Cost())
-    return Search(gap, SHAPE, threshold, 0.1, 0.05, steps=steps, candidates=8, rounds=rounds, as_published=as_published)
+    first = FirstStep(Toy(), a_batch([1.2], [0]), Cost())
+    return Search(first, SHAPE, threshold, 0.1, 0.05, steps=steps, candidates=8, rounds=rounds, as_published=as_published)
 
 
 def test_accepted_noise_is_a_copy_where_the_program_keeps_a_view():
@@ -279,13 +279,13 @@ def test_sail_as_published_gives_a_prompt_and_seed_one_noise_in_any_batch():
     ("name", "params", "sentence"),
     [
         ("sail", {"objective": "jvp"}, "objective 'jvp'"),
-        ("sail", {"rounds": 0}, "rounds of sail are 0"),
-        ("sail", {"lr": 0}, "learning rate of sail is 0"),
+        ("sail", {"rounds": 0}, "rounds of sail is 0"),
+        ("sail", {"lr": 0}, "lr of sail is 0"),
         ("sail", {"threshold": "low"}, "threshold of sail is 'low'"),
-        ("han-sample", {"quantile": 2}, "quantile of 2"),
+        ("han-sample", {"quantile": 2}, "quantile of han-sample is 2"),
         ("han-sample", {"iterations": -1}, "iterations of han-sample is -1"),
         ("han-batch", {"rho": float("nan")}, "rho of han-batch is nan"),
-        ("amg", {"level": 0}, "level above 0"),
+        ("amg", {"level": 0}, "level of amg is 0: give a number above 0"),
         ("amg", {"reference": 3}, "reference of amg is 3"),
     ],
 )
@@ -307,7 +307,7 @@ def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_t
     embedding = encode_prompts(sd1, [prompts[row] for row, _ in rows])
     seeds = [seed for _, seed in rows]
     batch = Batch(list(range(len(rows))), seeds, embedding, uncond_states(sd1), initial_latents(seeds, sd1.latent_shape), 2, None, "ddim")
-    values = first_gaps(sd1, batch, Cost()).numpy()
+    values = first_magnitudes(sd1, batch, Cost()).numpy()
     assert np.isclose(get("han-sample").target_on(sd1, batch), np.median(values), rtol=1e-4)
     assert get("sail").threshold_on(sd1, batch) > 0.05 * 8  # alpha times the least norm that such noise has
     big = SimpleNamespace(family="sd", latent_shape=(4, 64, 64), prediction_type="epsilon")

@@ -261,16 +261,16 @@ def test_minisd_is_calibrated_on_titles_seen_once():
     [
         ("wen-3", {"target": -1}, "target of wen-3 is -1"),
         ("wen-3", {"target": float("nan")}, "target of wen-3 is nan"),
-        ("wen-1", {"quantile": 2}, "quantile of 2"),
-        ("wen-1", {"lr": 0}, "learning rate of wen-1 is 0"),
+        ("wen-1", {"quantile": 2}, "quantile of wen-1 is 2"),
+        ("wen-1", {"lr": 0}, "lr of wen-1 is 0"),
         ("wen-1", {"iterations": 0}, "iterations of wen-1 is 0"),
         ("random-token", {"count": -1}, "count of random-token is -1"),
         ("random-number", {"seed": 0.5}, "seed of random-number is 0.5"),
         ("embedding-noise", {"strength": -0.1}, "strength of embedding-noise is -0.1"),
         ("ren", {"scale": "1.25"}, "scale of ren is '1.25'"),
         ("ren", {"images": 0}, "images of ren is 0"),
-        ("prss", {"full": 1}, "full is 1"),
-        ("prss", {"paraphrases": None}, "paraphrases is None"),
+        ("prss", {"full": 1}, "full of prss is 1: give a number above 1"),
+        ("prss", {"paraphrases": None}, "paraphrases of prss is None"),
     ],
 )
 def test_bad_parameters_end_in_one_sentence(name, params, sentence):

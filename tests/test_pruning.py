@@ -317,11 +317,11 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
 
 def test_bad_parameters_end_in_one_sentence():
     for params, sentence in [
-        ({"scope": "half"}, "Unknown scope 'half'"), ({"seeds": 1}, "at least 2 seeds"), ({"quantile": 2}, "quantile of 2"),
+        ({"scope": "half"}, "Unknown scope 'half'"), ({"seeds": 1}, "seeds of nemo is 1: give a whole number from 2 on"), ({"quantile": 2}, "quantile of nemo is 2"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=sentence):
             get("nemo", **params)
-    for params, sentence in [({"ratio": 0}, "The ratio of wanda is 0"), ({"base": "x"}, "Unknown base 'x'"), ({"steps": 0}, "at least one seed")]:
+    for params, sentence in [({"ratio": 0}, "The ratio of wanda is 0"), ({"base": "x"}, "Unknown base 'x'"), ({"steps": 0}, "steps of wanda is 0")]:
         with pytest.raises(InputError, match=sentence):
             get("wanda", **params)
 
@@ -333,5 +333,5 @@ def test_a_stronger_ratio_takes_out_more(sd1, here):
 
 
 def test_only_pruning_is_pruned_for_another_prompt():
-    with pytest.raises(InputError, match="by 'ren': use nemo or wanda"):
+    with pytest.raises(InputError, match="method 'ren' of pruned-for: use one of nemo, wanda"):
         registered.PrunedFor("ren", "a cat")

@@ -1,17 +1,17 @@
-"""What registered objects share: parameters by name, a title that says which of them were changed, and entry by name."""
+"""What registered objects share: declared parameters, a title that says which of them were changed, and entry by name."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
+from memlib.base.declared import Declared
 from memlib.base.errors import InputError
 
 
-class Registered:
+class Registered(Declared):
     """Base of frozen dataclasses whose fields are their parameters; `kind` is the word for them, `registry` holds those entered."""
 
-    name: ClassVar[str]
     kind: ClassVar[str]
     registry: ClassVar[dict[str, Any]]
 

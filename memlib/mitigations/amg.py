@@ -15,14 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from memlib.base.declared import Positive, Share
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.numbers import is_number
 from memlib.metrics.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import checked_quantile
-from memlib.sampling.first_gap import HALF_SCALE, norm_scale
+from memlib.sampling.first_step import gradient_scale, norm_scale
 from memlib.sampling.guidance import StepInfo
 from memlib.sampling.loop import Cost, to_epsilon
 
@@ -60,8 +59,8 @@ class AntiMemorizationGuidance(Mitigation):
 
     reference: str = ""
     strength: float = 100.0
-    level: float | None = None
-    quantile: float = 0.95
+    level: Positive | None = None
+    quantile: Share = 0.95
     as_published: bool = False
 
     name: ClassVar[str] = "amg"
@@ -74,13 +73,6 @@ class AntiMemorizationGuidance(Mitigation):
     )
     cost: ClassVar[str] = "3 decodes and descriptors a step (one of two with a gradient), and a U-Net row where a caption is avoided"
     sampled: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_quantile(self.quantile)
-        if not isinstance(self.reference, str):
-            raise InputError(f"The reference of amg is {self.reference!r}: give the path of a folder as text.")
-        if not is_number(self.strength) or not (self.level is None or (is_number(self.level) and self.level > 0)):
-            raise InputError(f"amg takes a finite strength and a level above 0 (or None), not {self.strength!r} and {self.level!r}.")
 
     @property
     def key(self) -> dict[str, Any]:
@@ -155,7 +147,7 @@ class Steered:
     def nearest(self, latents: Tensor, epsilon: Tensor, t: float, bound: float | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return similarity [B] to the nearest reference, which one [B], and, where it exceeds `bound`, the gradient by the latents."""
         size = max(1, DECODE_PIXELS // self.substrate.resolution**2)
-        scale = HALF_SCALE if self.substrate.dtype == torch.float16 else 1.0
+        scale = gradient_scale(self.substrate)
         values, places, gradients = [], [], []
         for x, e in zip(latents.split(size), epsilon.split(size), strict=True):
             with torch.set_grad_enabled(bound is not None):

@@ -83,7 +83,7 @@ class Mitigation(Registered):
     @property
     def key(self) -> dict[str, Any]:
         """What identifies the mitigation in the store: name, version and parameters."""
-        return {"mitigation": self.name, "version": self.version, **self.params}
+        return {"mitigation": self.name, "version": self.version, **self.keyed}
 
     def sweep(self) -> list[Self]:
         """Return the mitigation at each of its strengths, from weak to strong; none for one without a strength."""

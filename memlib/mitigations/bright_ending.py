@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from memlib.base.declared import Count, Share
 from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
 from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers, record
@@ -59,8 +60,8 @@ class BrightEnding(OptimizedEmbedding):
     Source: Chen et al. 2025 (bright ending), program.
     """
 
-    quantile: float = 0.5
-    images: int = 1
+    quantile: Share = 0.5
+    images: Count = 1
 
     name: ClassVar[str] = "bright-ending"
     label: ClassVar[str] = "optimized embedding, bright-ending mask"

@@ -14,22 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from memlib.base.declared import Positive, Share, Whole
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
-from memlib.sampling.first_gap import FirstGap, as_leaves, directions, first_gaps, losses_and_gradients, move, norm_scale, norms
+from memlib.sampling.calibration import published_applies, reference_quantile
+from memlib.sampling.first_step import FirstStep, as_leaves, descend, directions, first_magnitudes, gradient_scale, norm_scale, norms
 from memlib.sampling.guidance import Rule
 from memlib.sampling.loop import Cost
 from memlib.sampling.rules import StaticTransition
 
 PUBLISHED_TARGET = 0.9
-
-
-def _check_count(what: str, value: Any, mitigation: str, least: int) -> None:
-    if not is_whole(value, least):
-        raise InputError(f"The {what} of {mitigation} is {value!r}: use a whole number from {least} on.")
 
 
 @register
@@ -44,7 +40,7 @@ class HanBatch(Mitigation):
 
     rho: float = 50.0
     gamma: float = 0.7
-    rounds: int = 2
+    rounds: Whole = 2
     time: float = 900.0
     as_published: bool = False
 
@@ -58,12 +54,6 @@ class HanBatch(Mitigation):
     cost: ClassVar[str] = "8 U-Net rows a picture (two pairs, twice)"
     sampled: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        for name in ("rho", "gamma", "time"):
-            if not is_number(getattr(self, name)):
-                raise InputError(f"The {name} of {self.name} is {getattr(self, name)!r}: give a finite number.")
-        _check_count("rounds", self.rounds, self.name, least=0)
-
     def guidance(self, scale: float | Rule) -> Rule:
         if not is_number(scale):
             raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
@@ -71,20 +61,19 @@ class HanBatch(Mitigation):
 
     @contextmanager
     def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        gap = FirstGap(substrate, batch, cost)
+        first = FirstStep(substrate, batch, cost)
         reach = self.rho * (1.0 if self.as_published else norm_scale(substrate))
-        noise = batch.latents.to(substrate.device, torch.float32)
         with torch.no_grad():
-            noise = adjusted(gap, noise, reach, self.gamma, self.rounds)
+            noise = adjusted(first, first.noise, reach, self.gamma, self.rounds)
         yield replace(batch, latents=noise.cpu())
 
 
-def adjusted(gap: FirstGap, noise: Tensor, reach: float, gamma: float, rounds: int) -> Tensor:
+def adjusted(first: FirstStep, noise: Tensor, reach: float, gamma: float, rounds: int) -> Tensor:
     """Return the noise [B, C, h, w] of a whole batch after `rounds` moves against D(x + reach D / ||D||) - D(x)."""
     rows = range(len(noise))
     for _ in range(rounds):
-        here = gap(noise, rows)
-        noise = noise - gamma * (gap(noise + reach * directions(here), rows) - here)
+        here = first.gap(noise, rows)
+        noise = noise - gamma * (first.gap(noise + reach * directions(here), rows) - here)
     return noise
 
 
@@ -100,9 +89,9 @@ class HanSample(Mitigation):
     """
 
     target: float | None = None
-    quantile: float = 0.5
-    lr: float = 0.01
-    iterations: int = 1000
+    quantile: Share = 0.5
+    lr: Positive = 0.01
+    iterations: Whole = 1000
 
     name: ClassVar[str] = "han-sample"
     label: ClassVar[str] = "noise optimized to a small gap"
@@ -113,19 +102,12 @@ class HanSample(Mitigation):
     cost: ClassVar[str] = "4 U-Net rows an iteration (a pair, forward and backward), until the target is reached"
     sampled: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        checked_quantile(self.quantile)
-        if not (self.target is None or is_number(self.target)) or not is_number(self.lr) or self.lr <= 0:
-            raise InputError(f"{self.name} takes a finite target (or None) and a learning rate above 0, not {self.target!r} and {self.lr!r}.")
-        _check_count("iterations", self.iterations, self.name, least=0)
-
     def full_run(self) -> Mitigation:
         return replace(self, target=-1.0, iterations=10)
 
     @contextmanager
     def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        gap = FirstGap(substrate, batch, cost)
-        yield replace(batch, latents=self.optimized(gap, batch.latents, self.target_on(substrate, batch)))
+        yield replace(batch, latents=self.optimized(FirstStep(substrate, batch, cost), self.target_on(substrate, batch)))
 
     def target_on(self, substrate: Any, batch: Batch) -> float:
         """The target for this model."""
@@ -133,18 +115,13 @@ class HanSample(Mitigation):
             return self.target
         if published_applies(substrate, self):
             return PUBLISHED_TARGET
-        return reference_quantile(substrate, "first gap", first_gaps, self.quantile, batch.scheduler, batch.steps)
+        return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
 
-    def optimized(self, gap: FirstGap, noise: Tensor, target: float) -> Tensor:
+    def optimized(self, first: FirstStep, target: float) -> Tensor:
         """Return the noise [B, C, h, w] (CPU) of a whole batch, each sample optimized until it has reached `target`."""
-        leaves = as_leaves(noise, gap.substrate.device)
-        optimizer = torch.optim.AdamW(leaves, lr=self.lr)
-        live = list(range(len(leaves)))
-        for _ in range(self.iterations):
-            _, found = losses_and_gradients(lambda x, rows: norms(gap(x, rows)), [leaves[row] for row in live], live, target, gap)
-            gradients = dict(zip(live, found, strict=True))
-            live = [row for row in live if gradients[row] is not None]
-            if not live:
-                break
-            move(optimizer, leaves, [gradients.get(row) for row in range(len(leaves))])
+        leaves = as_leaves(list(first.noise))
+        descend(
+            lambda noise, rows: norms(first.gap(noise, rows)), leaves, target, torch.optim.AdamW(leaves, lr=self.lr), self.iterations,
+            at_once=first.at_once, scale=gradient_scale(first.substrate), counted=first.count_gradient,
+        )  # fmt: skip
         return torch.stack([leaf.detach() for leaf in leaves]).cpu()

@@ -8,16 +8,15 @@ but what a mitigation does to `<eot>`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.declared import Share, Whole
 from memlib.mitigations.base import Mitigation, prompt_generator, register
 from memlib.prompts.embedding import Embedding, Tokens
-from memlib.prompts.interventions import MASK_ORDERS, mask_padding
+from memlib.prompts.interventions import mask_padding
 
 UNCHANGED = "nothing: there is no padding"
 
@@ -80,9 +79,9 @@ class PadMask(Mitigation):
     prompt has the same positions in any batch. Source: `clip` Section 4.2, Partial Masking; Table 4.
     """
 
-    fraction: float = 0.7
-    which: str = "last"
-    seed: int = 0
+    fraction: Share = 0.7
+    which: Literal["last", "first", "random", "even"] = "last"
+    seed: Whole = 0
 
     name: ClassVar[str] = "pad-mask"
     label: ClassVar[str] = "pad ← 0 in part"
@@ -92,14 +91,6 @@ class PadMask(Mitigation):
     reported: ClassVar[tuple[str, ...]] = ("mask_pad_70",)
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("fraction", (0.4, 0.7, 1.0))
     needs_padding: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not is_number(self.fraction) or not 0 <= self.fraction <= 1:
-            raise InputError(f"Cannot mask a fraction of {self.fraction!r}: use a number from 0 to 1 (0.7 is 70 %).")
-        if self.which not in MASK_ORDERS:
-            raise InputError(f"Unknown choice of padding {self.which!r}: use one of {', '.join(MASK_ORDERS)}.")
-        if not is_whole(self.seed):
-            raise InputError(f"The seed of pad-mask is {self.seed!r}: use a whole number from 0 on.")
 
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
         embedding = Embedding(states, tokens)
@@ -129,10 +120,6 @@ class SotPad(Mitigation):
     full_prompt: ClassVar[str] = "only the <eot> state is set to zero"
     padding: ClassVar[str | None] = "sot"
     needs_padding: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.mask_eot, bool):
-            raise InputError(f"mask_eot is {self.mask_eot!r}: use True or False.")
 
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
         return _mask_eot(states, tokens) if self.mask_eot else states

@@ -14,21 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
+from memlib.base.declared import NotNegative, Share
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
-from memlib.base.numbers import is_number
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
-from memlib.mitigations.wen import OptimizedEmbeddingStrict, check_target
+from memlib.mitigations.wen import OptimizedEmbeddingStrict
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
+from memlib.sampling.calibration import published_applies, reference_quantile
 from memlib.sampling.first_step import FirstStep, first_magnitudes
 from memlib.sampling.guidance import Constant, Scales, StepInfo
 from memlib.sampling.loop import Cost, to_epsilon
@@ -132,11 +133,11 @@ class ReAnchoredPrompt(Mitigation):
     the magnitude at the first step over prompts that are not memorized. Source: Chen et al. 2025 (PRSS), program.
     """
 
-    search_target: float | None = None
-    search_quantile: float = 0.5
-    target: float | None = None
-    quantile: float = 0.99
-    full: float = 5 / 3
+    search_target: NotNegative | None = None
+    search_quantile: Share = 0.5
+    target: NotNegative | None = None
+    quantile: Share = 0.99
+    full: Annotated[float, Gt(1)] = 5 / 3
     paraphrases: str = ""
     masked: bool = False
 
@@ -150,15 +151,6 @@ class ReAnchoredPrompt(Mitigation):
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.5, 0.1))
     published_target: ClassVar[float] = 3.0
     published_search_target: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        for target, quantile in ((self.search_target, self.search_quantile), (self.target, self.quantile)):
-            check_target(self.name, target)
-            checked_quantile(quantile)
-        if not is_number(self.full) or self.full <= 1:
-            raise InputError(f"full is {self.full!r}: give the magnitude of full weight as a multiple of the target, above 1.")
-        if not isinstance(self.paraphrases, str):
-            raise InputError(f"paraphrases is {self.paraphrases!r}: give the path of a file with the columns prompt and paraphrase.")
 
     @property
     def key(self) -> dict[str, Any]:

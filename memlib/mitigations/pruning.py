@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
+from memlib.base.declared import Count, Part, Share, Whole
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
-from memlib.base.numbers import is_number, is_whole
 from memlib.base.store import Store
 from memlib.mitigations.base import Difference, Mitigation, get, register
 from memlib.mitigations.weights import WeightSet, nemo, pruned_rows, wanda
@@ -27,10 +28,9 @@ from memlib.mitigations.weights.weight_sets import shuffled, union
 from memlib.prompts.embedding import Embedding, Tokens, encode, tokenize
 from memlib.prompts.sets import choose_prompts
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import checked_quantile
 from memlib.sampling.loop import Cost
 
-SCOPES = ("prompt", "all")
+Scope = Literal["prompt", "all"]  # each prompt its own weights, or one model for all
 # Attacks ask for the same sets hundreds of times.
 _found: dict[str, WeightSet] = {}
 _spent: dict[str, int] = {}  # U-Net rows
@@ -47,14 +47,6 @@ class _Pruning(Mitigation):
     count: int | None
     random: int | None
     first_seed: int
-
-    def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise InputError(f"Unknown scope {self.scope!r} of {self.name}: use prompt (each prompt its own weights) or all (one model for all).")
-        for name, low, unset in (("count", 1, True), ("random", 0, True), ("first_seed", 0, False)):
-            value = getattr(self, name)
-            if not (value is None and unset) and not is_whole(value, low):
-                raise InputError(f"The {name} of {self.name} is {value!r}: use a whole number from {low} on{' or None' if unset else ''}.")
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         raise NotImplementedError
@@ -131,13 +123,13 @@ class Nemo(_Pruning):
     Source: Hintersdorf et al. 2024; program.
     """
 
-    scope: str = "prompt"
-    quantile: float = 0.84
-    seeds: int = 10
-    step: int = 0
-    count: int | None = None
-    random: int | None = None
-    first_seed: int = 0
+    scope: Scope = "prompt"
+    quantile: Share = 0.84
+    seeds: Annotated[int, Ge(2)] = 10
+    step: Literal[0, 1] = 0
+    count: Count | None = None
+    random: Whole | None = None
+    first_seed: Whole = 0
 
     neurons: ClassVar[bool] = True
     name: ClassVar[str] = "nemo"
@@ -148,12 +140,6 @@ class Nemo(_Pruning):
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("noise differences take the second step's time with the first step's latents", {"step": 1}, "14"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_quantile(self.quantile)
-        if not is_whole(self.seeds, 2) or self.step not in (0, 1):
-            raise InputError(f"nemo takes at least 2 seeds and step 0 or 1, not {self.seeds!r} and {self.step!r}.")
 
     def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         bound = nemo.limit_of(substrate, self)
@@ -171,16 +157,16 @@ class Wanda(_Pruning):
     Source: Chavhan et al. 2024; program.
     """
 
-    scope: str = "prompt"
-    ratio: float = 0.01
-    share: float = 0.2
-    base: str = "captions"
-    seeds: int = 1
-    steps: int = 50
+    scope: Scope = "prompt"
+    ratio: Part = 0.01
+    share: Part = 0.2
+    base: Literal["captions", "empty"] = "captions"
+    seeds: Count = 1
+    steps: Count = 50
     scale: float = 7.5
-    count: int | None = None
-    random: int | None = None
-    first_seed: int = 0
+    count: Count | None = None
+    random: Whole | None = None
+    first_seed: Whole = 0
 
     name: ClassVar[str] = "wanda"
     label: ClassVar[str] = "weights pruned"
@@ -188,16 +174,6 @@ class Wanda(_Pruning):
     source: ClassVar[str] = "Chavhan et al., 2024; dori"
     cost: ClassVar[str] = "a fifth of a sampling run for each prompt beforehand"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("ratio", (0.003, 0.01, 0.03))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in (("ratio", self.ratio), ("share", self.share)):
-            if not is_number(value) or not 0 < value <= 1:
-                raise InputError(f"The {name} of wanda is {value!r}: give a number above 0, up to 1.")
-        if self.base not in wanda.BASES:
-            raise InputError(f"Unknown base {self.base!r} of wanda: use one of {', '.join(wanda.BASES)}.")
-        if any(not is_whole(n, 1) for n in (self.seeds, self.steps)):
-            raise InputError(f"wanda takes at least one seed and one step, not {self.seeds!r} and {self.steps!r}.")
 
     def norms(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
         """The norms of the feed-forward layers' inputs for each row of `embedding`."""
@@ -218,7 +194,7 @@ class PrunedFor(Mitigation):
     This is what the removal of one picture does to others. Not in the registry, for it is a question about a mitigation and not one itself.
     """
 
-    method: str = "nemo"
+    method: Literal["nemo", "wanda"] = "nemo"
     prompt: str = ""
 
     name: ClassVar[str] = "pruned-for"
@@ -227,10 +203,6 @@ class PrunedFor(Mitigation):
     source: ClassVar[str] = "dori"
     family: ClassVar[str] = "weights"
     sampled: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.method not in (Nemo.name, Wanda.name):
-            raise InputError(f"Weights cannot be pruned by {self.method!r}: use {Nemo.name} or {Wanda.name}.")
 
     @property
     def key(self) -> dict[str, Any]:

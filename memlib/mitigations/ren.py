@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.declared import Count
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.prompts.embedding import CONTEXT_LENGTH
 from memlib.sampling.attention.record import cross_attention_layers
@@ -77,7 +77,7 @@ class MaskedAttention(Mitigation):
     mask_eot: bool = False
     mask_uncond: bool = True
     as_published: bool = False
-    images: int = 10
+    images: Count = 10
 
     name: ClassVar[str] = "ren"
     label: ClassVar[str] = "attention masked and rescaled"
@@ -94,12 +94,6 @@ class MaskedAttention(Mitigation):
     sampled: ClassVar[bool] = True
     through: ClassVar[str] = "guided"
     version: ClassVar[int] = 2  # positions left out and not masked: other last digits
-
-    def __post_init__(self) -> None:
-        if not is_number(self.scale):
-            raise InputError(f"The scale of ren is {self.scale!r}: give a finite number (1.25 is published, 1 changes nothing).")
-        if not is_whole(self.images, 1):
-            raise InputError(f"The number of images of ren is {self.images!r}: give a whole number of at least 1.")
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the positions kept [2B, 77] and the factors [2B] for the unconditional and then the conditional rows."""

@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.declared import Count, Positive, Share
 from memlib.mitigations.base import Difference, Mitigation, register
-from memlib.mitigations.sharpness import OBJECTIVES, PUBLISHED_PICTURES, RISE, Owner, Search, published_gap, sharpness_loss
+from memlib.mitigations.sail_search import PUBLISHED_PICTURES, RISE, Owner, Search, sharpness_loss
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import checked_quantile, has_sd1_latents, is_default, reference_quantile
-from memlib.sampling.first_gap import FirstGap, norm_scale
+from memlib.sampling.calibration import has_sd1_latents, is_default, reference_quantile
+from memlib.sampling.first_step import FirstStep, norm_scale
 from memlib.sampling.loop import Cost
 
 PUBLISHED_THRESHOLD = 8.2
@@ -48,13 +47,13 @@ class Sail(Mitigation):
     """
 
     threshold: float | None = None
-    quantile: float = 0.9
+    quantile: Share = 0.9
     alpha: float | None = None
-    lr: float = 0.05
-    steps: int = 10
-    candidates: int = 1
-    rounds: int = 12
-    objective: str = "gap"
+    lr: Positive = 0.05
+    steps: Count = 10
+    candidates: Count = 1
+    rounds: Count = 12
+    objective: Literal["gap", "difference"] = "gap"
     as_published: bool = False
 
     name: ClassVar[str] = "sail"
@@ -70,28 +69,13 @@ class Sail(Mitigation):
     cost: ClassVar[str] = "8 U-Net rows a step (two pairs, forward and backward), until the threshold is reached"
     sampled: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        checked_quantile(self.quantile)
-        for name in ("threshold", "alpha"):
-            if not (getattr(self, name) is None or is_number(getattr(self, name))):
-                raise InputError(f"The {name} of sail is {getattr(self, name)!r}: give a finite number, or None for the usual one.")
-        if not is_number(self.lr) or self.lr <= 0:
-            raise InputError(f"The learning rate of sail is {self.lr!r}: give a number above 0.")
-        for name in ("steps", "candidates", "rounds"):
-            value = getattr(self, name)
-            if not is_whole(value, 1):
-                raise InputError(f"The {name} of sail are {value!r}: use a whole number of at least 1.")
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"Unknown objective {self.objective!r} of sail: use one of {', '.join(OBJECTIVES)}.")
-
     def full_run(self) -> Mitigation:
         return replace(self, threshold=-1.0, rounds=1)
 
     @contextmanager
     def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        gap = published_gap(FirstGap(substrate, batch, cost)) if self.as_published else FirstGap(substrate, batch, cost)
         search = Search(
-            gap, substrate.latent_shape, self.threshold_on(substrate, batch), RISE * (1.0 if self.as_published else norm_scale(substrate)),
+            FirstStep(substrate, batch, cost), substrate.latent_shape, self.threshold_on(substrate, batch), RISE * (1.0 if self.as_published else norm_scale(substrate)),
             alpha=self.alpha_on(substrate), objective=self.objective, lr=self.lr, steps=self.steps, candidates=self.candidates,
             rounds=self.rounds, as_published=self.as_published,
         )  # fmt: skip
@@ -123,7 +107,7 @@ class Sail(Mitigation):
         @torch.no_grad()
         def losses(model: Any, others: Batch, spent: Cost) -> Tensor:
             noise = others.latents.to(model.device, torch.float32)
-            return sharpness_loss(FirstGap(model, others, spent), noise, range(len(noise)), alpha, self.objective)
+            return sharpness_loss(FirstStep(model, others, spent).gap, noise, range(len(noise)), alpha, self.objective)
 
         name = f"sail {self.objective}, alpha {alpha:g}"
         return reference_quantile(substrate, name, losses, self.quantile, batch.scheduler, batch.steps)

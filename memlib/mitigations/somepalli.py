@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.declared import NotNegative, Whole
 from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
 from memlib.prompts.embedding import Tokens
 from memlib.sampling.batches import Batch
@@ -33,19 +32,14 @@ def _draw(count: int, generator: torch.Generator) -> int:
 class _AddedWords(Mitigation):
     """`count` words put in one after another, each at any place between the words of the text so far, both ends included."""
 
-    count: int = 4
-    seed: int = 0
+    count: Whole = 4
+    seed: Whole = 0
 
     full_prompt: ClassVar[str] = "the added words push the last ones out"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("count", (4, 8))
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("one word is added, as programs of Wen et al. and MemBench do, and not four", {"count": 1}, "11"),
     )
-
-    def __post_init__(self) -> None:
-        for what, value in (("count", self.count), ("seed", self.seed)):
-            if not is_whole(value):
-                raise InputError(f"The {what} of {self.name} is {value!r}: use a whole number from 0 on.")
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
         """One word to put into `prompt`."""
@@ -120,8 +114,8 @@ class EmbeddingNoise(Mitigation):
     unconditional embedding of its own. Source: Somepalli et al. 2023b, Section 6.
     """
 
-    strength: float = 0.1
-    seed: int = 0
+    strength: NotNegative = 0.1
+    seed: Whole = 0
     as_published: bool = False
 
     name: ClassVar[str] = "embedding-noise"
@@ -130,12 +124,6 @@ class EmbeddingNoise(Mitigation):
     source: ClassVar[str] = "Somepalli et al., 2023"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.1, 0.5))
     differences: ClassVar[tuple[Difference, ...]] = (Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),)
-
-    def __post_init__(self) -> None:
-        if not is_number(self.strength) or self.strength < 0:
-            raise InputError(f"The strength of embedding-noise is {self.strength!r}: give a number from 0 on.")
-        if not is_whole(self.seed):
-            raise InputError(f"The seed of embedding-noise is {self.seed!r}: use a whole number from 0 on.")
 
     @property
     def sampled(self) -> bool:

@@ -8,8 +8,9 @@ According to `basin` a transition exists for memorized prompts only: on others t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from memlib.base.declared import NotNegative, Whole
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
@@ -23,7 +24,8 @@ class _Guided(Mitigation):
     family: ClassVar[str] = "guidance"
 
     def __post_init__(self) -> None:
-        self.rule(7.5)  # refuses parameters that no rule takes
+        super().__post_init__()
+        self.rule(7.5)  # refuses parameters that no rule takes together
 
     def rule(self, scale: float) -> Rule:
         raise NotImplementedError
@@ -34,12 +36,6 @@ class _Guided(Mitigation):
         return self.rule(float(scale))
 
 
-def _finite(mitigation: Mitigation, **values: Any) -> None:
-    for name, value in values.items():
-        if not is_number(value):
-            raise InputError(f"The {name} of {mitigation.name} is {value!r}: give a finite number.")
-
-
 @register
 @dataclass(frozen=True)
 class StaticTransition(_Guided):
@@ -47,7 +43,7 @@ class StaticTransition(_Guided):
 
     time: float = 500.0
     before: float = 0.0
-    step: int | None = None
+    step: Whole | None = None
 
     name: ClassVar[str] = "static-transition"
     label: ClassVar[str] = "guidance from t*"
@@ -59,7 +55,6 @@ class StaticTransition(_Guided):
     def rule(self, scale: float) -> Rule:
         if self.step is not None:
             return rules.StaticTransition(scale, self.step, self.before)
-        _finite(self, time=self.time)
         return rules.StaticTransition(scale, None, self.before, self.time)
 
 
@@ -83,7 +78,7 @@ class StaticTransitionOpposite(StaticTransition):
 class DynamicTransition(_Guided):
     """Guidance that starts for each picture at its own first local minimum of the magnitude; see the rule for `variant`."""
 
-    variant: str = "text"
+    variant: Literal["text", "as_published"] = "text"
 
     name: ClassVar[str] = "dynamic-transition"
     label: ClassVar[str] = "guidance from minimum"
@@ -101,7 +96,7 @@ class DynamicTransition(_Guided):
 class DynamicTransitionOpposite(_Guided):
     """Opposite guidance until the local minimum, `strength` times as strong as the guidance after it (1 in Algorithm 1)."""
 
-    strength: float = 1.0
+    strength: NotNegative = 1.0
 
     name: ClassVar[str] = "dynamic-transition-opposite"
     label: ClassVar[str] = "opposite until minimum"
@@ -111,9 +106,6 @@ class DynamicTransitionOpposite(_Guided):
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("strength", (0.25, 1.0))
 
     def rule(self, scale: float) -> Rule:
-        _finite(self, strength=self.strength)
-        if self.strength < 0:
-            raise InputError(f"The strength of {self.name} is {self.strength!r}: give a number from 0 on (1 is as strong as the guidance).")
         return rules.DynamicTransition(scale, -self.strength * scale)
 
 
@@ -123,7 +115,7 @@ class AnnealedGuidance(_Guided):
     """Guidance that rises over the whole schedule, from `before` to the usual scale."""
 
     before: float = 1.0
-    shape: str = "linear"
+    shape: Literal["linear", "cosine"] = "linear"
 
     name: ClassVar[str] = "annealed-guidance"
     label: ClassVar[str] = "rising guidance"

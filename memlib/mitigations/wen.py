@@ -8,7 +8,7 @@ depend on what is sampled with it. The public program has one embedding and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.declared import Count, NotNegative, Positive, Share
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling.batches import Batch, initial_latents
-from memlib.sampling.calibration import checked_quantile, published_applies, reference_quantile
-from memlib.sampling.first_step import FirstStep, first_magnitudes, weighted
+from memlib.sampling.calibration import published_applies, reference_quantile
+from memlib.sampling.first_step import FirstStep, Loss, as_leaves, descend, first_magnitudes, gradient_scale, weighted
 from memlib.sampling.loop import Cost
 
 WEIGHT_DECAY = 0.01  # AdamW's own default, which the program leaves as it is.
-HALF_SCALE = 2.0**8  # Half precision loses small gradients; powers of two are exact.
-
-Loss = Callable[[Tensor, list[int]], Tensor]
 
 
 def optimize(
@@ -36,42 +33,21 @@ def optimize(
 ) -> Tensor:  # fmt: skip
     """Return embeddings [G, 77, d] moved by AdamW until the loss of each is at most `target`, or for `iterations` updates.
 
-    `loss(states, which)` gives the losses [A] of the embeddings with the numbers `which` at `states` [A, 77, d]. Each embedding is
-    tested before each update and moves no more once it has reached the target: no gradient, momentum or weight
-    decay. The state of ``<sot>`` stays as it is; with `decay_sot` its gradient alone is zero, as in the program, and weight decay
-    shrinks it. `at_once` embeddings are differentiated together, and losses are multiplied by `scale` meanwhile. Raises
-    InputError where a gradient is not finite.
+    `loss(states, which)` gives the losses [A] of the embeddings with the numbers `which` at `states` [A, 77, d]. The state of ``<sot>``
+    stays as it is; with `decay_sot` its gradient alone is zero, as in the program, and weight decay shrinks it. The rest is as in
+    `memlib.sampling.first_step.descend`.
     """
-    fixed = 0 if decay_sot else 1
-    moving = [start[fixed:].detach().clone().float().requires_grad_() for start in starts]
-    optimizer = torch.optim.AdamW(moving, lr=lr, weight_decay=WEIGHT_DECAY)
-    active = list(range(len(moving)))
-    for _ in range(iterations):
-        optimizer.zero_grad(set_to_none=True)
-        above: list[int] = []
-        for begin in range(0, len(active), at_once):
-            which = active[begin : begin + at_once]
-            with torch.enable_grad():
-                states = torch.stack([torch.cat([starts[i, :fixed].float(), moving[i]]) for i in which])
-                losses = loss(states, which)
-                # "not below" rather than "above", so that a loss that is no number ends in an error and not in silence.
-                kept = [k for k, value in enumerate(losses.tolist()) if not value <= target]
-                if kept:
-                    (scale * losses[kept].sum()).backward()
-            for k in set(range(len(which))) - set(kept):
-                moving[which[k]].grad = None
-            above += [which[k] for k in kept]
-        if not above:
-            break
-        for i in above:
-            gradient = moving[i].grad.div_(scale)
-            if not torch.isfinite(gradient).all():
-                raise InputError("The gradient of the magnitude by the embedding is not finite in this precision: load the model with dtype='float32'.")
-            if decay_sot:
-                gradient[0] = 0
-        optimizer.step()
-        active = above
-    return torch.stack([torch.cat([start[:fixed].float(), moved.detach()]) for start, moved in zip(starts, moving, strict=True)])
+    fixed = starts[:, :1].detach().float()
+    leaves = as_leaves(list(starts if decay_sot else starts[:, 1:]))
+
+    def of_moving(moving: Tensor, which: list[int]) -> Tensor:
+        sot, rest = (moving[:, :1].detach(), moving[:, 1:]) if decay_sot else (fixed[which], moving)
+        return loss(torch.cat([sot, rest], 1), which)
+
+    optimizer = torch.optim.AdamW(leaves, lr=lr, weight_decay=WEIGHT_DECAY)
+    descend(of_moving, leaves, target, optimizer, iterations, at_once=at_once, scale=scale)
+    moved = torch.stack([leaf.detach() for leaf in leaves])
+    return moved if decay_sot else torch.cat([fixed, moved], 1)
 
 
 def blocks(batch: Batch, images: int, latent_shape: Sequence[int]) -> tuple[Batch, list[list[int]], list[int]]:
@@ -98,12 +74,6 @@ def blocks(batch: Batch, images: int, latent_shape: Sequence[int]) -> tuple[Batc
     return together, [list(range(b * images, (b + 1) * images)) for b in range(len(places))], of
 
 
-def check_target(name: str, target: Any) -> None:
-    """Raise InputError for a target that is neither None nor a finite number from 0 on."""
-    if target is not None and (not is_number(target) or target < 0):
-        raise InputError(f"The target of {name} is {target!r}: give a magnitude from 0 on, or None for the published one or its quantile.")
-
-
 @register
 @dataclass(frozen=True)
 class OptimizedEmbedding(Mitigation):
@@ -119,12 +89,12 @@ class OptimizedEmbedding(Mitigation):
     decay that shrinks ``<sot>`` although its gradient is set to zero. Source: Wen et al. 2024, Section 5; `clip` Table 4.
     """
 
-    target: float | None = None
-    quantile: float = 0.99
-    lr: float = 0.05
-    iterations: int = 10
+    target: NotNegative | None = None
+    quantile: Share = 0.99
+    lr: Positive = 0.05
+    iterations: Count = 10
     as_published: bool = False
-    images: int = 4
+    images: Count = 4
 
     name: ClassVar[str] = "wen-3"
     label: ClassVar[str] = "optimized embedding, target 3"
@@ -138,15 +108,6 @@ class OptimizedEmbedding(Mitigation):
     )
     sampled: ClassVar[bool] = True
     published_target: ClassVar[float] = 3.0
-
-    def __post_init__(self) -> None:
-        check_target(self.name, self.target)
-        checked_quantile(self.quantile)
-        if not is_number(self.lr) or self.lr <= 0:
-            raise InputError(f"The learning rate of {self.name} is {self.lr!r}: give a number above 0.")
-        for what, value in (("iterations", self.iterations), ("images", self.images)):
-            if not is_whole(value, 1):
-                raise InputError(f"The number of {what} of {self.name} is {value!r}: give a whole number of at least 1.")
 
     def threshold(self, substrate: Any, batch: Batch) -> float:
         """The target on this substrate, in units of the loss."""
@@ -190,7 +151,7 @@ class OptimizedEmbedding(Mitigation):
         starts = samples.embedding.states[[group[0] for group in groups]].to(substrate.device)
         states = optimize(
             loss, starts, target, iterations=self.iterations, lr=self.lr, decay_sot=self.as_published,
-            at_once=max(1, first.with_gradient // len(groups[0])), scale=HALF_SCALE if substrate.dtype == torch.float16 else 1.0,
+            at_once=max(1, first.at_once // len(groups[0])), scale=gradient_scale(substrate),
         )  # fmt: skip
         return states.cpu()[of]
 
@@ -204,7 +165,7 @@ class OptimizedEmbedding(Mitigation):
 class OptimizedEmbeddingStrict(OptimizedEmbedding):
     """The same with a target of 1, about the magnitude of ordinary prompts on Stable Diffusion 1: their median elsewhere."""
 
-    quantile: float = 0.5
+    quantile: Share = 0.5
 
     name: ClassVar[str] = "wen-1"
     label: ClassVar[str] = "optimized embedding, target 1"

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from memlib.base.declared import Declared, Whole
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
 from memlib.sampling.guidance import Scales, StepInfo, known_ahead
 
-VARIANTS = ("text", "as_published")
-SHAPES = ("linear", "cosine")
 DEFAULT_STEP = 10
 
 
-def _check_numbers(rule: Any, **values: Any) -> None:
-    for name, value in values.items():
-        if not is_number(value):
-            raise InputError(f"The {name} of {rule.name} is {value!r}: give a finite number.")
-
-
 @dataclass(frozen=True)
-class StaticTransition:
+class StaticTransition(Declared):
     """Guidance `before` up to a step that is the same for all samples, `scale` from then on.
 
     Either `step`, the index of the first step with `scale` (0 is plain guidance; 10 where neither is given), or `time`: `scale`
@@ -41,21 +33,17 @@ class StaticTransition:
     """
 
     scale: float = 7.5
-    step: int | None = None
+    step: Whole | None = None
     before: float = 0.0
     time: float | None = None
     name: ClassVar[str] = "static-transition"
 
     def __post_init__(self) -> None:
-        _check_numbers(self, scale=self.scale, before=self.before)
+        super().__post_init__()
         if self.step is not None and self.time is not None:
             raise InputError("A static transition has a step or a time, not both: leave one of them out.")
-        if self.time is not None:
-            _check_numbers(self, time=self.time)
-        elif self.step is None:
+        if self.time is None and self.step is None:
             object.__setattr__(self, "step", DEFAULT_STEP)
-        if self.step is not None and not is_whole(self.step):
-            raise InputError(f"The step of {self.name} is {self.step!r}: give a whole number from 0 (plain guidance) on.")
 
     @property
     def params(self) -> dict[str, Any]:
@@ -72,7 +60,7 @@ class StaticTransition:
 
 
 @dataclass(frozen=True)
-class DynamicTransition:
+class DynamicTransition(Declared):
     """Guidance `before` until a sample's magnitude has passed its first local minimum, `scale` from then on.
 
     The magnitude is d_t = || eps_c - eps_u ||^2 of one sample, in noise whatever the model predicts. With the values of the last two steps
@@ -88,15 +76,13 @@ class DynamicTransition:
 
     scale: float = 7.5
     before: float | None = None
-    variant: str = "text"
+    variant: Literal["text", "as_published"] = "text"
     name: ClassVar[str] = "dynamic-transition"
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise InputError(f"Unknown variant {self.variant!r} of {self.name}: use one of {', '.join(VARIANTS)}.")
+        super().__post_init__()
         if self.before is None:
             object.__setattr__(self, "before", 0.0 if self.variant == "text" else 1.0)
-        _check_numbers(self, scale=self.scale, before=self.before)
         if self.variant == "as_published" and self.before < 0:
             raise InputError("The published program for opposite guidance does not run: use variant 'text' with a negative before.")
 
@@ -122,7 +108,7 @@ class DynamicTransition:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(Declared):
     """Guidance that rises from `before` at the first step to `scale` at the last one, evenly or as half a cosine.
 
     The published schedules raise the weight w = scale - 1 of the difference from 0, hence `before` = 1. They are not normalised here to
@@ -133,13 +119,8 @@ class Annealed:
 
     scale: float = 7.5
     before: float = 1.0
-    shape: str = "linear"
+    shape: Literal["linear", "cosine"] = "linear"
     name: ClassVar[str] = "annealed"
-
-    def __post_init__(self) -> None:
-        _check_numbers(self, scale=self.scale, before=self.before)
-        if self.shape not in SHAPES:
-            raise InputError(f"Unknown shape {self.shape!r} of {self.name}: use one of {', '.join(SHAPES)}.")
 
     @property
     def params(self) -> dict[str, Any]:
@@ -157,7 +138,7 @@ class Annealed:
 
 
 @dataclass(frozen=True)
-class LimitedInterval:
+class LimitedInterval(Declared):
     """Guidance `scale` while the scheduler's time t is above `low` and at most `high`, `outside` at all other times.
 
     The published interval is one of noise levels, with no guidance (`outside` = 1) around it, and its best ends depend on the model.
@@ -174,7 +155,7 @@ class LimitedInterval:
     name: ClassVar[str] = "limited-interval"
 
     def __post_init__(self) -> None:
-        _check_numbers(self, scale=self.scale, high=self.high, low=self.low, outside=self.outside)
+        super().__post_init__()
         if self.low >= self.high:
             raise InputError(f"The interval of {self.name} runs from {self.high!r} down to {self.low!r}: give a high time above the low one.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlib.sampling.first_gap import FirstGap, as_leaves, directions, losses_and_gradients, move, norms
+from memlib.sampling.first_step import FirstStep, as_leaves, directions, gradient_scale, losses_and_gradients, move, norms
 
-OBJECTIVES = ("gap", "difference")
+# From noise [b, C, h, w] and rows of a batch to the difference there, as `FirstStep.gap` gives it.
+Gap = Callable[[Tensor, Sequence[int]], Tensor]
+
 RISE, RISE_AFTER = 0.1, 3
 PUBLISHED_BUDGET, PUBLISHED_PICTURES = 8, 4
 
 
-def sharpness_loss(gap: FirstGap, noise: Tensor, rows: Sequence[int], alpha: float, objective: str = "gap", stale: Tensor | None = None) -> Tensor:
+def sharpness_loss(gap: Gap, noise: Tensor, rows: Sequence[int], alpha: float, objective: str = "gap", stale: Tensor | None = None) -> Tensor:
     """Return the loss [b] of noise [b, C, h, w].
 
     With `stale` noise the direction is computed there, while its gradient still counts as that of `noise`: the program's
@@ -29,22 +31,12 @@ def sharpness_loss(gap: FirstGap, noise: Tensor, rows: Sequence[int], alpha: flo
     return norms(there if objective == "gap" else there - here) + alpha * norms(noise)
 
 
-def published_gap(gap: FirstGap) -> Any:
+def published_gap(first: FirstStep) -> Gap:
     """For a model of velocity, the gap as the program reads it: divided by -sqrt(1 - abar)."""
-    if gap.solver.config.prediction_type != "v_prediction":
-        return gap
-    return _Scaled(gap, -1 / float((1 - gap.solver.alphas_cumprod[int(gap.t)]).sqrt()))
-
-
-class _Scaled:
-    def __init__(self, gap: FirstGap, factor: float):
-        self._gap, self._factor = gap, factor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._gap, name)
-
-    def __call__(self, noise: Tensor, rows: Sequence[int]) -> Tensor:
-        return self._factor * self._gap(noise, rows)
+    if first.solver.config.prediction_type != "v_prediction":
+        return first.gap
+    factor = -1 / float((1 - first.solver.alphas_cumprod[int(first.t)]).sqrt())
+    return lambda noise, rows: factor * first.gap(noise, rows)
 
 
 @dataclass
@@ -71,7 +63,7 @@ class Search:
     The other fields are those of `memlib.mitigations.sail.Sail`; `rise` is added to the threshold after every third failed round.
     """
 
-    gap: Any
+    first: FirstStep
     shape: Sequence[int]
     threshold: float
     rise: float
@@ -101,8 +93,8 @@ class Search:
     def _round(self, owners: list[Owner], number: int) -> None:
         starts = [(owner, noise) for owner in owners for noise in self._noise(owner, number)]
         whose = [owner for owner, _ in starts]
-        leaves = as_leaves(torch.stack([noise for _, noise in starts]), self.gap.substrate.device)
-        first = [leaf.detach().clone() for leaf in leaves] if self.as_published else None
+        leaves = as_leaves([noise.to(self.first.noise.device) for _, noise in starts])
+        begun = [leaf.detach().clone() for leaf in leaves] if self.as_published else None
         optimizer = torch.optim.Adam(leaves, lr=self.lr)
         threshold = self.threshold + self.rise * (number // RISE_AFTER)
         taken: set[int] = set()
@@ -111,7 +103,7 @@ class Search:
             live = [place for place, owner in enumerate(whose) if not owner.done]
             if not live:
                 break
-            losses, found = self._gradients(leaves, live, whose, threshold, first)
+            losses, found = self._gradients(leaves, live, whose, threshold, begun)
             for place, loss in zip(live, losses, strict=True):
                 noise = leaves[place].detach()
                 if loss <= threshold and place not in taken and not whose[place].done:
@@ -127,15 +119,18 @@ class Search:
             if not owner.done and place not in taken:
                 owner.lowest = sorted([*owner.lowest, entry], key=lambda pair: pair[0])[: owner.needed]
 
-    def _gradients(self, leaves: list[Tensor], live: list[int], whose: list[Owner], threshold: float, first: list[Tensor] | None) -> Any:
-        loss = partial(sharpness_loss, self.gap, alpha=self.alpha, objective=self.objective)
-        noise = [leaves[place] for place in live]
-        if first is None:
-            return losses_and_gradients(loss, noise, [whose[place].row for place in live], threshold, self.gap, calls=2)
-        # `rows` stand for candidates here, so that each finds its own first noise.
+    def _gradients(self, leaves: list[Tensor], live: list[int], whose: list[Owner], threshold: float, begun: list[Tensor] | None) -> Any:
+        first = self.first
+        gap = published_gap(first) if self.as_published else first.gap
+        of_noise = partial(sharpness_loss, gap, alpha=self.alpha, objective=self.objective)
+
+        def loss(x: Tensor, places: list[int]) -> Tensor:
+            stale = None if begun is None else torch.stack([begun[place] for place in places])
+            return of_noise(x, [whose[place].row for place in places], stale=stale)
+
         return losses_and_gradients(
-            lambda x, places: loss(x, [whose[p].row for p in places], stale=torch.stack([first[p] for p in places])),
-            noise, live, float("-inf"), self.gap, calls=2,
+            loss, [leaves[place] for place in live], live, threshold if begun is None else float("-inf"),
+            at_once=first.at_once, scale=gradient_scale(first.substrate), counted=partial(first.count_gradient, calls=2),
         )  # fmt: skip
 
 

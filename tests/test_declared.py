@@ -1,0 +1,61 @@
+"""Parameters: declared once by kind and range, checked when an object is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal
+
+import pytest
+from annotated_types import Gt
+
+from memlib.base.declared import LATER, Count, Declared, NotNegative, Part, Positive, Share, Whole, check, in_words
+from memlib.base.errors import InputError
+from memlib.mitigations import REGISTRY, get
+
+TAKEN = [(Share, [0, 0.5, 1.0]), (Part, [1, 0.1]), (Positive, [2, 1e-9]), (NotNegative, [0, 0.0]), (Whole, [0, 7]), (Count, [1]), (float, [-3, 2.5]),
+         (bool, [True, False]), (str, ["", "x"]), (Literal["a", "b"], ["a"]), (Share | None, [None, 0.3]), (Annotated[float, Gt(1)], [1.01])]  # fmt: skip
+REFUSED = [(Share, [-0.1, 1.1, True, "x", math.nan, None]), (Part, [0]), (Positive, [0, math.inf]), (NotNegative, [-1e-9]),
+           (Whole, [-1, 1.0, True, "3", None]), (Count, [0]), (float, [math.nan, -math.inf, "2", False, [1]]), (bool, ["x", 1, None]),
+           (str, [3, None]), (Literal["a", "b"], ["c", None, 1]), (Share | None, [2, "x"]), (Annotated[float, Gt(1)], [1])]  # fmt: skip
+
+
+def test_kinds_take_what_they_say_and_nothing_else():
+    for kind, values in TAKEN:
+        for value in values:
+            check(value, kind, "size of thing")
+    for kind, values in REFUSED:
+        for value in values:
+            with pytest.raises(InputError, match="size") as caught:
+                check(value, kind, "size of thing")
+            assert str(caught.value).endswith(f"{in_words(kind)}.") and repr(value) in str(caught.value) and "thing" in str(caught.value)
+
+
+def test_kinds_in_words():
+    words = {Share: "a number from 0 to 1", Part: "a number above 0, up to 1", Whole | None: "a whole number from 0 on, or None", bool: "True or False",
+             float: "a finite number", Literal["a", "b"]: "one of a, b", Annotated[Literal["a", "b"], LATER]: "one of a, b"}  # fmt: skip
+    assert {kind: in_words(kind) for kind in words} == words
+
+
+@dataclass(frozen=True)
+class Thing(Declared):
+    size: Share = 0.5
+    added: Annotated[bool, LATER] = False
+    name: ClassVar[str] = "thing"
+
+
+def test_what_came_later_is_left_out_of_keys_at_its_default():
+    assert Thing().keyed == {"size": 0.5} and Thing(added=True).keyed == {"size": 0.5, "added": True}
+    assert isinstance(Thing(1).keyed["size"], int)  # a key holds what was written
+    with pytest.raises(InputError, match="The added of thing is 'no': give True or False."):
+        Thing(added="no")
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_parameter_of_every_mitigation_is_checked(name):
+    """By the type of each default, which is known apart from the declaration."""
+    wrong = {bool: ["x", 1, None], int: [1.0, "3", True, math.nan], float: [math.nan, math.inf, "x", True], str: [3, None], type(None): ["x", math.nan]}
+    for field in fields(REGISTRY[name]):
+        for value in wrong[type(field.default)]:
+            with pytest.raises(InputError, match=f"{field.name} .*{name}"):
+                get(name, **{field.name: value})
