@@ -19,6 +19,7 @@ from memlib.base.declared import Positive, Share
 from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics.reference import Reference, copy_metric, fingerprint, no_reference, ordinary_similarity, reference_for
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Batch
 from memlib.sampling.first_step import gradient_scale, norm_scale
@@ -79,7 +80,7 @@ class AntiMemorizationGuidance(Mitigation):
         # What the folder holds, and not where it lies.
         return {**super().key, "reference": fingerprint(self.reference)}
 
-    def missing(self, substrate: Any) -> str:
+    def missing(self, substrate: Substrate) -> str:
         try:
             copy_metric(substrate)
         except NotMeasured as error:
@@ -87,14 +88,14 @@ class AntiMemorizationGuidance(Mitigation):
         return no_reference(substrate, self.reference)
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         if lacking := self.missing(substrate):
             raise InputError(lacking)
         metric = copy_metric(substrate)
         reference = reference_for(substrate, metric, self.reference, self.as_published)
         yield replace(batch, rule=Steered(self, substrate, batch, metric, reference, cost))
 
-    def factor(self, substrate: Any, metric: Any, reference: Reference) -> float:
+    def factor(self, substrate: Substrate, metric: Any, reference: Reference) -> float:
         """By what similarities of SSCD are multiplied for this descriptor."""
         if self.level is not None:
             return self.level / LATE
@@ -113,7 +114,7 @@ class Steered:
 
     name = "amg"
 
-    def __init__(self, amg: AntiMemorizationGuidance, substrate: Any, batch: Batch, metric: Any, reference: Reference, cost: Cost):
+    def __init__(self, amg: AntiMemorizationGuidance, substrate: Substrate, batch: Batch, metric: Any, reference: Reference, cost: Cost):
         self.amg, self.substrate, self.batch, self.metric, self.reference, self.cost = amg, substrate, batch, metric, reference, cost
         self.factor = amg.factor(substrate, metric, reference)
         self.strength = amg.strength * (1.0 if amg.as_published else norm_scale(substrate) ** 2)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.registry import Registered, enter, find
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import PADDINGS, Embedding, Tokens, encode, tokenize
 from memlib.sampling.guidance import Rule
 
@@ -110,11 +111,11 @@ class Mitigation(Registered):
         return scale
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         """Yield the batch to denoise; used where `sampled` is True."""
         yield batch
 
-    def missing(self, substrate: Any) -> str:
+    def missing(self, substrate: Substrate) -> str:
         """Return a sentence on what this substrate lacks for the mitigation to be measured, empty where it lacks nothing."""
         return ""
 

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from memlib.base.declared import Count, Share
 from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
+from memlib.models.protocol import Substrate
 from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers, record
 from memlib.sampling.batches import Batch
 from memlib.sampling.calibration import reference_quantile
@@ -21,7 +22,7 @@ from memlib.sampling.loop import Cost, trajectory
 CALIBRATED = 16  # Prompts for the target: each takes a whole run.
 
 
-def bright_masks(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+def bright_masks(substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
     """Return the attention to ``<eot>`` at the last step of an ordinary run of the batch, [B, h, w] on the CPU.
 
     The mean over heads and over the finest cross-attention layers of the down path, conditional half, resized to the
@@ -44,7 +45,7 @@ def bright_masks(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
     return interpolate(joined[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def masked_magnitudes(substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+def masked_magnitudes(substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
     """Return ``||difference * mask|| / mean(mask)`` at the first step [B], with each sample's own `bright_masks`."""
     masks = bright_masks(substrate, batch, cost).to(substrate.device)
     return FirstStep(substrate, batch, cost).magnitudes(batch.embedding.states, range(len(batch.rows)), masks)
@@ -75,10 +76,10 @@ class BrightEnding(OptimizedEmbedding):
     )
     published_target: ClassVar[float] = 1.0
 
-    def masks(self, substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+    def masks(self, substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
         return bright_masks(substrate, batch, cost).to(substrate.device)
 
-    def reference(self, substrate: Any, batch: Batch) -> float:
+    def reference(self, substrate: Substrate, batch: Batch) -> float:
         return reference_quantile(
             substrate,
             "first magnitude, bright ending",

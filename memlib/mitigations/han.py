@@ -18,6 +18,7 @@ from memlib.base.declared import Positive, Share, Whole
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch
 from memlib.sampling.calibration import published_applies, reference_quantile
 from memlib.sampling.first_step import FirstStep, as_leaves, descend, directions, first_magnitudes, gradient_scale, norm_scale, norms
@@ -60,7 +61,7 @@ class HanBatch(Mitigation):
         return StaticTransition(float(scale), None, 0.0, float(self.time))
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         first = FirstStep(substrate, batch, cost)
         reach = self.rho * (1.0 if self.as_published else norm_scale(substrate))
         with torch.no_grad():
@@ -106,10 +107,10 @@ class HanSample(Mitigation):
         return replace(self, target=-1.0, iterations=10)
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         yield replace(batch, latents=self.optimized(FirstStep(substrate, batch, cost), self.target_on(substrate, batch)))
 
-    def target_on(self, substrate: Any, batch: Batch) -> float:
+    def target_on(self, substrate: Substrate, batch: Batch) -> float:
         """The target for this model."""
         if self.target is not None:
             return self.target

@@ -26,6 +26,7 @@ from memlib.base.hashing import digest
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
 from memlib.mitigations.wen import OptimizedEmbeddingStrict
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.batches import Batch
@@ -66,7 +67,7 @@ class ReAnchoring:
 
 
 @contextmanager
-def pushed_away(substrate: Any, rule: ReAnchoring, originals: Tensor, batch: Batch, cost: Cost) -> Iterator[None]:
+def pushed_away(substrate: Substrate, rule: ReAnchoring, originals: Tensor, batch: Batch, cost: Cost) -> Iterator[None]:
     """Add (w - 1) (e_mod - e_orig) to both halves of the U-Net's output, so that it passes guidance of any scale unchanged.
 
     `originals` are the original embeddings [B, 77, d]. The third U-Net row is computed for those samples only for which the term is
@@ -164,7 +165,7 @@ class ReAnchoredPrompt(Mitigation):
             raise InputError(f"{self.paraphrases} has no column paraphrase: give a file with the columns prompt and paraphrase.")
         return {prompt: list(rows) for prompt, rows in table.groupby("prompt", sort=False)["paraphrase"]}
 
-    def _modified(self, substrate: Any, batch: Batch, cost: Cost) -> tuple[Tensor, Tensor]:
+    def _modified(self, substrate: Substrate, batch: Batch, cost: Cost) -> tuple[Tensor, Tensor]:
         """The modified embeddings [B, 77, d] and whose original is above the search target [B], on the CPU."""
         originals = batch.embedding.states.float()
         optimization = BrightEnding if self.masked else OptimizedEmbeddingStrict
@@ -182,7 +183,7 @@ class ReAnchoredPrompt(Mitigation):
         states, armed = search(first, originals, candidates, chooser.threshold(substrate, batch), masks)
         return states, armed.cpu()
 
-    def threshold(self, substrate: Any, batch: Batch) -> float:
+    def threshold(self, substrate: Substrate, batch: Batch) -> float:
         """The magnitude from which re-anchoring acts on this substrate."""
         if self.target is not None:
             return self.target
@@ -195,7 +196,7 @@ class ReAnchoredPrompt(Mitigation):
         return replace(self, search_target=0.0, target=1e-6)
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         if not isinstance(batch.rule, Constant) or batch.rule.scale <= 1:
             raise InputError("prss chooses the guidance of each step itself: give it a number above 1 as guidance.")
         target = self.threshold(substrate, batch)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from memlib.base.declared import Count, Part, Share, Whole
 from memlib.base.errors import InputError
@@ -25,6 +25,7 @@ from memlib.base.store import Store
 from memlib.mitigations.base import Difference, Mitigation, get, register
 from memlib.mitigations.weights import WeightSet, nemo, pruned_rows, wanda
 from memlib.mitigations.weights.weight_sets import shuffled, union
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens, encode, tokenize
 from memlib.prompts.sets import choose_prompts
 from memlib.sampling.batches import Batch
@@ -48,10 +49,10 @@ class _Pruning(Mitigation):
     random: int | None
     first_seed: int
 
-    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+    def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         raise NotImplementedError
 
-    def missing(self, substrate: Any) -> str:
+    def missing(self, substrate: Substrate) -> str:
         if self.scope == "prompt":
             return ""
         try:
@@ -60,14 +61,14 @@ class _Pruning(Mitigation):
             return str(error)
         return ""
 
-    def _memorized(self, substrate: Any) -> tuple[str, ...]:
+    def _memorized(self, substrate: Substrate) -> tuple[str, ...]:
         return choose_prompts("memorized", substrate.family, self.count).prompts
 
-    def weights(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:
+    def weights(self, substrate: Substrate, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:
         """Return the set of weights for each row of `embedding`, from its states, whatever the scope."""
         return self._kept(substrate, [{"cond": digest(states.float())} for states in embedding.states], lambda row: embedding.select([row]), cost)
 
-    def for_prompts(self, substrate: Any, tokens: Tokens, cost: Cost | None = None) -> list[WeightSet]:
+    def for_prompts(self, substrate: Substrate, tokens: Tokens, cost: Cost | None = None) -> list[WeightSet]:
         """Return the set of weights for each prompt of `tokens`, from its text: its own, or the one of all memorized prompts, whose
         search belongs to the model and is not counted; as many at random in its place where that is asked for."""
         if self.random is not None:
@@ -81,13 +82,13 @@ class _Pruning(Mitigation):
             _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate))))
         return [_found[name]] * len(tokens)
 
-    def _random(self, substrate: Any, found: WeightSet) -> WeightSet:
+    def _random(self, substrate: Substrate, found: WeightSet) -> WeightSet:
         name = digest(["random", self.random, found.fingerprint])
         if name not in _found:
             _found[name] = shuffled(substrate, found, np.random.default_rng([self.random, int(found.fingerprint[:12], 16)]), self.neurons)
         return _found[name]
 
-    def _kept(self, substrate: Any, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
+    def _kept(self, substrate: Substrate, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
         """Sets from memory, from the store, or found now; `cost` is what finding them costs, now or earlier."""
         settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random")}
         keys = [{"pruning": settings, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), **one} for one in of]
@@ -107,7 +108,7 @@ class _Pruning(Mitigation):
         return [_found[name] for name in names]
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost)):
             yield batch
 
@@ -126,7 +127,7 @@ class Nemo(_Pruning):
     scope: Scope = "prompt"
     quantile: Share = 0.84
     seeds: Annotated[int, Ge(2)] = 10
-    step: Literal[0, 1] = 0
+    step: Annotated[int, Ge(0), Le(1)] = 0
     count: Count | None = None
     random: Whole | None = None
     first_seed: Whole = 0
@@ -141,7 +142,7 @@ class Nemo(_Pruning):
         Difference("noise differences take the second step's time with the first step's latents", {"step": 1}, "14"),
     )
 
-    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+    def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         bound = nemo.limit_of(substrate, self)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost)]
@@ -175,14 +176,14 @@ class Wanda(_Pruning):
     cost: ClassVar[str] = "a fifth of a sampling run for each prompt beforehand"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("ratio", (0.003, 0.01, 0.03))
 
-    def norms(self, substrate: Any, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
+    def norms(self, substrate: Substrate, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
         """The norms of the feed-forward layers' inputs for each row of `embedding`."""
         return wanda.input_norms(substrate, embedding, cost=cost, **self._sampling(self.first_seed))
 
     def _sampling(self, first: int) -> dict[str, Any]:
         return {"seeds": tuple(range(first, first + self.seeds)), "steps": self.steps, "share": self.share, "guidance": self.scale}
 
-    def find(self, substrate: Any, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+    def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         base = wanda.base_norms(substrate, self.base, **self._sampling(self.first_seed))
         return [wanda.weights(substrate, own, base, self.ratio) for own in self.norms(substrate, embedding, cost)]
 
@@ -210,6 +211,6 @@ class PrunedFor(Mitigation):
         return {**super().key, "by": get(self.method).key}
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         with pruned_rows(substrate.unet, get(self.method).for_prompts(substrate, tokenize(substrate.tokenizer, self.prompt))):
             yield batch

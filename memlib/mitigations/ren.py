@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
 from memlib.base.declared import Count
+from memlib.base.errors import InputError
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import CONTEXT_LENGTH
 from memlib.sampling.attention.record import cross_attention_layers
 from memlib.sampling.batches import Batch
@@ -111,7 +112,7 @@ class MaskedAttention(Mitigation):
         return torch.cat([uncond, cond]), factors.flatten()
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         keep, factors = self.rows(batch)
         with attention_edited(substrate.unet, keep.to(substrate.device), factors.to(substrate.device)):
             yield batch

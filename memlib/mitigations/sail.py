@@ -18,6 +18,7 @@ from torch import Tensor
 from memlib.base.declared import Count, Positive, Share
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.mitigations.sail_search import PUBLISHED_PICTURES, RISE, Owner, Search, sharpness_loss
+from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch
 from memlib.sampling.calibration import has_sd1_latents, is_default, reference_quantile
 from memlib.sampling.first_step import FirstStep, norm_scale
@@ -73,7 +74,7 @@ class Sail(Mitigation):
         return replace(self, threshold=-1.0, rounds=1)
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         search = Search(
             FirstStep(substrate, batch, cost), substrate.latent_shape, self.threshold_on(substrate, batch), RISE * (1.0 if self.as_published else norm_scale(substrate)),
             alpha=self.alpha_on(substrate), objective=self.objective, lr=self.lr, steps=self.steps, candidates=self.candidates,
@@ -89,13 +90,13 @@ class Sail(Mitigation):
             picked = [chosen[place][0] for place in owners]
         yield replace(batch, latents=torch.stack(picked).cpu())
 
-    def alpha_on(self, substrate: Any) -> float:
+    def alpha_on(self, substrate: Substrate) -> float:
         """The weight of the noise's norm for this model."""
         if self.alpha is not None:
             return self.alpha
         return 0.01 if substrate.prediction_type == "v_prediction" else 0.05
 
-    def threshold_on(self, substrate: Any, batch: Batch) -> float:
+    def threshold_on(self, substrate: Substrate, batch: Batch) -> float:
         """The first round's threshold for this model."""
         if self.threshold is not None:
             return self.threshold
@@ -105,7 +106,7 @@ class Sail(Mitigation):
         alpha = self.alpha_on(substrate)
 
         @torch.no_grad()
-        def losses(model: Any, others: Batch, spent: Cost) -> Tensor:
+        def losses(model: Substrate, others: Batch, spent: Cost) -> Tensor:
             noise = others.latents.to(model.device, torch.float32)
             return sharpness_loss(FirstStep(model, others, spent).gap, noise, range(len(noise)), alpha, self.objective)
 

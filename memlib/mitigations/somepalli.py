@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memlib.base.declared import NotNegative, Whole
 from memlib.mitigations.base import Difference, Mitigation, prompt_generator, register
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Tokens
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost
@@ -138,6 +139,6 @@ class EmbeddingNoise(Mitigation):
         return self.strength * torch.stack(rows).to(states)
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         uncond = batch.uncond.expand(len(batch.rows), -1, -1)
         yield replace(batch, uncond=uncond + self._noise(uncond, batch.embedding.tokens.prompts, "unconditional"))

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
 from memlib.base.declared import Count, NotNegative, Positive, Share
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch, initial_latents
 from memlib.sampling.calibration import published_applies, reference_quantile
 from memlib.sampling.first_step import FirstStep, Loss, as_leaves, descend, first_magnitudes, gradient_scale, weighted
@@ -109,7 +109,7 @@ class OptimizedEmbedding(Mitigation):
     sampled: ClassVar[bool] = True
     published_target: ClassVar[float] = 3.0
 
-    def threshold(self, substrate: Any, batch: Batch) -> float:
+    def threshold(self, substrate: Substrate, batch: Batch) -> float:
         """The target on this substrate, in units of the loss."""
         if self.target is not None:
             return self.target
@@ -117,7 +117,7 @@ class OptimizedEmbedding(Mitigation):
             return self.published_target
         return self.reference(substrate, batch)
 
-    def reference(self, substrate: Any, batch: Batch) -> float:
+    def reference(self, substrate: Substrate, batch: Batch) -> float:
         """The quantile that stands for the published target on other models."""
         return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
 
@@ -125,11 +125,11 @@ class OptimizedEmbedding(Mitigation):
         """The same with a target that is never reached, for timing its full cost."""
         return replace(self, target=0.0)
 
-    def masks(self, substrate: Any, batch: Batch, cost: Cost) -> Tensor | None:
+    def masks(self, substrate: Substrate, batch: Batch, cost: Cost) -> Tensor | None:
         """Weights [B, h, w] of the magnitude's pixels, or None for all alike."""
         return None
 
-    def optimized(self, substrate: Any, batch: Batch, cost: Cost) -> Tensor:
+    def optimized(self, substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
         """Return the optimized embeddings [B, 77, d], float32 on the CPU."""
         samples, groups, of = batch, [[i] for i in range(len(batch.rows))], list(range(len(batch.rows)))
         if self.as_published:
@@ -156,7 +156,7 @@ class OptimizedEmbedding(Mitigation):
         return states.cpu()[of]
 
     @contextmanager
-    def around(self, substrate: Any, batch: Batch, cost: Cost) -> Iterator[Batch]:
+    def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         yield replace(batch, embedding=batch.embedding.replace(self.optimized(substrate, batch, cost)))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.models.protocol import Substrate
 from memlib.models.speed import kernels, speed_of
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.sampling.guidance import Rule, as_rule
@@ -55,7 +55,7 @@ def initial_latents(seeds: Sequence[int], latent_shape: Sequence[int]) -> Tensor
 
 
 @torch.no_grad()
-def decode(substrate: Any, latents: Tensor) -> np.ndarray:
+def decode(substrate: Substrate, latents: Tensor) -> np.ndarray:
     """Decode latents [B, C, h, w] to pictures, uint8 [B, H, W, 3].
 
     The VAE's `scaling_factor` is honoured, and its `shift_factor` where it has one (which
@@ -96,11 +96,11 @@ class Batch:
     scheduler: str
 
 
-Around = Callable[[Any, Batch, Cost], AbstractContextManager[Batch]]
+Around = Callable[[Substrate, Batch, Cost], AbstractContextManager[Batch]]
 
 
 def sample_batches(
-    substrate: Any,
+    substrate: Substrate,
     embedding: Embedding,
     seeds: Sequence[int],
     steps: int = 50,
@@ -149,7 +149,7 @@ def sample_batches(
 
 
 def _batches(
-    substrate: Any,
+    substrate: Substrate,
     embedding: Embedding,
     pairs: list[tuple[int, int]],
     steps: int,
@@ -188,7 +188,7 @@ def _batches(
 
 
 def sample(
-    substrate: Any,
+    substrate: Substrate,
     embedding: Embedding,
     seeds: Sequence[int],
     steps: int = 50,
@@ -217,7 +217,7 @@ def sample(
     return pictures
 
 
-def uncond_states(substrate: Any, uncond: Embedding | Tensor | None = None) -> Tensor:
+def uncond_states(substrate: Substrate, uncond: Embedding | Tensor | None = None) -> Tensor:
     """Return the unconditional states [1, 77, d]: those given, or the empty prompt's."""
     if uncond is None:
         uncond = encode_prompts(substrate, [""])

@@ -17,6 +17,7 @@ from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.numbers import is_number
 from memlib.base.store import Store
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import choose_prompts, load_prompts
 from memlib.sampling.batches import SAMPLER_VERSION, Batch, Cost, initial_latents, uncond_states
@@ -27,10 +28,10 @@ GUIDANCE = 7.5  # Of quantities that need a whole run.
 SD1_LATENTS = (4, 64, 64)
 
 # From a substrate and B samples to one number per sample [B]; U-Net rows spent are added to the cost.
-Measure = Callable[[Any, Batch, Cost], Tensor]
+Measure = Callable[[Substrate, Batch, Cost], Tensor]
 
 
-def has_sd1_latents(substrate: Any) -> bool:
+def has_sd1_latents(substrate: Substrate) -> bool:
     """Say whether published thresholds apply as they are: 4 x 64 x 64 latents of a model that predicts noise."""
     return tuple(substrate.latent_shape) == SD1_LATENTS and substrate.prediction_type == "epsilon"
 
@@ -40,12 +41,12 @@ def is_default(method: Any, parameter: str) -> bool:
     return getattr(method, parameter) == getattr(type(method), parameter)
 
 
-def published_applies(substrate: Any, method: Any) -> bool:
+def published_applies(substrate: Substrate, method: Any) -> bool:
     """Say whether a method takes its published threshold: on the latents that it belongs to, unless another `quantile` is asked for."""
     return has_sd1_latents(substrate) and is_default(method, "quantile")
 
 
-def reference_prompts(substrate: Any) -> tuple[str, ...]:
+def reference_prompts(substrate: Substrate) -> tuple[str, ...]:
     """At most 64 prompts that the substrate has not memorized, of the kind of those that it has.
 
     Magnitudes depend on how much a prompt says. MiniSD's memorized prompts are titles and its held-out ones descriptions, whose
@@ -59,7 +60,7 @@ def reference_prompts(substrate: Any) -> tuple[str, ...]:
 
 
 def reference_values(
-    substrate: Any,
+    substrate: Substrate,
     name: str,
     measure: Measure,
     scheduler: str = "ddim",
@@ -94,7 +95,7 @@ def reference_values(
     return (Store() if store is None else store).score(key, compute)
 
 
-def reference_quantile(substrate: Any, name: str, measure: Measure, quantile: float, scheduler: str = "ddim", steps: int = 50, **options: Any) -> float:
+def reference_quantile(substrate: Substrate, name: str, measure: Measure, quantile: float, scheduler: str = "ddim", steps: int = 50, **options: Any) -> float:
     """Return the `quantile` (0 to 1) of `reference_values` over all prompts and seeds; raises InputError outside 0 to 1."""
     return float(np.quantile(reference_values(substrate, name, measure, scheduler, steps, **options), checked_quantile(quantile)))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.models.protocol import Substrate
 from memlib.models.speed import TextCache, speed_of, watched
 from memlib.sampling.guidance import Rule, StepInfo, as_rule
 
@@ -86,7 +87,7 @@ def _noise_per_output(t: float | Tensor, scheduler: Any) -> float:
 
 
 def trajectory(
-    substrate: Any,
+    substrate: Substrate,
     cond: Tensor,
     uncond: Tensor,
     latents: Tensor,
@@ -145,7 +146,7 @@ def _check_start(start: int, steps: int, scheduler: str) -> None:
 
 
 def _denoise(
-    substrate: Any,
+    substrate: Substrate,
     text: Tensor,
     latents: Tensor,
     solver: Any,

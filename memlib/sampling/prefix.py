@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, Fu
 from torch import Tensor
 
 from memlib.base.hashing import digest, picture_recipe
+from memlib.models.protocol import Substrate
 from memlib.models.speed import speed_of
 from memlib.sampling.guidance import Rule
 from memlib.sampling.loop import SAMPLER_VERSION, SINGLE_STEP, Cost, trajectory
@@ -56,12 +57,12 @@ class Kept:
 _KEPT: WeakKeyDictionary[Any, Kept] = WeakKeyDictionary()
 
 
-def forget(substrate: Any) -> None:
+def forget(substrate: Substrate) -> None:
     """Drop all that is kept for a substrate."""
     _KEPT.pop(substrate.unet, None)
 
 
-def unshared(substrate: Any) -> Any:
+def unshared(substrate: Substrate) -> Any:
     """The same substrate, each of whose pictures is made from its noise on: for timing what a method takes by itself."""
     speed = speed_of(substrate)
     return dataclasses.replace(substrate, speed=dataclasses.replace(speed, shared_prefix=False)) if speed.shared_prefix else substrate
@@ -84,7 +85,7 @@ def untouched(unet: Any) -> bool:
     )  # fmt: skip
 
 
-def begun(substrate: Any, batch: Batch, cost: Cost) -> tuple[int, Tensor]:
+def begun(substrate: Substrate, batch: Batch, cost: Cost) -> tuple[int, Tensor]:
     """Return the step to begin a batch at and its latents before that step, [B, C, h, w]; 0 and its noise where nothing is shared.
 
     For batches of `sample_batches` that nobody looks at or changes, whose latents are their seeds' noise. What the batch is spared is added to
@@ -100,7 +101,7 @@ def begun(substrate: Any, batch: Batch, cost: Cost) -> tuple[int, Tensor]:
     return length, _passed(substrate, batch, length)
 
 
-def _passed(substrate: Any, batch: Batch, length: int) -> Tensor:
+def _passed(substrate: Substrate, batch: Batch, length: int) -> Tensor:
     """Unguided latents of a batch before step `length`, each seed's continued from where it was left."""
     unet, full = substrate.unet, len(batch.latents)
     if unet not in _KEPT or not _KEPT[unet].belongs_to(unet):

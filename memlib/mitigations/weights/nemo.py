@@ -22,6 +22,7 @@ from memlib.base.hashing import digest
 from memlib.base.store import Store
 from memlib.mitigations.weights.ssim import ms_ssim
 from memlib.mitigations.weights.weight_sets import WeightSet, pruned
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.prompts.sets import choose_prompts
 from memlib.sampling.attention.taps import cross_attention_layers
@@ -67,7 +68,7 @@ def activations(model: Any, states: Tensor) -> dict[str, Tensor]:
     return {name: layer(states.to(layer.weight)).abs().float().mean(1).cpu() for name, layer in layers.items()}
 
 
-def statistics(substrate: Any, store: Store | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def statistics(substrate: Substrate, store: Store | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return mean and standard deviation [channels] of activations over up to 1,000 prompts that are not memorized, by layer."""
     prompts = sorted({*reference_prompts(substrate), *choose_prompts("not memorized", substrate.family, STATISTICS_PROMPTS).prompts})
 
@@ -80,7 +81,7 @@ def statistics(substrate: Any, store: Store | None = None) -> dict[str, tuple[np
 
 
 @torch.no_grad()
-def differences(substrate: Any, states: Tensor, seeds: Sequence[int], cost: Cost, step: int = 0) -> Tensor:
+def differences(substrate: Substrate, states: Tensor, seeds: Sequence[int], cost: Cost, step: int = 0) -> Tensor:
     """Return noise differences [S, C, h, w] of states [77, d] for each seed, each channel stretched to 0..1.
 
     The conditional prediction at the first step of a schedule of 50, in noise whatever the model predicts, minus the noise given
@@ -110,7 +111,7 @@ def alike_across_seeds(maps: Tensor) -> Tensor:
     return table.amax(1)
 
 
-def limit(substrate: Any, quantile: float = 0.84, seeds: int = 10, step: int = 0, store: Store | None = None) -> float:
+def limit(substrate: Substrate, quantile: float = 0.84, seeds: int = 10, step: int = 0, store: Store | None = None) -> float:
     """Return the `quantile` over prompts that are not memorized, and seeds, of `alike_across_seeds`.
 
     The published limit is the mean plus one standard deviation of such prompts, which is the 84th percentile of a normal distribution.
@@ -126,13 +127,13 @@ def limit(substrate: Any, quantile: float = 0.84, seeds: int = 10, step: int = 0
     return float(np.quantile((store or Store()).score(key, compute), quantile))
 
 
-def limit_of(substrate: Any, method: Any) -> float:
+def limit_of(substrate: Substrate, method: Any) -> float:
     """Return the published limit where it belongs, latents of Stable Diffusion 1, and elsewhere its counterpart for `method`."""
     return PUBLISHED_LIMIT if published_applies(substrate, method) else limit(substrate, method.quantile, method.seeds, method.step)
 
 
 def neurons(
-    substrate: Any, embedding: Embedding, bound: float, seeds: Sequence[int] = range(10), step: int = 0, cost: Cost | None = None,
+    substrate: Substrate, embedding: Embedding, bound: float, seeds: Sequence[int] = range(10), step: int = 0, cost: Cost | None = None,
     refine: bool = True,
 ) -> list[Neurons]:  # fmt: skip
     """Return the neurons for each prompt of `embedding`, found one prompt at a time: selection, then refinement (see `_select`, `_refine`)."""
@@ -140,7 +141,7 @@ def neurons(
     return [_search(substrate, states, known, bound, list(seeds), step, cost, refine) for states in embedding.states]
 
 
-def _search(substrate: Any, states: Tensor, known: Any, bound: float, seeds: list[int], step: int, cost: Cost, refine: bool) -> Neurons:
+def _search(substrate: Substrate, states: Tensor, known: Any, bound: float, seeds: list[int], step: int, cost: Cost, refine: bool) -> Neurons:
     plain = differences(substrate, states, seeds, cost, step)
     taking = (alike_across_seeds(plain) > bound).nonzero().flatten().tolist() if len(seeds) > 1 else [0]
     if not taking:
@@ -159,7 +160,7 @@ def _search(substrate: Any, states: Tensor, known: Any, bound: float, seeds: lis
     return Neurons(found, WeightSet.of_neurons(substrate, found), tuple(kept), target)
 
 
-def candidates(substrate: Any, states: Tensor, known: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def candidates(substrate: Substrate, states: Tensor, known: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return for each layer how many standard deviations each neuron's activation by `states` [77, d] is from its mean, and the activation."""
     active = {name: values[0].numpy() for name, values in activations(substrate, states[None]).items()}
     return {name: (np.abs(a - known[name][0]) / np.maximum(known[name][1], 1e-12), a) for name, a in active.items()}

@@ -21,6 +21,7 @@ from memlib.base.hashing import digest
 from memlib.base.numbers import is_number
 from memlib.base.store import Store
 from memlib.mitigations.weights.weight_sets import WeightSet
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.sampling.batches import SAMPLER_VERSION, initial_latents, trajectory, uncond_states
 from memlib.sampling.calibration import reference_prompts
@@ -51,7 +52,7 @@ def _inputs(layers: Mapping[str, nn.Linear], take: Any) -> Iterator[None]:
 
 
 def input_norms(
-    substrate: Any, embedding: Embedding, seeds: Sequence[int] = (0,), steps: int = 50, share: float = 0.2, guidance: Any = 7.5,
+    substrate: Substrate, embedding: Embedding, seeds: Sequence[int] = (0,), steps: int = 50, share: float = 0.2, guidance: Any = 7.5,
     scheduler: str = "ddim", cost: Cost | None = None,
 ) -> list[Norms]:  # fmt: skip
     """Return for each prompt the norms [T, in] of each layer's inputs in the first `share` of the steps of guided sampling.
@@ -82,7 +83,7 @@ def together(norms: Sequence[Norms]) -> Norms:
     return {name: np.sqrt(np.mean([np.square(one[name]) for one in norms], axis=0)) for name in norms[0]}
 
 
-def base_norms(substrate: Any, base: str = "captions", store: Store | None = None, **sampling: Any) -> Norms:
+def base_norms(substrate: Substrate, base: str = "captions", store: Store | None = None, **sampling: Any) -> Norms:
     """Return the norms of the base: ten prompts that are not memorized ("captions"), or the empty one ("empty").
 
     `sampling` are arguments of `input_norms`. Raises InputError for another base.
