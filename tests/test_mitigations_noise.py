@@ -298,7 +298,9 @@ def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_t
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path))
     monkeypatch.setattr("memlib.sampling.calibration.PROMPTS", 2)
     sd1 = load(sd1_tiny, device="cpu", dtype="float32")
-    monkeypatch.setitem(__import__("memlib.prompts.sets").prompts.ROLES["not memorized"], "sd", "figures")
+    from memlib.prompts import sets
+
+    monkeypatch.setitem(sets.ROLES["not memorized"], "sd", "figures")
     from memlib.prompts.sets import choose_prompts
     from memlib.sampling.calibration import SEEDS as REFERENCE_SEEDS
 

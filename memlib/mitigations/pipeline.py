@@ -7,9 +7,9 @@
 
 Only the pipeline object's `encode_prompt` is wrapped, and it goes on doing the encoding: LoRA weights and scales, textual
 inversion, `clip_skip`, half precision and offloading act as they do without. Scheduler, VAE and the negative or
-unconditional embedding are left alone, and so is the U-Net, except where a mitigation changes guidance: then its output is
-changed while the pipeline denoises (`memlib.mitigations.pipeline_guidance`). It works with every pipeline that has the text
-path of Stable Diffusion 1.x and 2.x: text to image, image to image, inpainting, ControlNet.
+unconditional embedding are left alone, and so is the U-Net, except where a mitigation changes guidance: then what it gives to this
+pipeline is changed while it denoises (`memlib.mitigations.pipeline_guidance`). Parts that other pipelines share are not touched. It works with every
+pipeline that has the text path of Stable Diffusion 1.x and 2.x: text to image, image to image, inpainting, ControlNet, AnimateDiff.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.mitigations.base import Mitigation, get
 from memlib.mitigations.pipeline_guidance import GuidedLoop, guides, refuse_other_loops
+from memlib.mitigations.pipeline_parts import standing_in
 from memlib.prompts.embedding import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
 
 NEEDED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds")
@@ -157,10 +158,10 @@ class Mitigated:
 
     @contextmanager
     def _other_padding(self, tokens: Tokens) -> Iterator[None]:
-        """Let the text encoder read the mitigation's padding token in place of the pipeline's own."""
+        """Let the text encoder read the mitigation's padding token in place of the pipeline's own, in calls of this pipeline."""
         pad_id = PADDINGS[self.mitigation.padding]
 
-        def swap(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def swapped(encoder: Any, *args: Any, **kwargs: Any) -> Any:
             ids = args[0] if args else kwargs["input_ids"]
             if tuple(ids.shape) != tuple(tokens.pad.shape):
                 raise InputError(
@@ -168,13 +169,10 @@ class Mitigated:
                     f"{self.mitigation.name} cannot tell which of them are padding."
                 )
             ids = ids.masked_fill(tokens.pad.to(ids.device), pad_id)
-            return ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": ids})
+            return encoder(ids, *args[1:], **kwargs) if args else encoder(**{**kwargs, "input_ids": ids})
 
-        hook = self.pipe.text_encoder.register_forward_pre_hook(swap, with_kwargs=True)
-        try:
+        with standing_in(self.pipe, "text_encoder", swapped):
             yield
-        finally:
-            hook.remove()
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         call = self._signature.bind(*args, **kwargs).arguments

@@ -75,8 +75,9 @@ class Sail(Mitigation):
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
+        rise = RISE * (1.0 if self.as_published else norm_scale(substrate))
         search = Search(
-            FirstStep(substrate, batch, cost), substrate.latent_shape, self.threshold_on(substrate, batch), RISE * (1.0 if self.as_published else norm_scale(substrate)),
+            FirstStep(substrate, batch, cost), substrate.latent_shape, self.threshold_on(substrate, batch), rise,
             alpha=self.alpha_on(substrate), objective=self.objective, lr=self.lr, steps=self.steps, candidates=self.candidates,
             rounds=self.rounds, as_published=self.as_published,
         )  # fmt: skip

@@ -51,7 +51,9 @@ class Rule(Protocol):
     `start(batch)` returns a function that is called once per step, in order, and gives the scales [B].
     Whatever a rule remembers between steps lives in that function and is kept per sample, so that a
     sample's scale does not depend on the batch it is in. The function may have a method `shift(info)`, called after it at each
-    step, that gives noise [B, C, h, w] to be added to the guided noise (guidance by something else than the prompt).
+    step, that gives noise [B, C, h, w] to be added to the guided noise (guidance by something else than the prompt). One that remembers something
+    is an object with the attribute `rule`, which may be exchanged in mid-run for the same rule made for another scale, and says by `settled()`
+    that predictions no longer matter to it.
 
     A rule whose scales do not depend on the predictions may also have `ahead(index, steps, t)`, the scale of a step for all samples,
     known before the step is computed: sampling can then leave out predictions that a scale of 0 or 1 makes no use of, and begin where other

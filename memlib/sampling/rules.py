@@ -91,20 +91,29 @@ class DynamicTransition(Declared):
         return {"scale": float(self.scale), "before": float(self.before), "variant": self.variant}
 
     def start(self, batch: int) -> Scales:
-        seen: list[Tensor] = []
-        switched = torch.zeros(batch, dtype=torch.bool)
+        return _Switching(self, batch)
 
-        def scales(info: StepInfo) -> Tensor:
-            nonlocal switched
-            now = info.magnitude.square() if self.variant == "text" else info.magnitude
-            switched = switched.to(now.device)
-            # The memory begins at minus infinity, so that nothing can happen before the third step.
-            if len(seen) == 2:
-                switched = switched | ((seen[0] > seen[1]) & (seen[1] < now))
-            seen[:] = [*seen[-1:], now]
-            return torch.where(switched, float(self.scale), float(self.before)).to(torch.float32)
 
-        return scales
+class _Switching:
+    """The scales of one trajectory under a dynamic transition; `rule` may be exchanged for one of another scale in its middle."""
+
+    def __init__(self, rule: DynamicTransition, batch: int):
+        self.rule = rule
+        self._seen: list[Tensor] = []
+        self._switched = torch.zeros(batch, dtype=torch.bool)
+
+    def __call__(self, info: StepInfo) -> Tensor:
+        now = info.magnitude.square() if self.rule.variant == "text" else info.magnitude
+        self._switched = self._switched.to(now.device)
+        # The memory begins at minus infinity, so that nothing can happen before the third step.
+        if len(self._seen) == 2:
+            self._switched = self._switched | ((self._seen[0] > self._seen[1]) & (self._seen[1] < now))
+        self._seen = [*self._seen[-1:], now]
+        return torch.where(self._switched, float(self.rule.scale), float(self.rule.before or 0.0)).to(torch.float32)
+
+    def settled(self) -> bool:
+        """Whether every sample has passed its transition, after which predictions no longer count."""
+        return bool(self._switched.all())
 
 
 @dataclass(frozen=True)

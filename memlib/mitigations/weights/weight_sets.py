@@ -60,7 +60,7 @@ class WeightSet:
     def save(self, path: Path) -> None:
         """Write the set to a safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: places for name, places in self.chosen.items()} or {"": np.zeros(0, np.int64)}, path)
+        save_file(dict(self.chosen) or {"": np.zeros(0, np.int64)}, path)
 
     @classmethod
     def read(cls, path: Path) -> WeightSet:
