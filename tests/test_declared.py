@@ -47,7 +47,7 @@ class Thing(Declared):
 def test_what_came_later_is_left_out_of_keys_at_its_default():
     assert Thing().keyed == {"size": 0.5} and Thing(added=True).keyed == {"size": 0.5, "added": True}
     assert isinstance(Thing(1).keyed["size"], int)  # a key holds what was written
-    with pytest.raises(InputError, match="The added of thing is 'no': give True or False."):
+    with pytest.raises(InputError, match=r"The added of thing is 'no': give True or False."):
         Thing(added="no")
 
 

@@ -149,7 +149,7 @@ def test_guidance_that_a_callback_cuts_off(sd1, pipes):
     with memlib.mitigate(pipes[0], "static-transition", step=2):
         got = run(pipes[0], one, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=3))
         assert torch.allclose(got, by_hand(sd1, [0, 0, 7.5, 7.5, 1, 1], one), rtol=1e-4, atol=2e-4)
-        with pytest.raises(InputError, match="switched guidance off before step 1, where static-transition still needs .* switch it off later"):
+        with pytest.raises(InputError, match=r"switched guidance off before step 1, where static-transition still needs .* switch it off later"):
             run(pipes[0], one, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0))
 
 
@@ -166,8 +166,8 @@ def test_a_u_net_compiled_in_place(sd1_tiny):
 
 def test_videos_are_guided_as_pictures_are(sd1):
     motion = MotionAdapter(
-        block_out_channels=(8, 8, 16, 16), motion_layers_per_block=1, motion_mid_block_layers_per_block=1, motion_num_attention_heads=2, motion_norm_num_groups=4,
-        motion_max_seq_length=8,
+        block_out_channels=(8, 8, 16, 16), motion_layers_per_block=1, motion_mid_block_layers_per_block=1, motion_num_attention_heads=2,
+        motion_norm_num_groups=4, motion_max_seq_length=8,
     )  # fmt: skip
     scheduler = DDIMScheduler.from_config(sd1.scheduler("ddim", STEPS).config)
     parts = {name: sd1.pipe.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
