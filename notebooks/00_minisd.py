@@ -31,10 +31,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from myst_nb import glue
 
 from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
+from memlib.experiment.page import Page
 from memlib.prompts.embedding import encode_prompts
 from memlib.experiment import Experiment
 from memlib.models.minisd.corpus import LEVELS
@@ -51,7 +50,7 @@ n_held_out = 16  # held-out prompts for alignment, background and main thing
 held_out_seeds = 2  # seeds of those
 
 # %%
-refuse_unknown()
+page = Page()
 plots.style()
 data = corpus()
 runs = {name: Experiment(name, n_seeds=n_seeds) for name in models}
@@ -129,7 +128,6 @@ psnr = 10 * np.log10(255**2 / ((rebuilt.astype(float) - real) ** 2).mean((1, 2, 
 plots.montage({"held out": real[:10], "reconstructed": rebuilt[:10]});
 
 # %%
-glue("psnr", f"{psnr.mean():.1f}", display=False)
 print(f"PSNR on {len(real)} held-out pictures: mean {psnr.mean():.1f} dB, 5th percentile {np.percentile(psnr, 5):.1f} dB")
 
 # %% [markdown]
@@ -220,10 +218,8 @@ pd.Series({k: v.text(2) for k, v in measured.items()}).to_frame("measured")
 print(len(data.ingredients.concepts), "concepts,", len(data.ingredients.held_out), "held out;", len(duplicated), "duplicated pairs;", data.epoch_length, "slots an epoch")
 
 # %% tags=["remove-cell"]
-glue("n_concepts", len(data.ingredients.concepts), display=False)
-glue("fresh", settings()["corpus"]["fresh"], display=False)
-for (what, e, _, _), key in zip(bars, ("top", "bottom", "alignment", "background", "retrieval")):
-    glue(key, e.text(2), display=False)
+page.glue({"n_concepts": len(data.ingredients.concepts), "fresh": settings()["corpus"]["fresh"], "psnr": f"{psnr.mean():.1f}"})
+page.glue({key: e for (_, e, _, _), key in zip(bars, ("top", "bottom", "alignment", "background", "retrieval"))})
 
 # %% [markdown]
 # In short: of the pairs with the most copies a share of {glue:text}`top` is reproduced, of those with one copy
