@@ -32,16 +32,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-from memlib.results import figures as plots
-from memlib.experiment.page import Page
-from memlib.prompts.embedding import encode_prompts
 from memlib.experiment import Experiment
+from memlib.experiment.page import Page
 from memlib.models.minisd.corpus import LEVELS
-from memlib.models.minisd.paths import training_record
-from memlib.probes.reproduced import copies_by_level, quality, reconstructed, similarity_to_training
-from memlib.models.minisd.paths import settings
+from memlib.models.minisd.judges import load_descriptor
+from memlib.models.minisd.paths import minisd_folder, settings, training_record
 from memlib.models.minisd.prompt_sets import corpus, held_out_pictures, training_pictures
+from memlib.probes.reproduced import copies_by_level, quality, reconstructed, similarity_to_training
+from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 models = ["minisd-v1", "minisd-v2"]  # the first one is measured in full
@@ -140,9 +140,6 @@ print(f"PSNR on {len(real)} held-out pictures: mean {psnr.mean():.1f} dB, 5th pe
 
 # %% mystnb={"image": {"alt": "Precision and recall of the copy descriptor against the similarity threshold", "width": "70%"}}
 judge = run.metrics.copy
-from memlib.models.minisd.judges import load_descriptor, load_evaluator  # noqa: E402
-from memlib.models.minisd.paths import minisd_folder  # noqa: E402
-
 config = load_descriptor(minisd_folder() / "judges" / "descriptor").config
 curve = pd.DataFrame(config["curve"]).melt("threshold", var_name="", value_name="share")
 figure, axis = plt.subplots(figsize=(5.2, 3))
