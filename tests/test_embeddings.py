@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from memlib.base.errors import InputError
 from memlib.models.substrate import load
 from memlib.models.tokenizer import build_clip_tokenizer
-from memlib.prompts.embedding import PADDINGS, Embedding, encode, encode_prompts, tokenize
+from memlib.prompts.embedding import PADDINGS, Embedding, encode, encode_prompts, tokenize, tokens_of_ids
 
 # (prompt, prompt tokens kept, truncated): "word" and "cat" are one token each in CLIP's vocabulary.
 COUNTED = [
@@ -108,6 +108,67 @@ def test_select_keeps_rows_together(substrate):
     assert embedding.select([False, True, False]).tokens.prompts == ("b c",)
     assert embedding.select(slice(1, None)).tokens.prompts == ("b c", "d e f")
     assert embedding.select(1).states.shape == embedding.states[1:2].shape
+
+
+@pytest.fixture(scope="module")
+def inverted(sd1_tiny, tmp_path_factory):
+    """A folder saved with a textual inversion of three vectors, as `load_textual_inversion` leaves it."""
+    pipe = StableDiffusionPipeline.from_pretrained(sd1_tiny)
+    pipe.tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2"])
+    torch.manual_seed(0)
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    folder = tmp_path_factory.mktemp("inverted")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_all_vectors_of_a_textual_inversion_are_read(inverted):
+    substrate = load(inverted, device="cpu", dtype="float32")
+    prompts = ["a <toy> on a chair", "a cat", "<toy> and <toy>"]
+    reference = substrate.pipe.encode_prompt(prompts, torch.device("cpu"), 1, False)[0]
+    embedding = encode_prompts(substrate, prompts)
+    torch.testing.assert_close(embedding.states, reference, rtol=0, atol=1e-6)
+    assert embedding.tokens.lengths.tolist() == [7, 2, 7] and embedding.tokens.prompts == tuple(prompts)
+
+
+class Small:
+    """A tokenizer of another vocabulary: start 1, end 2, ten words, and no exclamation mark."""
+
+    bos_token_id, eos_token_id, pad_token_id, unk_token_id = 1, 2, 0, 3
+
+    def __init__(self, bang=None):
+        self.bang = bang
+
+    def __len__(self):
+        return 14
+
+    def __call__(self, texts, **options):
+        return {"input_ids": [[4 + len(word) for word in text.split()] for text in texts]}
+
+    def convert_tokens_to_ids(self, token):
+        return self.unk_token_id if self.bang is None else self.bang
+
+    def convert_ids_to_tokens(self, number):
+        return "!" if number == self.bang else "<unk>"
+
+
+def test_paddings_are_numbered_by_the_tokenizer():
+    tokens = tokenize(Small(), ["a cat"], "sot")
+    assert tokens.pad_id == 1 and tokens.ids[0, :5].tolist() == [1, 5, 7, 2, 1]
+    assert tokens.repad("eot", Small()).pad_id == 2 and tokenize(Small(bang=9), ["a"], "!").pad_id == 9
+    with pytest.raises(InputError, match="14 tokens has no '!'"):
+        tokens.repad("!", Small())
+
+
+def test_spans_of_ids_that_were_encoded_already(substrate):
+    prompts = ["a cat on a chair", "", "word " * 75, "a cat !"]
+    for padding in ("eot", "!"):
+        tokens = tokenize(substrate.tokenizer, prompts, padding)
+        again = tokens_of_ids(tokens.ids, substrate.tokenizer, prompts)
+        assert torch.equal(again.lengths, tokens.lengths) and again.pad_id == tokens.pad_id and again.prompts == tokens.prompts
+    for wrong in (tokens.ids[:, :70], torch.zeros(1, 77, dtype=torch.long), tokens.ids.float()):
+        with pytest.raises(InputError, match="[Ii]ds"):
+            tokens_of_ids(wrong, substrate.tokenizer)
 
 
 def test_saved_tokenizer_agrees_across_paddings():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import LongTensor, Tensor
 
 from memlib.base.errors import InputError
@@ -22,6 +23,7 @@ from memlib.base.numbers import is_whole
 
 CONTEXT_LENGTH = 77
 MAX_PROMPT_TOKENS = CONTEXT_LENGTH - 2
+# Paddings by name, with their ids in the vocabulary that all Stable Diffusion 1.x and 2.x share; another vocabulary has others (`padding_id`).
 PADDINGS = {"eot": 49_407, "!": 0, "sot": 49_406}
 
 
@@ -66,7 +68,7 @@ class Tokens:
 
     def repad(self, padding: str | int, tokenizer: Any = None) -> Tokens:
         """Return the same prompts with another padding token (see `tokenize` for `padding`)."""
-        pad_id = _padding_id(padding, tokenizer)
+        pad_id = padding_id(padding, tokenizer)
         return replace(self, ids=self.ids.masked_fill(self.pad, pad_id), pad_id=pad_id)
 
     def select(self, rows: Any) -> Tokens:
@@ -111,8 +113,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[str] | str, padding: str | int | 
     """Tokenize prompts to 77 ids each and say which position belongs to which span.
 
     `padding` is None (the tokenizer's own padding token), "eot", "!", "sot" or a token id. Prompts of
-    more than 75 tokens are cut, as `StableDiffusionPipeline` does. Raises InputError for no prompts,
-    a prompt that is not text, or an unknown padding. Source: `clip` Section 2.2.
+    more than 75 tokens are cut, and the name of a textual inversion of several vectors stands for all of them, as
+    `StableDiffusionPipeline` does. Raises InputError for no prompts, a prompt that is not text, or an unknown padding.
+    Source: `clip` Section 2.2.
     """
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not prompts:
@@ -120,10 +123,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[str] | str, padding: str | int | 
     for position, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InputError(f"Prompt {position} is {type(prompt).__name__}, not text: give strings only.")
-    pad_id = tokenizer.pad_token_id if padding is None else _padding_id(padding, tokenizer)
+    pad_id = tokenizer.pad_token_id if padding is None else padding_id(padding, tokenizer)
 
     # verbose=False: the tokenizer would warn about long prompts, which `truncated` reports already.
-    unpadded = tokenizer(list(prompts), add_special_tokens=False, truncation=False, verbose=False)
+    unpadded = tokenizer(_all_vectors(prompts, tokenizer), add_special_tokens=False, truncation=False, verbose=False)
     lengths, truncated = [], []
     ids = torch.full((len(prompts), CONTEXT_LENGTH), pad_id, dtype=torch.long)
     for row, text_ids in enumerate(unpadded["input_ids"]):
@@ -164,11 +167,50 @@ def encode_prompts(substrate: Any, prompts: Sequence[str] | str, padding: str | 
     return encode(substrate, tokenize(substrate.tokenizer, prompts, padding))
 
 
-def _padding_id(padding: str | int, tokenizer: Any) -> int:
+def tokens_of_ids(ids: LongTensor, tokenizer: Any, prompts: Sequence[str] | None = None) -> Tokens:
+    """Return the spans of ids [N, 77] that were encoded already, for states whose text was parsed by something else (weights, for instance).
+
+    A prompt ends at the first end token behind which one and the same token fills the rest; a literal end token as a prompt's last word
+    counts as that one where the padding is the end token. `prompts` are texts to name them by. Raises InputError for ids of another shape or
+    a row without such an end.
+    """
+    if ids.ndim != 2 or ids.shape[1] != CONTEXT_LENGTH or ids.dtype != torch.long:
+        raise InputError(f"Ids of shape {tuple(ids.shape)} and type {ids.dtype} are not those of prompts: give whole numbers [N, {CONTEXT_LENGTH}].")
+    ids, ends = ids.cpu(), []
+    for row, sequence in enumerate(ids.tolist()):
+        found = [at for at, token in enumerate(sequence) if at and token == tokenizer.eos_token_id and len(set(sequence[at + 1 :])) < 2]
+        if not found or sequence[0] != tokenizer.bos_token_id:
+            raise InputError(f"The ids of prompt {row} do not run from a start token to an end token and padding: give the ids that were encoded.")
+        ends.append(found[0])
+    padded = [row[-1] for row, end in zip(ids.tolist(), ends, strict=True) if end < CONTEXT_LENGTH - 1]
+    lengths = torch.tensor(ends) - 1
+    names = tuple(prompts) if prompts is not None else tuple(tokenizer.batch_decode(ids, skip_special_tokens=True))
+    return Tokens(ids, names, lengths, torch.zeros(len(ids), dtype=torch.bool), padded[0] if padded else tokenizer.pad_token_id)
+
+
+def _all_vectors(prompts: Sequence[str], tokenizer: Any) -> list[str]:
+    """The texts with each name of a textual inversion of K vectors replaced by the K tokens that hold them."""
+    added = getattr(tokenizer, "added_tokens_encoder", {})
+    if not any(f"{name}_1" in added for name in added):
+        return list(prompts)
+    return TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer)
+
+
+def padding_id(padding: str | int, tokenizer: Any = None) -> int:
+    """Return the id of a padding token: "eot", "!" and "sot" as `tokenizer` numbers them (CLIP's vocabulary by default), or a token id itself.
+
+    Raises InputError for another name or number, and for a vocabulary that lacks the token.
+    """
     if isinstance(padding, str):
         if padding not in PADDINGS:
             raise InputError(f"Unknown padding {padding!r}: use one of {', '.join(map(repr, PADDINGS))}, or a token id.")
-        return PADDINGS[padding]
+        if tokenizer is None:
+            return PADDINGS[padding]
+        found = {"eot": tokenizer.eos_token_id, "sot": tokenizer.bos_token_id, "!": tokenizer.convert_tokens_to_ids("!")}[padding]
+        # A vocabulary without `!` gives the id of its unknown token.
+        if found is None or (padding == "!" and tokenizer.convert_ids_to_tokens(found) != "!"):
+            raise InputError(f"This model's vocabulary of {len(tokenizer)} tokens has no {padding!r} to pad with: use another padding, or a token id.")
+        return found
     size = 49_408 if tokenizer is None else len(tokenizer)
     if not is_whole(padding) or padding >= size:
         raise InputError(f"Padding id {padding!r} is not a token: use a whole number from 0 to {size - 1}.")
