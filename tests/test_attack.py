@@ -14,7 +14,6 @@ from scipy.stats import norm
 from toys import Toy, texts
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.store import Store
 from memlib.metrics.pictures import centred
 from memlib.mitigations import REGISTRY, get
 from memlib.mitigations.base import Mitigation
@@ -30,6 +29,7 @@ from memlib.probes.attack.targets import clean_latents
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import uncond_states
 from memlib.sampling.loop import Cost
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a red cat", "two dogs on a chair", "the sea"]
 
@@ -288,7 +288,7 @@ class Likeness:
 
 def an_experiment(substrate, folder):
     return SimpleNamespace(
-        substrate=substrate, metrics=SimpleNamespace(copy=Likeness()), store=Store(folder), cost=Cost(), guidance=2.0, scheduler="ddim", batch_size=4
+        substrate=substrate, metrics=SimpleNamespace(copy=Likeness()), store=PictureStore(folder), cost=Cost(), guidance=2.0, scheduler="ddim", batch_size=4
     )
 
 

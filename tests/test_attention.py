@@ -12,7 +12,6 @@ from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.models.substrate import Substrate, load
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts.embedding import encode_prompts, tokenize
@@ -20,6 +19,7 @@ from memlib.sampling.attention.record import Attention, aligned_at_eot, cross_at
 from memlib.sampling.attention.runs import attention_of, last_maps
 from memlib.sampling.attention.taps import Clock, TappedProcessor
 from memlib.sampling.batches import initial_latents, trajectory, uncond_states
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a red boat", "Eight Rules of Sandrovar"]
 
@@ -367,7 +367,7 @@ def test_clock_takes_a_rising_time_for_a_new_run():
 def test_attention_of_an_experiment_comes_from_the_store_the_second_time(tiny, tmp_path):
     class Run:
         substrate, seeds, steps, guidance, scheduler = tiny, (0, 3), 2, 7.5, "ddim"
-        batch_size, progress, cost, store = 3, False, None, Store(tmp_path)
+        batch_size, progress, cost, store = 3, False, None, PictureStore(tmp_path)
 
     embedding = encode_prompts(tiny, PROMPTS)
     layers = cross_attention_layers(tiny)

@@ -11,13 +11,13 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.experiment.run import Experiment
 from memlib.probes import basin as basin_module
 from memlib.probes.basin import Basin, displaced, noise_level
 from memlib.probes.basin_width import half_distance, widths
 from memlib.prompts.embedding import Embedding, Tokens
 from memlib.sampling.batches import Cost
+from memlib.sampling.stored import PictureStore
 
 SHAPE = (4, 12, 12)
 ATTRACTOR, ELSEWHERE = 0.8, -0.8
@@ -65,7 +65,7 @@ class ToyGroup:
     def __init__(self, folder, reach, prompts=6, seeds=5, steps=10):
         tokens = Tokens(torch.arange(prompts)[:, None].expand(-1, 77), tuple("p" * prompts), torch.ones(prompts).long(), torch.zeros(prompts), 0)
         self.embedding = Embedding(torch.zeros(prompts, 77, 4) + torch.arange(prompts)[:, None, None], tokens)
-        self.experiment = SimpleNamespace(substrate=Toy(reach), store=Store(folder), seeds=tuple(range(seeds)), steps=steps, guidance=1.0,
+        self.experiment = SimpleNamespace(substrate=Toy(reach), store=PictureStore(folder), seeds=tuple(range(seeds)), steps=steps, guidance=1.0,
                                           scheduler="ddim", batch_size=None, progress=False, cost=Cost())  # fmt: skip
 
     def __len__(self):
@@ -147,10 +147,10 @@ def test_a_run_that_is_stopped_keeps_its_batches(toy):
 def test_rays_are_the_same_whatever_else_is_asked(toy, tmp_path):
     together = Basin(toy(), (0, 8)).pictures(8, "noise", [0.5, 1.0])
     group = toy()
-    group.experiment.store = Store(tmp_path / "other")
+    group.experiment.store = PictureStore(tmp_path / "other")
     alone = Basin(group, (8,)).pictures(8, "noise", [1.0])
     assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
-    group.experiment.store = Store(tmp_path / "third")
+    group.experiment.store = PictureStore(tmp_path / "third")
     redrawn = Basin(group, (8,), draw=1).pictures(8, "noise", [1.0])
     assert (redrawn != alone).any()
 

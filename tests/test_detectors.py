@@ -12,7 +12,6 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.store import Store
 from memlib.experiment.run import Experiment
 from memlib.probes.detectors import REGISTRY, Detector, Scores, describe, get, register
 from memlib.probes.detectors import anisotropy as anisotropy_module
@@ -28,6 +27,7 @@ from memlib.sampling.attention.record import cross_attention_layers
 from memlib.sampling.batches import Batch, initial_latents, uncond_states
 from memlib.sampling.guidance import constant
 from memlib.sampling.loop import Cost
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a red boat", "Eight Rules of Sandrovar", "!"]
 SEEDS, STEPS = 2, 3
@@ -61,7 +61,7 @@ def fresh(loaded, tmp_path, prompt_file):
         import copy
 
         run = copy.copy(loaded[name])
-        run.store, run.cost = Store(store or tmp_path / "store"), Cost()
+        run.store, run.cost = PictureStore(store or tmp_path / "store"), Cost()
         for field, value in changes.items():
             setattr(run, field, value)
         return run.group(load_prompts(prompt_file))
@@ -165,7 +165,7 @@ def test_a_longer_run_in_the_store_serves_shorter_ones_and_batches_do_not_matter
     assert group.experiment.cost.evaluations == spent == 3 * SEEDS * 2 * STEPS
     np.testing.assert_array_equal(short["magnitude"], whole["magnitude"][..., :1])
     assert (short["evaluations"] == 2).all()
-    group.experiment.store = Store(group.experiment.store.root / "other")
+    group.experiment.store = PictureStore(group.experiment.store.root / "other")
     group.experiment.batch_size = 1
     alone = whole_run(group)
     for part in ("magnitude", "entropy", "entropy_end", "masked"):

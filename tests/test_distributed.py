@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.companion.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
+from memlib.sampling.stored import PictureStore
 
 try:
     import dask.distributed
@@ -66,7 +66,7 @@ def test_a_task_puts_into_the_store_what_a_notebook_asks_for(group, work_for, tm
     assert sum(sample_part(work, task)[0] for task in tasks) == 6
     expected = group.pictures(work.how)
     # The same group under the other store finds every picture there.
-    group.experiment.store = store = Store(tmp_path / "many")
+    group.experiment.store = store = PictureStore(tmp_path / "many")
     group._pictures.clear()
     found = group.pictures(work.how)
     assert store.made == 0 and store.found == 6 and np.abs(found.astype(int) - expected).max() <= 1
@@ -93,7 +93,7 @@ def test_two_processes_make_the_pictures_of_one(group, work_for, tmp_path):
     with cluster("local", 2) as client:
         assert sample_on(client, work, group, 2, progress=False) == (6, 0)
         assert sample_on(client, work, group, 2, progress=False) == (0, 6)
-    group.experiment.store = Store(tmp_path / "many")
+    group.experiment.store = PictureStore(tmp_path / "many")
     group._pictures.clear()
     assert np.abs(group.pictures().astype(int) - expected).max() <= 1 and group.experiment.store.made == 0
 
@@ -116,7 +116,7 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
         made, there = sample_on(client, work, group, 1, progress=False)
         killer.join()
     assert made + there >= 6
-    store = Store(tmp_path / "many")
+    store = PictureStore(tmp_path / "many")
     assert len(list(store.entries("pictures"))) == 6 and store.broken() == []
     # Nothing that was there when the worker died was made a second time.
     assert before and {path: path.stat().st_mtime_ns for path in before} == before

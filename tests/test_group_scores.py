@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import memlib.sampling.batches
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.experiment.group import Group
 from memlib.experiment.run import Experiment
 from memlib.mitigations import get
 from memlib.prompts.sets import load_prompts
+from memlib.sampling.stored import PictureStore
 
 
 class Brightness:
@@ -84,9 +83,9 @@ def test_edits_that_are_guided_alike_are_made_in_one_batch(start, monkeypatch, t
     alone = start()
     expected = [alone.pictures(edit) for edit in alike]
     group, batches = start(), []
-    group.experiment.store = Store(tmp_path / "another")
-    sample = memlib.sampling.batches.sample_batches
-    monkeypatch.setattr("memlib.sampling.batches.sample_batches", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
+    group.experiment.store = PictureStore(tmp_path / "another")
+    sample = group.experiment.store.sampler
+    monkeypatch.setattr(group.experiment.store, "sampler", lambda *a, **k: batches.append(len(k["pairs"])) or sample(*a, **k))
     rows = group.make([*alike, get("static-transition"), get("ren"), "no edit"])
     assert rows == dict.fromkeys(alike, 4.0), "two guided steps"
     assert batches == [4 * 3 * 2], "what is guided otherwise, acts while sampling or is unknown is left out"

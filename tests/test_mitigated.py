@@ -63,7 +63,7 @@ def test_a_stopped_design_goes_on_with_what_the_tables_lack(folder, monkeypatch,
     monkeypatch.setattr(family, "train", stop_after_two)
     monkeypatch.setattr(family, "load_run", lambda name: name)
     monkeypatch.setattr(family, "metrics_for", lambda substrate: None)
-    monkeypatch.setattr(family, "Store", lambda: None)
+    monkeypatch.setattr(family, "PictureStore", lambda: None)
     monkeypatch.setattr(family, "_keep_strip", lambda substrate, name: None)
     found = [{"prompt": "a, b", "group": "duplicated", "copies": 4, "memorized": 1}]
     monkeypatch.setattr(family, "reproduced", lambda substrate, store: found)
@@ -186,7 +186,7 @@ def test_a_strip_of_pictures_comes_back(folder, monkeypatch):
     prompts = trainings.shown_prompts()
     assert list(prompts.table["copies"]) == [16, 16, 64, 64, 128, 128]
     drawn = np.random.default_rng(0).integers(0, 255, (10, 1, 64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr(family, "Store", lambda: type("Drawn", (), {"pictures": lambda self, *rest: drawn})())
+    monkeypatch.setattr(family, "PictureStore", lambda: type("Drawn", (), {"pictures": lambda self, *rest: drawn})())
     monkeypatch.setattr(family, "encode_prompts", lambda substrate, prompts: prompts)
     assert trainings.read_strip("none") is None
     family._keep_strip(None, "none")

@@ -24,7 +24,6 @@ from PIL import Image
 
 import memlib
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.experiment.run import Experiment
 from memlib.experiment.tables import summary
 from memlib.judging.claims import reported
@@ -33,6 +32,8 @@ from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts, tokenize
 from memlib.prompts.interventions import apply
 from memlib.sampling.batches import initial_latents, sample_batches
+from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a cat on a red chair", "two dogs! stock photo"]
 # Long enough for 75 tokens: every "cat" is one.
@@ -422,23 +423,22 @@ def test_a_mitigation_may_replace_noise_and_embedding_sample_by_sample(sd1):
     embedding, cost = encode_prompts(sd1, PROMPTS), Cost()
     seen = []
     batches = sample_batches(
-        sd1, embedding, [0, 3], steps=2, batch_size=3, cost=cost, around=Late().around,
-        keep=lambda rows, seeds, step: seen.append(sd1.patched),
-    )  # fmt: skip
+        sd1, embedding, [0, 3], Recipe(2), batch_size=3, cost=cost, around=Late().around, keep=lambda rows, seeds, step: seen.append(sd1.patched)
+    )
     got = {(row, seed): picture for rows, seeds, part in batches for row, seed, picture in zip(rows, seeds, part)}
     scaled = embedding.replace(embedding.states * 1.3)
-    [(_, _, expected)] = sample_batches(sd1, scaled, [103], steps=2, batch_size=2)
+    [(_, _, expected)] = sample_batches(sd1, scaled, [103], Recipe(2), batch_size=2)
     assert np.abs(got[1, 3].astype(int) - expected[1]).max() <= 1
     assert cost.evaluations == 4 * 2 * 2 + 4 and sd1.patched is None and seen[0] == [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
 
 
 def test_the_store_tells_such_mitigations_apart(sd1, tmp_path):
-    store, embedding = Store(tmp_path), encode_prompts(sd1, PROMPTS)
-    plain = store.pictures(sd1, embedding, [0], 2)
-    late = store.pictures(sd1, embedding, [0], 2, mitigation=Late())
+    store, embedding = PictureStore(tmp_path), encode_prompts(sd1, PROMPTS)
+    plain = store.pictures(sd1, embedding, [0], Recipe(2))
+    late = store.pictures(sd1, embedding, [0], Recipe(2), mitigation=Late())
     assert (plain != late).any() and store.made == 4
-    assert (store.pictures(sd1, embedding, [0], 2, mitigation=Late()) == late).all() and store.made == 4
-    store.pictures(sd1, embedding, [0], 2, mitigation=Late(shift=7))
+    assert (store.pictures(sd1, embedding, [0], Recipe(2), mitigation=Late()) == late).all() and store.made == 4
+    store.pictures(sd1, embedding, [0], Recipe(2), mitigation=Late(shift=7))
     assert store.made == 6
     with pytest.raises(InputError, match="acts while sampling"):
         memlib.mitigate(sd1.pipe, Late())

@@ -21,6 +21,7 @@ from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Batch, initial_latents, sample_batches, uncond_states
 from memlib.sampling.first_step import FirstStep, first_magnitudes
 from memlib.sampling.loop import Cost, _noise_per_output, to_epsilon, trajectory
+from memlib.sampling.recipe import Recipe
 
 STRENGTHS, SEEDS = [0.3, 2.0, 0.9], [4, 5, 6]
 SMALLER = math.sqrt(math.prod(SHAPE) / 16384)
@@ -502,7 +503,7 @@ def test_a_picture_does_not_depend_on_its_batch_and_the_model_is_left_as_it_was(
     for size in (4, 1):
         costs.append(Cost())
         for rows, seeds, pictures in sample_batches(
-            sd1, embedding, [0, 1], 2, mitigation.guidance(7.5), batch_size=size, cost=costs[-1], around=mitigation.around
+            sd1, embedding, [0, 1], Recipe(2, mitigation.guidance(7.5)), batch_size=size, cost=costs[-1], around=mitigation.around
         ):
             for row, seed, picture in zip(rows, seeds, pictures, strict=True):
                 made.setdefault((row, seed), []).append(picture.astype(int))

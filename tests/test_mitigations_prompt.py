@@ -15,7 +15,6 @@ from torch import nn
 import memlib
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
-from memlib.base.store import Store
 from memlib.mitigations import get
 from memlib.mitigations.bright_ending import bright_masks
 from memlib.mitigations.prss import ReAnchoring, search
@@ -31,6 +30,8 @@ from memlib.sampling.calibration import has_sd1_latents, reference_quantile, ref
 from memlib.sampling.first_step import FirstStep, first_magnitudes, weighted
 from memlib.sampling.guidance import constant
 from memlib.sampling.loop import Cost, trajectory
+from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a cat on a red chair", "two dogs! stock photo of a long long street"]
 WIDTH, SHAPE = 2, (1, 3, 3)
@@ -216,8 +217,8 @@ def test_on_a_real_u_net_the_magnitude_falls_to_the_target(sd1):
     with get("wen-3", target=target, lr=0.02, iterations=20).around(sd1, batch, cost) as moved:
         after = first_magnitudes(sd1, moved, Cost())
     assert (after <= target * 1.001).all() and torch.equal(moved.embedding.states[:, 0], batch.embedding.states[:, 0])
-    pictures = sample(sd1, batch.embedding, [0], steps=2, around=get("wen-3", target=target).around)
-    assert (pictures != sample(sd1, batch.embedding, [0], steps=2)).any()
+    pictures = sample(sd1, batch.embedding, [0], Recipe(2), around=get("wen-3", target=target).around)
+    assert (pictures != sample(sd1, batch.embedding, [0], Recipe(2))).any()
 
 
 # --- thresholds of other models
@@ -612,7 +613,7 @@ def test_bright_ending_optimizes_the_masked_magnitude(sd1):
 
 
 def test_the_store_keeps_them_apart(sd1, tmp_path):
-    store, embedding = Store(tmp_path), encode_prompts(sd1, PROMPTS[:1])
-    store.pictures(sd1, embedding, [0], 2, mitigation=get("ren"))
-    store.pictures(sd1, embedding, [0], 2, mitigation=get("ren", as_published=True, images=2))
+    store, embedding = PictureStore(tmp_path), encode_prompts(sd1, PROMPTS[:1])
+    store.pictures(sd1, embedding, [0], Recipe(2), mitigation=get("ren"))
+    store.pictures(sd1, embedding, [0], Recipe(2), mitigation=get("ren", as_published=True, images=2))
     assert store.made == 2

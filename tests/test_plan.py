@@ -142,7 +142,7 @@ CELLS = (
     "plots.montage(known.rows(['none', 'h']), known.prompts.prompts)",
     "recorded = trace(known, 0)",
     "late = known.sample(known.embedding, guidance=StaticTransition(7.5, step=1))",
-    "sample(run.substrate, part.embedding, [0], steps, batch_size=1, cost=run.cost)",
+    "sample(run.substrate, part.embedding, [0], Recipe(steps), batch_size=1, cost=run.cost)",
     "glue('x', 1, display=False)\ndisplay(table)\nassert late.shape[:2] == (len(known), n_seeds) and recorded.turn.shape[-1] == steps",
 )
 

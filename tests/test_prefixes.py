@@ -25,6 +25,7 @@ from memlib.sampling.attention.record import record
 from memlib.sampling.batches import Cost, sample_batches, uncond_states
 from memlib.sampling.guidance import as_rule
 from memlib.sampling.prefix import begun, forget, unguided_steps, unshared
+from memlib.sampling.recipe import Recipe
 from memlib.sampling.rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
 
 STEPS = 4
@@ -57,7 +58,7 @@ def tiny(loaded):
 def drawn(substrate, guidance, scheduler="ddim", prompts=PROMPTS, seeds=(0, 1), steps=STEPS, batch_size=4, **options):
     """Last latents of prompts x seeds, and the U-Net rows that were counted."""
     cost, embedding = Cost(), encode_prompts(substrate, prompts)
-    batches = sample_batches(substrate, embedding, seeds, steps, guidance, scheduler, batch_size, cost=cost, latents_only=True, **options)
+    batches = sample_batches(substrate, embedding, seeds, Recipe(steps, guidance, scheduler), batch_size=batch_size, cost=cost, latents_only=True, **options)
     return np.concatenate([latents for _, _, latents in batches]), cost.evaluations
 
 

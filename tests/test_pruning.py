@@ -21,6 +21,7 @@ from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import initial_latents, sample, trajectory, uncond_states
 from memlib.sampling.loop import Cost
+from memlib.sampling.recipe import Recipe
 
 PROMPTS = ["a red cat", "two dogs on a chair"]
 
@@ -286,14 +287,14 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
     monkeypatch.setattr(type(method), "_memorized", lambda self, substrate: tuple(PROMPTS))
     embedding, before = encode_prompts(sd1, PROMPTS), bits(sd1.unet)
     cost = Cost()
-    pictures = sample(sd1, embedding, [7], steps=2, around=method.around, cost=cost)
+    pictures = sample(sd1, embedding, [7], Recipe(2), around=method.around, cost=cost)
     # Two pictures of two steps, and the search for each prompt where it is the prompt's own.
     assert same(sd1.unet, before) and (cost.evaluations > 2 * 2 * 2) == (scope == "prompt")
     sets = [method.with_params(scope="prompt").weights(sd1, encode_prompts(sd1, prompt))[0] for prompt in PROMPTS]
     sets = [union(sets)] * 2 if scope == "all" else sets
     for row in range(2):
         with pruned(sd1, sets[row]):
-            alone = sample(sd1, embedding.select([row]), [7], steps=2)
+            alone = sample(sd1, embedding.select([row]), [7], Recipe(2))
         assert np.abs(alone[0].astype(int) - pictures[row].astype(int)).max() <= 1
     if name == "wanda":
         assert all(map(len, sets))
@@ -304,9 +305,9 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
     assert spent.evaluations == cost.evaluations - 2 * 2 * 2 and store.root.is_dir()
     if scope == "prompt":  # and what is found for one prompt, removed for another one
         monkeypatch.setattr(registered, "get", lambda name: method)
-        other = sample(sd1, embedding.select([1]), [7], steps=2, around=registered.PrunedFor(name, PROMPTS[0]).around)
+        other = sample(sd1, embedding.select([1]), [7], Recipe(2), around=registered.PrunedFor(name, PROMPTS[0]).around)
         with pruned(sd1, sets[0]):
-            alone = sample(sd1, embedding.select([1]), [7], steps=2)
+            alone = sample(sd1, embedding.select([1]), [7], Recipe(2))
         assert np.array_equal(other, alone) and same(sd1.unet, before)
         assert registered.PrunedFor(name, PROMPTS[0]).key != registered.PrunedFor(name, PROMPTS[1]).key
     # As many at random, of the same layers.

@@ -51,7 +51,7 @@ def test_a_stopped_design_goes_on_with_what_the_table_lacks(monkeypatch, tmp_pat
     monkeypatch.setattr(family, "runs_folder", lambda: tmp_path)
     monkeypatch.setattr(family, "train", stop_after_three)
     monkeypatch.setattr(family, "load_run", lambda name: name)
-    monkeypatch.setattr(family, "Store", lambda: None)
+    monkeypatch.setattr(family, "PictureStore", lambda: None)
     monkeypatch.setattr(family, "reproduced", found)
     with pytest.raises(KeyboardInterrupt):
         family.run_replicates("cpu", progress=False)

@@ -15,6 +15,7 @@ from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.interventions import apply
 from memlib.sampling.batches import Cost, decode, initial_latents, sample, sample_batches, to_epsilon, trajectory
 from memlib.sampling.guidance import as_rule, constant
+from memlib.sampling.recipe import Recipe
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo"]
 CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
@@ -60,7 +61,7 @@ def test_pictures_equal_the_pipelines(substrate):
     embedding = apply("e", encode_prompts(substrate, PROMPTS))
     latents = initial_latents([11, 11], substrate.latent_shape)
     theirs = reference(substrate, "ddim", embedding, latents, 8, 7.5, "np")
-    ours = sample(substrate, embedding, [11], steps=8)[:, 0]
+    ours = sample(substrate, embedding, [11], Recipe(8))[:, 0]
     assert ours.shape == (2, 64, 64, 3) and ours.dtype == np.uint8
     assert np.abs(ours / 255 - theirs).max() <= 0.5 / 255 + 1e-3
 
@@ -73,7 +74,7 @@ def test_prompt_text_goes_the_same_way(substrate):
         theirs = pipe(PROMPTS[0], num_inference_steps=6, generator=generator, output_type="np").images[0]
     finally:
         pipe.scheduler = own
-    ours = sample(substrate, encode_prompts(substrate, PROMPTS[:1]), [5], steps=6, scheduler="dpm")[0, 0]
+    ours = sample(substrate, encode_prompts(substrate, PROMPTS[:1]), [5], Recipe(6, scheduler="dpm"))[0, 0]
     assert np.abs(ours / 255 - theirs).max() <= 0.5 / 255 + 1e-3
 
 
@@ -93,23 +94,29 @@ def test_stochastic_ddim_equals_the_pipelines(substrate):
 def test_a_seed_gives_the_same_picture_in_any_batch(substrate):
     embedding = encode_prompts(substrate, [*PROMPTS, ""])
     seeds = [5, 6, 7]
-    whole = sample(substrate, embedding, seeds, steps=3, batch_size=9)
-    parts = sample(substrate, embedding, seeds, steps=3, batch_size=4)
+    whole = sample(substrate, embedding, seeds, Recipe(3), batch_size=9)
+    parts = sample(substrate, embedding, seeds, Recipe(3), batch_size=4)
     assert np.abs(whole.astype(int) - parts).max() <= 1
-    alone = sample(substrate, embedding.select([1]), [6], steps=3)
+    alone = sample(substrate, embedding.select([1]), [6], Recipe(3))
     assert np.abs(whole[1, 1].astype(int) - alone[0, 0]).max() <= 1
     assert np.abs(whole[1, 1].astype(int) - whole[1, 2]).max() > 10
 
 
 def test_pairs_restrict_the_work(substrate):
     embedding = encode_prompts(substrate, PROMPTS)
-    full = sample(substrate, embedding, [0, 1, 2], steps=3)
+    full = sample(substrate, embedding, [0, 1, 2], Recipe(3))
     cost = Cost()
     seen = []
     batches = sample_batches(
-        substrate, embedding, [], steps=3, batch_size=2, pairs=[(1, 2), (0, 0), (1, 0)], cost=cost,
+        substrate,
+        embedding,
+        [],
+        Recipe(3),
+        batch_size=2,
+        pairs=[(1, 2), (0, 0), (1, 0)],
+        cost=cost,
         keep=lambda rows, seeds, step: seen.append((rows, seeds, step.index)),
-    )  # fmt: skip
+    )
     got = [entry for rows, seeds, part in batches for entry in zip(rows, seeds, part)]
     assert [(row, seed) for row, seed, _ in got] == [(1, 2), (0, 0), (1, 0)]
     for row, seed, picture in got:
@@ -205,7 +212,7 @@ def test_other_channel_counts_and_shift(tmp_path):
     substrate = load(folder, device="cpu", dtype="float32")
     assert substrate.latent_shape == (6, 8, 8)
     embedding = encode_prompts(substrate, PROMPTS)
-    assert sample(substrate, embedding, [1], steps=2).shape == (2, 1, 64, 64, 3)
+    assert sample(substrate, embedding, [1], Recipe(2)).shape == (2, 1, 64, 64, 3)
     latents = initial_latents([1], substrate.latent_shape)
     with torch.no_grad():
         decoded = substrate.vae.decode(latents / 0.5 + 0.3).sample[0]
@@ -244,7 +251,9 @@ def test_half_precision_stays_close(sd1_tiny):
 def test_bad_input_is_named(substrate, options, sentence):
     embedding = encode_prompts(substrate, PROMPTS)
     with pytest.raises(InputError, match=sentence):
-        sample(substrate, embedding, **{"seeds": [1], "steps": 2, **options})
+        given = {"seeds": [1], "steps": 2, **options}
+        recipe = Recipe(**{name: given.pop(name) for name in ("steps", "guidance", "scheduler") if name in given})
+        sample(substrate, embedding, recipe=recipe, **given)
 
 
 def test_zero_prompts_and_wrong_shapes_are_named(substrate):
@@ -287,6 +296,6 @@ def test_own_models_equal_the_pipeline(name):
 def test_latents_only_are_those_that_would_be_decoded(substrate):
     embedding = encode_prompts(substrate, PROMPTS)
     cost = Cost()
-    ((rows, seeds, latents),) = sample_batches(substrate, embedding, [3], steps=3, cost=cost, latents_only=True)
+    ((rows, seeds, latents),) = sample_batches(substrate, embedding, [3], Recipe(3), cost=cost, latents_only=True)
     assert (rows, seeds) == ([0, 1], [3, 3]) and cost == Cost(evaluations=3 * 2 * 2, pictures=0)
-    np.testing.assert_array_equal(decode(substrate, torch.from_numpy(latents)), sample(substrate, embedding, [3], steps=3)[:, 0])
+    np.testing.assert_array_equal(decode(substrate, torch.from_numpy(latents)), sample(substrate, embedding, [3], Recipe(3))[:, 0])

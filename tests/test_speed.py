@@ -13,6 +13,7 @@ from memlib.models.speed import Speed, TextCache, prepare, speed_of
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Cost, decode, initial_latents, sample, sample_batches, trajectory, uncond_states
 from memlib.sampling.guidance import constant
+from memlib.sampling.recipe import Recipe
 from memlib.sampling.rules import Annealed, DynamicTransition, LimitedInterval, StaticTransition
 
 PLAIN = Speed(cached_text=False)
@@ -29,7 +30,7 @@ def drawn(substrate, speed, guidance=7.5, scheduler="ddim", **options):
     """Last latents of two prompts with two seeds, 3 steps, in batches of three, and the U-Net rows they took."""
     faster, cost = dataclasses.replace(substrate, speed=speed), Cost()
     embedding = encode_prompts(substrate, ["a cat", "two dogs & a bird"])
-    batches = sample_batches(faster, embedding, [0, 1], 3, guidance, scheduler, batch_size=3, cost=cost, latents_only=True, **options)
+    batches = sample_batches(faster, embedding, [0, 1], Recipe(3, guidance, scheduler), batch_size=3, cost=cost, latents_only=True, **options)
     return np.concatenate([latents for _, _, latents in batches]), cost.evaluations
 
 
@@ -214,5 +215,5 @@ def test_defaults_leave_the_cpu_as_it_is_and_bad_values_are_refused():
 
 def test_sampling_through_the_public_function_is_unchanged_by_default(tiny):
     embedding = encode_prompts(tiny, ["a cat"])
-    plain = sample(tiny, embedding, [0], steps=2)
-    assert np.array_equal(sample(dataclasses.replace(tiny, speed=Speed()), embedding, [0], steps=2), plain)
+    plain = sample(tiny, embedding, [0], Recipe(2))
+    assert np.array_equal(sample(dataclasses.replace(tiny, speed=Speed()), embedding, [0], Recipe(2)), plain)

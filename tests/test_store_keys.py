@@ -8,8 +8,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from memlib.base.hashing import digest
-from memlib.base.store import Store
 from memlib.mitigations import get
+from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
 
 STATES = torch.arange(2 * 77 * 3, dtype=torch.float32).reshape(2, 77, 3) / 100
 UNCOND = torch.zeros(1, 77, 3)
@@ -20,7 +21,7 @@ def key(folder, row=0, seed=0, steps=50, guidance=7.5, scheduler="ddim", uncond=
     made = {"ddim": DDIMScheduler(**SCHEDULE), "dpm": DPMSolverMultistepScheduler(**SCHEDULE)}
     substrate = SimpleNamespace(weights_hash="ab" * 32, dtype=dtype, scheduler=lambda kind, steps: made[kind])
     embedding = SimpleNamespace(states=STATES[[row]])
-    asked = Store(folder).asked(substrate, embedding, [seed], steps, guidance, scheduler, uncond=uncond, mitigation=mitigation)
+    asked = PictureStore(folder).asked(substrate, embedding, [seed], Recipe(steps, guidance, scheduler), uncond=uncond, mitigation=mitigation)
     return asked.keys[0][0]
 
 

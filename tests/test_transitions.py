@@ -10,7 +10,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.experiment.run import Experiment
 from memlib.models.substrate import load
 from memlib.probes import transitions
@@ -18,6 +17,7 @@ from memlib.probes.transitions import QUANTITIES, fall_step, steepest_fall, trac
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling import batches as sampling
 from memlib.sampling.batches import Cost, initial_latents
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo", "boat"]
 
@@ -34,7 +34,7 @@ def tiny(sd1_tiny):
 
 def group(substrate, store, prompts=PROMPTS[:2], seeds=(3, 4), **settings):
     shared = {"steps": 5, "guidance": 7.5, "scheduler": "ddim", "batch_size": None, **settings}
-    experiment = SimpleNamespace(substrate=substrate, seeds=seeds, store=Store(store), cost=Cost(), **shared)
+    experiment = SimpleNamespace(substrate=substrate, seeds=seeds, store=PictureStore(store), cost=Cost(), **shared)
     return SimpleNamespace(experiment=experiment, embedding=encode_prompts(substrate, prompts))
 
 

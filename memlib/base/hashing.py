@@ -45,35 +45,3 @@ def canonical(item: Any) -> Any:
         raw = flat.numpy().tobytes()
         return {"array": [str(item.dtype), list(item.shape), hashlib.sha256(raw).hexdigest()]}
     raise InputError(f"A store key cannot hold {type(item).__name__}: use texts, numbers, lists, dictionaries with text keys, arrays or tensors.")
-
-
-def picture_recipe(substrate: Any, uncond: Any, steps: int, guidance: Any, scheduler: str, sampler_version: int) -> dict[str, Any]:
-    """Return all that pictures of one run share: weights, sampler settings, unconditional embedding.
-
-    `uncond` is a tensor [1, 77, d]; `guidance` a number or a rule of `memlib.sampling.guidance`. Raises InputError
-    for a rule without a name and parameters.
-    """
-    schedule = substrate.scheduler(scheduler, steps)
-    config = {name: value for name, value in dict(schedule.config).items() if not name.startswith("_")}
-    return {
-        "sampler": sampler_version,
-        "weights": substrate.weights_hash,
-        "dtype": str(substrate.dtype),
-        "uncond": digest(uncond.float()),
-        "steps": int(steps),
-        "guidance": described_guidance(guidance),
-        # Infinity stands in DPM-Solver's configuration (lambda_min_clipped); a key takes it as a text.
-        "scheduler": {"class": type(schedule).__name__, **json.loads(json.dumps(config, default=repr), parse_constant=str)},
-    }
-
-
-def described_guidance(guidance: Any) -> dict[str, Any]:
-    """Return a number or a rule of `memlib.sampling.guidance` as a key names it; raises InputError for a rule without a name and parameters."""
-    if isinstance(guidance, (int, float)):
-        return {"rule": "constant", "scale": float(guidance)}
-    try:
-        return {"rule": guidance.name, **guidance.params}
-    except AttributeError as error:
-        raise InputError(
-            f"The guidance rule {guidance!r} cannot be told apart from others in the store: pass a number or a rule with a name and params."
-        ) from error

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.hashing import described_guidance, digest
+from memlib.base.hashing import digest
 from memlib.experiment import picture_policy as care
 from memlib.experiment import scores
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
@@ -26,6 +26,7 @@ from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.prompts.interventions import INTERVENTIONS, apply
 from memlib.prompts.sets import PromptSet
 from memlib.sampling.guidance import Rule
+from memlib.sampling.recipe import Recipe, described_guidance
 
 if TYPE_CHECKING:
     from memlib.experiment.run import Experiment
@@ -108,8 +109,7 @@ class Group:
             # What tokens they had no longer matters: nothing but the states is looked at where no mitigation acts.
             together = self.embedding.select(list(range(len(self))) * len(states)).replace(torch.cat(list(states.values())))
             before = x.cost.evaluations, x.cost.pictures
-            x.store.ensure(x.substrate, together, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
-                           progress=x.progress, cost=x.cost)  # fmt: skip
+            x.store.ensure(x.substrate, together, x.seeds, Recipe(x.steps, guidance, x.scheduler), batch_size=x.batch_size, progress=x.progress, cost=x.cost)
             if made := x.cost.pictures - before[1]:
                 rows |= dict.fromkeys(states, (x.cost.evaluations - before[0]) / made)
         return rows
@@ -137,7 +137,7 @@ class Group:
         """The store's keys [N][S] of the pictures under an edit; none of them is made or read."""
         x = self.experiment
         guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
-        return x.store.asked(x.substrate, self._edited(edit), x.seeds, x.steps, guidance, x.scheduler, mitigation=mitigation).keys
+        return x.store.asked(x.substrate, self._edited(edit), x.seeds, Recipe(x.steps, guidance, x.scheduler), mitigation=mitigation).keys
 
     def rows(self, edits: Sequence[Edit], count: int = 8) -> dict[str, np.ndarray]:
         """Rows for `memlib.results.figures.montage`: the first seed's pictures of `count` prompts, one row per edit, and the
@@ -156,8 +156,16 @@ class Group:
         """
         x = self.experiment
         guidance, mitigation = self._guided(mitigation, guidance)
-        return x.store.pictures(x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, batch_size=x.batch_size,
-                                progress=x.progress, cost=x.cost, mitigation=mitigation)  # fmt: skip
+        return x.store.pictures(
+            x.substrate,
+            embedding,
+            x.seeds,
+            Recipe(x.steps, guidance, x.scheduler),
+            batch_size=x.batch_size,
+            progress=x.progress,
+            cost=x.cost,
+            mitigation=mitigation,
+        )
 
     def _guided(self, mitigation: Mitigation | None, guidance: float | Rule | None) -> tuple[float | Rule, Mitigation | None]:
         """Guidance under a mitigation, and the mitigation itself where it acts while sampling."""

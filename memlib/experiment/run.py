@@ -12,7 +12,6 @@ import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
-from memlib.base.store import Store
 from memlib.experiment import picture_policy as care
 from memlib.experiment.group import Group
 from memlib.experiment.provenance import Provenance, provenance
@@ -20,6 +19,7 @@ from memlib.metrics import metrics_for
 from memlib.models.substrate import Substrate, load
 from memlib.prompts.sets import PromptSet, choose_prompts, load_prompts
 from memlib.sampling.batches import Cost
+from memlib.sampling.stored import PictureStore
 
 
 class Experiment:
@@ -54,7 +54,7 @@ class Experiment:
         self.seeds = tuple(range(n_seeds))
         self.steps, self.guidance, self.scheduler = steps, guidance, scheduler
         self.batch_size, self.progress = batch_size, progress
-        self.store, self.cost = Store(store), Cost()
+        self.store, self.cost = PictureStore(store), Cost()
         self.metrics = metrics_for(self.substrate, reference=self._real_pictures())
 
     def _real_pictures(self) -> np.ndarray | None:

@@ -230,7 +230,7 @@ def _refuse(pipe: Any, mitigation: Mitigation) -> None:
         raise InputError(f"This pipeline reads {pipe.tokenizer.model_max_length} tokens; mitigations work on {CONTEXT_LENGTH}.")
     if mitigation.sampled:
         raise InputError(
-            f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment.run or memlib.base.store."
+            f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment.run or memlib.sampling.stored."
         )
     if guides(mitigation):
         refuse_other_loops(pipe, mitigation)

@@ -23,9 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from memlib.base.errors import InputError
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.sampling.batches import decode, sample_batches, uncond_states
-from memlib.sampling.loop import SAMPLER_VERSION, SINGLE_STEP, trajectory
+from memlib.sampling.loop import SINGLE_STEP, trajectory
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same displacement gives other latents.
 KINDS = {
@@ -164,8 +165,18 @@ class Basin:
             if step.index in self.steps:
                 cuts.append(step.latents.cpu())
 
-        for _ in sample_batches(x.substrate, self.group.embedding, (), x.steps, guidance, x.scheduler, x.batch_size, uncond=self._uncond,
-                                pairs=pairs, keep=keep, cost=x.cost, latents_only=True):  # fmt: skip
+        for _ in sample_batches(
+            x.substrate,
+            self.group.embedding,
+            (),
+            Recipe(x.steps, guidance, x.scheduler),
+            batch_size=x.batch_size,
+            uncond=self._uncond,
+            pairs=pairs,
+            keep=keep,
+            cost=x.cost,
+            latents_only=True,
+        ):
             done.append(torch.stack(cuts, dim=1))
             cuts.clear()
         return torch.cat(done)
@@ -213,7 +224,7 @@ class Basin:
     @cached_property
     def _recipe(self) -> dict[str, Any]:
         x = self.group.experiment
-        return picture_recipe(x.substrate, self._uncond, x.steps, x.guidance, x.scheduler, SAMPLER_VERSION)
+        return picture_recipe(x.substrate, self._uncond, Recipe(x.steps, x.guidance, x.scheduler))
 
     @cached_property
     def _rows(self) -> list[str]:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from memlib.base.errors import InputError
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.prompts.embedding import Embedding
-from memlib.sampling.batches import SAMPLER_VERSION, Step, sample_batches, uncond_states
+from memlib.sampling.batches import Step, sample_batches, uncond_states
 from memlib.sampling.guidance import Rule
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other traces.
 QUANTITIES = ("difference", "conditional", "unconditional", "raw_difference", "turn", "scale")
@@ -58,7 +59,7 @@ def trace(group: Any, guidance: float | Rule | None = None, embedding: Embedding
     embedding = group.embedding if embedding is None else embedding
     guidance = x.guidance if guidance is None else guidance
     uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, x.steps, guidance, x.scheduler, SAMPLER_VERSION)
+    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, guidance, x.scheduler))
     rows = [digest(states.float()) for states in embedding.states]
     keys = [{"trace": VERSION, **recipe, "cond": row, "seed": seed} for row in rows for seed in x.seeds]
     pairs = [(row, seed) for row in range(len(rows)) for seed in x.seeds]
@@ -75,9 +76,16 @@ def _recorded(x: Any, embedding: Embedding, guidance: float | Rule, pairs: Seque
     """Yield the quantities [Q, T] of each (row, seed) in the order given."""
     steps: list[np.ndarray] = []
     batches = sample_batches(
-        x.substrate, embedding, x.seeds, x.steps, guidance, x.scheduler, x.batch_size, pairs=pairs,
-        keep=lambda rows, seeds, step: steps.append(_quantities(step)), cost=x.cost, latents_only=True,
-    )  # fmt: skip
+        x.substrate,
+        embedding,
+        x.seeds,
+        Recipe(x.steps, guidance, x.scheduler),
+        batch_size=x.batch_size,
+        pairs=pairs,
+        keep=lambda rows, seeds, step: steps.append(_quantities(step)),
+        cost=x.cost,
+        latents_only=True,
+    )
     for _ in batches:
         yield from np.stack(steps, axis=-1)
         steps.clear()

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference, quantile_interval, share_interval
 from memlib.mitigations import Mitigation, get
-from memlib.sampling.batches import SAMPLER_VERSION, Cost, sample_batches, uncond_states
+from memlib.sampling.batches import Cost, sample_batches, uncond_states
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 SCORES = ("similarity to training", "similarity to original", "alignment with prompt", "quality", "diversity")
 NOT_MEASURED = "not measured"
@@ -74,7 +75,7 @@ def counted(group: Any, mitigation: Mitigation, known: float | None = None) -> t
     guidance = mitigation.guidance(x.guidance)
     key = {
         "U-Net rows": 1, "mitigation": mitigation.key, "seeds": list(x.seeds), "prompts": digest(list(group.prompts.prompts)),
-        **picture_recipe(x.substrate, uncond_states(x.substrate), x.steps, guidance, x.scheduler, SAMPLER_VERSION),
+        **picture_recipe(x.substrate, uncond_states(x.substrate), Recipe(x.steps, guidance, x.scheduler)),
     }  # fmt: skip
     rows, made = x.cost.evaluations, x.cost.pictures
     pictures = group.pictures(mitigation)
@@ -89,9 +90,15 @@ def counted(group: Any, mitigation: Mitigation, known: float | None = None) -> t
 def _rows_of_one_prompt(group: Any, mitigation: Mitigation) -> float:
     x, cost = group.experiment, Cost()
     batches = sample_batches(
-        x.substrate, group.edited(mitigation).select([0]), x.seeds, x.steps, mitigation.guidance(x.guidance), x.scheduler, x.batch_size,
-        cost=cost, around=mitigation.around if mitigation.sampled else None, latents_only=True,
-    )  # fmt: skip
+        x.substrate,
+        group.edited(mitigation).select([0]),
+        x.seeds,
+        Recipe(x.steps, mitigation.guidance(x.guidance), x.scheduler),
+        batch_size=x.batch_size,
+        cost=cost,
+        around=mitigation.around if mitigation.sampled else None,
+        latents_only=True,
+    )
     for _ in batches:
         pass
     return cost.evaluations / len(x.seeds)

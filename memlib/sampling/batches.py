@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,25 +21,16 @@ from memlib.models.protocol import Substrate
 from memlib.models.speed import kernels, speed_of
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.sampling.guidance import Rule, as_rule
-from memlib.sampling.loop import SAMPLER_VERSION, Cost, Step, to_epsilon, trajectory
+from memlib.sampling.loop import Cost, Step, to_epsilon, trajectory
 from memlib.sampling.prefix import begun
+from memlib.sampling.recipe import SAMPLER_VERSION, USUAL, Recipe
 
 __all__ = [
-    "SAMPLER_VERSION", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
+    "SAMPLER_VERSION", "USUAL", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
     "to_epsilon", "trajectory", "uncond_states",
 ]  # fmt: skip
 
 DECODE_PIXELS = 2**20  # Pixels decoded at once; the VAE needs more memory per pixel than the U-Net.
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How pictures are sampled: steps, guidance scale or rule, scheduler kind and seeds."""
-
-    steps: int = 50
-    guidance: float | Rule = 7.5
-    scheduler: str = "ddim"
-    seeds: tuple[int, ...] = tuple(range(10))
 
 
 def initial_latents(seeds: Sequence[int], latent_shape: Sequence[int]) -> Tensor:
@@ -103,9 +95,8 @@ def sample_batches(
     substrate: Substrate,
     embedding: Embedding,
     seeds: Sequence[int],
-    steps: int = 50,
-    guidance: float | Rule = 7.5,
-    scheduler: str = "ddim",
+    recipe: Recipe = USUAL,
+    *,
     batch_size: int | None = None,
     uncond: Embedding | Tensor | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
@@ -139,75 +130,49 @@ def sample_batches(
         batch_size = substrate.batch_size()
     if not is_whole(batch_size, 1):
         raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
-    rule = as_rule(guidance)
+    rule, steps, scheduler = as_rule(recipe.guidance), recipe.steps, recipe.scheduler
     substrate.scheduler(scheduler, steps)
     uncond = uncond_states(substrate, uncond)
-    return _batches(
-        substrate, embedding, pairs, steps, rule, scheduler, batch_size, uncond, keep,
-        Cost() if cost is None else cost, around, latents_only,
-    )  # fmt: skip
+    speed, lean, cost = speed_of(substrate), keep is None and around is None, Cost() if cost is None else cost
 
+    def batches() -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+        for start in range(0, len(pairs), batch_size):
+            rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
+            # A compiled U-Net knows one size of batch: the last one is filled up, and what fills it is dropped.
+            filling = batch_size - len(rows) if lean and speed.compile else 0
+            filled = rows + rows[-1:] * filling
+            latents = initial_latents(seeds + seeds[-1:] * filling, substrate.latent_shape)
+            batch = Batch(rows, seeds, embedding.select(filled), uncond, latents, steps, rule, scheduler)
+            with kernels(speed, substrate.device), nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
+                first, last = begun(substrate, batch, cost) if lean else (0, batch.latents)
+                if first < steps:
+                    text = batch.embedding.states, batch.uncond
+                    for step in trajectory(substrate, *text, last, steps, batch.rule, scheduler, cost=cost, start=first, lean=lean):
+                        if keep is not None:
+                            keep(rows, seeds, step)
+                    last = step.next_latents
+            last = last[: len(rows)]
+            if latents_only:
+                yield rows, seeds, last.cpu().numpy()
+                continue
+            with kernels(speed, substrate.device):
+                pictures = decode(substrate, last)
+            cost.pictures += len(rows)
+            yield rows, seeds, pictures
 
-def _batches(
-    substrate: Substrate,
-    embedding: Embedding,
-    pairs: list[tuple[int, int]],
-    steps: int,
-    rule: Rule,
-    scheduler: str,
-    batch_size: int,
-    uncond: Tensor,
-    keep: Observer | None,
-    cost: Cost,
-    around: Around | None,
-    latents_only: bool,
-) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
-    speed, lean = speed_of(substrate), keep is None and around is None
-    for start in range(0, len(pairs), batch_size):
-        rows, seeds = map(list, zip(*pairs[start : start + batch_size], strict=True))
-        # A compiled U-Net knows one size of batch: the last one is filled up, and what fills it is dropped.
-        filling = batch_size - len(rows) if lean and speed.compile else 0
-        filled = rows + rows[-1:] * filling
-        latents = initial_latents(seeds + seeds[-1:] * filling, substrate.latent_shape)
-        batch = Batch(rows, seeds, embedding.select(filled), uncond, latents, steps, rule, scheduler)
-        with kernels(speed, substrate.device), nullcontext(batch) if around is None else around(substrate, batch, cost) as batch:
-            first, last = begun(substrate, batch, cost) if lean else (0, batch.latents)
-            if first < steps:
-                for step in trajectory(substrate, batch.embedding.states, batch.uncond, last, steps, batch.rule, scheduler, cost=cost, start=first, lean=lean):
-                    if keep is not None:
-                        keep(rows, seeds, step)
-                last = step.next_latents
-        last = last[: len(rows)]
-        if latents_only:
-            yield rows, seeds, last.cpu().numpy()
-            continue
-        with kernels(speed, substrate.device):
-            pictures = decode(substrate, last)
-        cost.pictures += len(rows)
-        yield rows, seeds, pictures
+    return batches()
 
 
 def sample(
-    substrate: Substrate,
-    embedding: Embedding,
-    seeds: Sequence[int],
-    steps: int = 50,
-    guidance: float | Rule = 7.5,
-    scheduler: str = "ddim",
-    batch_size: int | None = None,
-    uncond: Embedding | Tensor | None = None,
-    progress: bool = False,
-    keep: Observer | None = None,
-    cost: Cost | None = None,
-    around: Around | None = None,
+    substrate: Substrate, embedding: Embedding, seeds: Sequence[int], recipe: Recipe = USUAL, *, progress: bool = False, **options: Any
 ) -> np.ndarray:
-    """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; see `sample_batches`."""
+    """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; options as in `sample_batches`."""
     seeds = _checked_seeds(seeds)
     if len(set(seeds)) < len(seeds):
         raise InputError(f"Seeds repeat ({', '.join(map(str, seeds))}): give each once.")
     columns = {seed: column for column, seed in enumerate(seeds)}
     pictures = None
-    batches = sample_batches(substrate, embedding, seeds, steps, guidance, scheduler, batch_size, uncond, keep=keep, cost=cost, around=around)
+    batches = sample_batches(substrate, embedding, seeds, recipe, **options)
     with tqdm(total=len(embedding) * len(seeds), unit="picture", disable=not progress) as bar:
         for rows, batch_seeds, batch in batches:
             if pictures is None:

@@ -21,7 +21,6 @@ from memlib.models.protocol import Substrate
 from memlib.models.speed import TextCache, speed_of, watched
 from memlib.sampling.guidance import Rule, StepInfo, as_rule
 
-SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
 SINGLE_STEP = ("ddim", "euler")  # Schedulers whose steps depend on the latents before them and on nothing else.
 
 

@@ -20,11 +20,12 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor
 
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.models.protocol import Substrate
 from memlib.models.speed import speed_of
 from memlib.sampling.guidance import Rule
-from memlib.sampling.loop import SAMPLER_VERSION, SINGLE_STEP, Cost, trajectory
+from memlib.sampling.loop import SINGLE_STEP, Cost, trajectory
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 if TYPE_CHECKING:
     from memlib.sampling.batches import Batch
@@ -107,7 +108,7 @@ def _passed(substrate: Substrate, batch: Batch, length: int) -> Tensor:
     if unet not in _KEPT or not _KEPT[unet].belongs_to(unet):
         _KEPT[unet] = Kept(unet)
     passed = _KEPT[unet].passed
-    recipe = digest(picture_recipe(substrate, batch.uncond, batch.steps, 0.0, batch.scheduler, SAMPLER_VERSION))
+    recipe = digest(picture_recipe(substrate, batch.uncond, Recipe(batch.steps, 0.0, batch.scheduler)))
     nothing = torch.empty(0, *batch.latents.shape[1:])
     own = {seed: passed.get((recipe, seed), nothing) for seed in batch.seeds}
     for start in sorted({len(latents) for latents in own.values() if len(latents) < length}):

@@ -10,7 +10,7 @@ from pathlib import Path
 from memlib.base.errors import InputError, exit_status
 from memlib.base.paths import store_folder
 from memlib.base.store.care import Chosen, Merged, merge, open_store, prune, size, stats, verify
-from memlib.base.store.files import SUFFIXES
+from memlib.base.store.entries import KINDS
 
 SHOWN = 10  # Paths printed of each kind of finding.
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--older-than", type=float, metavar="DAYS", help="entries written more than so many days ago")
             command.add_argument("--where", action="append", default=[], metavar="NAME=VALUE",
                                  help="entries made with this, such as steps=10, guidance.scale=7.5 or weights=0123abcd")  # fmt: skip
-            command.add_argument("--kind", choices=tuple(SUFFIXES), help="pictures or scores alone")
+            command.add_argument("--kind", choices=tuple(KINDS), help="pictures or scores alone")
             command.add_argument("--yes", action="store_true", help="remove them; without it nothing is changed")
     return main
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{other}: {_merged(merge(store, open_store(other), progress=True))}")
         return 0
     if options.command == "prune":
-        chosen = Chosen(options.older_than, dict(map(_pair, options.where)), (options.kind,) if options.kind else tuple(SUFFIXES))
+        chosen = Chosen(options.older_than, dict(map(_pair, options.where)), (options.kind,) if options.kind else tuple(KINDS))
         count, total = prune(store, chosen, remove=options.yes, progress=True)
         print(f"{count:,} entries, {size(total)}, {'removed.' if options.yes else 'would be removed; add --yes to do so.'}")
         return 0

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
-from memlib.base.store.files import SUFFIXES, WORKING, Files
-from memlib.base.store.pictures import read_recipe, read_sound
-from memlib.base.store.scores import read_entry
+from memlib.base.paths import as_folder
+from memlib.base.store import WORKING, Store
+from memlib.base.store.entries import KINDS, read, recipe_of
 
 HEX = set("0123456789abcdef")
 
@@ -48,18 +47,18 @@ class Merged:
     conflicts: list[Path] = field(default_factory=list)
 
 
-def open_store(root: str | Path) -> Files:
+def open_store(root: str | Path) -> Store:
     """Return the store in a folder that must be there already.
 
     Raises InputError where there is no folder, or one with other things in it and no entries.
     """
-    root = Path(root).expanduser()
-    known = {*SUFFIXES, *WORKING}
+    root = as_folder(root)
+    known = {*KINDS, *WORKING}
     if not root.is_dir():
         raise InputError(f"There is no store in {root}: give the folder that holds 'pictures' and 'scores', or set MEMLIB_STORE to it.")
     if (inside := {path.name for path in root.iterdir()}) and not inside & known:
         raise InputError(f"The folder {root} is no store: it holds none of {', '.join(sorted(known))}; give the folder that does.")
-    return Files(root)
+    return Store(root)
 
 
 def is_key(name: str) -> bool:
@@ -67,32 +66,31 @@ def is_key(name: str) -> bool:
     return len(name) == 64 and HEX.issuperset(name)
 
 
-def content(kind: str, path: Path) -> Any | None:
-    """Return what an entry holds, a picture (uint8 [H, W, 3]) or a score's packed value under ``"value"``; None if it is broken."""
-    return read_sound(path, path.stem) if kind == "pictures" else read_entry(path, path.stem)
-
-
-def recipe_of(kind: str, path: Path) -> dict[str, Any]:
-    """Return what an entry was made of, as it says itself; empty where it does not."""
-    if kind == "pictures":
-        return read_recipe(path)
-    recipe = (read_entry(path, path.stem) or {}).get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
 def _state(kind: str, path: Path, root: Path) -> str:
     """How an entry is: "sound", "broken" or "foreign"."""
-    if not is_key(path.stem) or path != root / kind / path.stem[:2] / f"{path.stem}{SUFFIXES[kind]}":
+    if not is_key(path.stem) or path != root / kind / path.stem[:2] / f"{path.stem}{KINDS[kind].suffix}" or path.is_dir():
         return "foreign"
-    if content(kind, path) is None:
+    if (entry := read(kind, path)) is None:
         return "broken"
-    return "sound" if digest(recipe_of(kind, path)) == path.stem else "foreign"
+    return "sound" if _names(entry.recipe, path.stem) else "foreign"
+
+
+def _names(recipe: Any, key: str) -> bool:
+    try:
+        return digest(recipe) == key
+    except (InputError, RecursionError):
+        return False
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file under the folders of entries, with the kind that it should be."""
-    for kind in SUFFIXES:
-        yield from ((kind, path) for path in sorted((root / kind).rglob("*")) if path.is_file())
+    """Everything in the folders of entries, with the kind that it should be; folders that take a file's place or can't be read, too."""
+    for kind in KINDS:
+        found: list[Path] = []
+        unread: list[OSError] = []
+        for folder, folders, files in os.walk(root / kind, onerror=unread.append):
+            found += [Path(folder, name) for name in (*files, *(name for name in folders if name.endswith(KINDS[kind].suffix)))]
+        found += [path for error in unread if (path := Path(error.filename)).exists()]
+        yield from ((kind, path) for path in sorted(found))
 
 
 def _for_each(files: list[tuple[str, Path]], look: Callable[[tuple[str, Path]], Any], progress: bool) -> Iterator[Any]:
@@ -101,7 +99,7 @@ def _for_each(files: list[tuple[str, Path]], look: Callable[[tuple[str, Path]], 
         yield from tqdm(pool.map(look, files), total=len(files), unit="entry", disable=not progress)
 
 
-def verify(store: Files, progress: bool = False) -> Findings:
+def verify(store: Store, progress: bool = False) -> Findings:
     """Read every entry, compare it with its checksum and its key, and return what was found; nothing is changed."""
     found, files = Findings(), list(_files(store.root))
     states = _for_each(files, lambda entry: _state(*entry, store.root), progress)
@@ -113,7 +111,7 @@ def verify(store: Files, progress: bool = False) -> Findings:
     return found
 
 
-def merge(store: Files, other: Files, progress: bool = False) -> Merged:
+def merge(store: Store, other: Store, progress: bool = False) -> Merged:
     """Take over the entries of `other` that `store` lacks, byte by byte; a sound entry is never overwritten.
 
     A broken entry of `store` is replaced by a sound one of `other`. What is broken or foreign in `other` stays there. Raises
@@ -129,9 +127,9 @@ def merge(store: Files, other: Files, progress: bool = False) -> Merged:
         if state != "sound":
             return state, path
         target = store.path(kind, path.stem)
-        own = content(kind, target) if target.exists() else None
-        if own is not None:
-            return ("already_there" if _equal(kind, own, content(kind, path)) else "conflicts"), target
+        if own := read(kind, target):
+            theirs = read(kind, path)
+            return ("already_there" if theirs is not None and own.checksum == theirs.checksum else "conflicts"), target
         there = target.exists()
         store.write(target, path.read_bytes())
         return ("repaired" if there else "taken"), target
@@ -144,17 +142,13 @@ def merge(store: Files, other: Files, progress: bool = False) -> Merged:
     return done
 
 
-def _equal(kind: str, first: Any, second: Any) -> bool:
-    return np.array_equal(first, second) if kind == "pictures" else second is not None and first["value"] == second["value"]
-
-
 @dataclass(frozen=True)
 class Chosen:
     """Which entries `prune` means: older than `days`, and made with what `where` says (dotted names, compared as texts)."""
 
     days: float | None = None
     where: Mapping[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = tuple(SUFFIXES)
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     def __post_init__(self) -> None:
         if self.days is None and not self.where:
@@ -189,7 +183,7 @@ def _same(found: Any, wanted: str) -> bool:
     return text == wanted or (is_key(text) and len(wanted) >= 8 and text.startswith(wanted))
 
 
-def prune(store: Files, chosen: Chosen, remove: bool = False, progress: bool = False) -> tuple[int, int]:
+def prune(store: Store, chosen: Chosen, remove: bool = False, progress: bool = False) -> tuple[int, int]:
     """Return number and bytes of the entries that `chosen` means; only with `remove` are they gone afterwards."""
     files = list(_files(store.root))
     count = size = 0
@@ -201,7 +195,7 @@ def prune(store: Files, chosen: Chosen, remove: bool = False, progress: bool = F
     return count, size
 
 
-def stats(store: Files, progress: bool = False) -> list[dict[str, Any]]:
+def stats(store: Store, progress: bool = False) -> list[dict[str, Any]]:
     """Return one row per kind and way of making: number, bytes, and what the pictures were made with.
 
     Pictures are told apart by weights, precision, sampler, guidance and mitigation; scores by what they are.

@@ -35,6 +35,7 @@ from memlib.prompts.sets import choose_prompts
 from memlib.sampling.batches import sample_batches, uncond_states
 from memlib.sampling.loop import Cost
 from memlib.sampling.prefix import unshared
+from memlib.sampling.recipe import Recipe
 
 KINDS = ("memorized", "not memorized")
 COLUMNS = ("prompts", "mitigation", "seconds", "ratio", "ratio_low", "ratio_high", "evaluations", "decodes", "peak_mib", "pictures", "note")
@@ -55,9 +56,15 @@ class Sampler:
         seeds = range(turn * self.batch_size, (turn + 1) * self.batch_size)
         embedding = mitigation.apply(substrate, encode_prompts(substrate, [prompt]))
         batches = sample_batches(
-            substrate, embedding, list(seeds), self.steps, mitigation.guidance(self.guidance), self.scheduler, self.batch_size, uncond,
-            cost=cost, around=mitigation.around if mitigation.sampled else None,
-        )  # fmt: skip
+            substrate,
+            embedding,
+            list(seeds),
+            Recipe(self.steps, mitigation.guidance(self.guidance), self.scheduler),
+            batch_size=self.batch_size,
+            uncond=uncond,
+            cost=cost,
+            around=mitigation.around if mitigation.sampled else None,
+        )
         for _ in batches:
             pass
         return cost

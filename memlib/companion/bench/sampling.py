@@ -29,6 +29,7 @@ from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import initial_latents, sample_batches, uncond_states
 from memlib.sampling.prefix import forget
+from memlib.sampling.recipe import Recipe
 from memlib.sampling.rules import StaticTransition
 
 GUIDANCE = 7.5
@@ -75,8 +76,16 @@ class Job:
 def ours(substrate: Any, job: Job, guidance: Any = GUIDANCE, latents_only: bool = False, pairs: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
     """Sample the job, or other (prompt, seed) `pairs`, with memlib; pictures uint8 [N, H, W, 3], or the last latents."""
     embedding = encode_prompts(substrate, list(PROMPTS))
-    batches = sample_batches(substrate, embedding, (), job.steps, guidance, "ddim", job.batch_size, uncond_states(substrate),
-                             pairs=job.pairs() if pairs is None else pairs, latents_only=latents_only)  # fmt: skip
+    batches = sample_batches(
+        substrate,
+        embedding,
+        (),
+        Recipe(job.steps, guidance, "ddim"),
+        batch_size=job.batch_size,
+        uncond=uncond_states(substrate),
+        pairs=job.pairs() if pairs is None else pairs,
+        latents_only=latents_only,
+    )
     return np.concatenate([made for _, _, made in batches])
 
 

@@ -82,20 +82,20 @@ class Planner:
         import memlib.experiment.run
         import memlib.models.substrate
         from memlib.base.store import Store
-        from memlib.base.store.files import Files
         from memlib.mitigations import pruning
         from memlib.results import figures as plots
+        from memlib.sampling.stored import PictureStore
 
         for name in WITH_STORES:
             importlib.import_module(name)
         # Thresholds and weights to prune are kept in a store that is opened where they are looked for, whatever the experiment's is.
         holders = [
-            module for name, module in sys.modules.items()
-            if name.startswith("memlib.") and not name.startswith("memlib.companion.plan") and getattr(module, "Store", None) is Store
+            (module, kind.__name__) for name, module in list(sys.modules.items()) for kind in (Store, PictureStore)
+            if name.startswith("memlib.") and not name.startswith("memlib.companion.plan") and getattr(module, kind.__name__, None) is kind
         ]  # fmt: skip
         replaced: list[tuple[Any, str, Any]] = [
-            *((module, "Store", self._opened) for module in holders if module.__name__ != "memlib.base.store"),
-            (Files, "write", _refuse_to_write),
+            *((module, name, self._opened) for module, name in holders if module.__name__ not in ("memlib.base.store", "memlib.sampling.stored")),
+            (Store, "write", _refuse_to_write),
             (memlib.experiment.run, "load", self._loader(memlib.experiment.run.load)),
             (memlib.models.substrate, "load", self._loader(memlib.models.substrate.load)),
             (myst_nb, "glue", lambda *_, **__: None),

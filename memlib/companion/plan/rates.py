@@ -41,11 +41,12 @@ def calibrate(substrate: Any, batch_size: int | None = None, steps: int = STEPS)
     from memlib.base.store import Store
     from memlib.prompts.embedding import encode_prompts
     from memlib.sampling.batches import decode, initial_latents, sample_batches, trajectory, uncond_states
+    from memlib.sampling.recipe import Recipe
 
     batch_size = batch_size or substrate.batch_size()
     embedding = encode_prompts(substrate, ["a photograph of a lighthouse in the snow"])
     uncond = uncond_states(substrate)
-    for _ in sample_batches(substrate, embedding, range(batch_size), 1, batch_size=batch_size, uncond=uncond):
+    for _ in sample_batches(substrate, embedding, range(batch_size), Recipe(1), batch_size=batch_size, uncond=uncond):
         pass  # The first pass chooses kernels.
     _settle(substrate)
     began = time.perf_counter()

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from memlib.base.hashing import digest
-from memlib.base.store import Store
-from memlib.base.store.pictures import Asked
-from memlib.base.store.scores import read_entry
+from memlib.base.store.entries import read
 from memlib.companion.plan.counting import Counter
 from memlib.companion.plan.demand import Demand
+from memlib.sampling.recipe import USUAL, Recipe
+from memlib.sampling.stored import Asked, PictureStore
 
 SIDE = 64  # Pixels of a placeholder picture.
 # Parts of a key that differ from sample to sample, and not from one kind of value to another.
 EACH = ("cond", "seed", "uncond", "pictures", "with", "ids", "picture", "prompt", "restart", "start")
 
 
-class PlanningStore(Store):
+class PlanningStore(PictureStore):
     """Reads the store in `root` and writes nothing into it; `demand` is the notebook's that is being carried out.
 
     What one more picture or value costs is found by asking for a single one while `counter` counts U-Net rows.
@@ -37,10 +37,10 @@ class PlanningStore(Store):
         self._values: dict[str, Any] = {}
         self._single: dict[str, Any] = {}
 
-    def asked(self, substrate: Any, embedding: Any, seeds: Sequence[int], steps: int = 50, guidance: Any = 7.5, scheduler: str = "ddim", *,
+    def asked(self, substrate: Any, embedding: Any, seeds: Sequence[int], recipe: Recipe = USUAL, *,
               uncond: Any = None, mitigation: Any = None) -> Asked:  # fmt: skip
         """The keys, as ever; what is new of them is noted."""
-        asked = super().asked(substrate, embedding, seeds, steps, guidance, scheduler, uncond=uncond, mitigation=mitigation)
+        asked = super().asked(substrate, embedding, seeds, recipe, uncond=uncond, mitigation=mitigation)
         new = [key for key in asked.places if key not in self._seen]
         absent = [key for key in new if not self.path("pictures", key).is_file()]
         self._seen.update(new)
@@ -53,17 +53,17 @@ class PlanningStore(Store):
             if kind not in self._rows:
                 # Searches count with their whole budget: when they end early depends on what the network says.
                 options = {} if mitigation is None else {"around": mitigation.full_run().around}
-                draw = partial(self._sampling()[0], substrate, embedding, list(map(int, seeds)), steps=steps, guidance=guidance, scheduler=scheduler,
-                               batch_size=1, uncond=self._unconditional(substrate, uncond), pairs=[asked.places[absent[0]]], **options)  # fmt: skip
+                draw = partial(self.sampler, substrate, embedding, list(map(int, seeds)), recipe,
+                               batch_size=1, uncond=uncond, pairs=[asked.places[absent[0]]], **options)  # fmt: skip
                 with self._not_counted() as spent:
                     self._first(lambda: list(draw()))
                 self._rows[kind] = spent()
             demand.evaluations += len(absent) * self._rows[kind]
         return asked
 
-    def ensure(self, substrate: Any, embedding: Any, seeds: Sequence[int], steps: int = 50, guidance: Any = 7.5, scheduler: str = "ddim", *,
+    def ensure(self, substrate: Any, embedding: Any, seeds: Sequence[int], recipe: Recipe = USUAL, *,
                uncond: Any = None, into: dict[str, np.ndarray] | None = None, mitigation: Any = None, **_: Any) -> list[list[str]]:  # fmt: skip
-        asked = self.asked(substrate, embedding, seeds, steps, guidance, scheduler, uncond=uncond, mitigation=mitigation)
+        asked = self.asked(substrate, embedding, seeds, recipe, uncond=uncond, mitigation=mitigation)
         if into is not None:
             into.update(dict.fromkeys(asked.places, np.full((SIDE, SIDE, 3), 128, np.uint8)))
         return asked.keys
@@ -84,7 +84,7 @@ class PlanningStore(Store):
     def score(self, key: Mapping[str, Any], compute: Callable[[], Any], shape: Sequence[int] | None = None, evaluations: float = 0) -> Any:
         """The stored score, or random values of `shape`, or where that is not said what `compute` gives."""
         name = digest(key)
-        if read_entry(self.path("scores", name), name) is not None:
+        if read("scores", self.path("scores", name)) is not None:
             return super().score(key, compute)
         if name not in self._single:
             # A real run computes it once, and so it counts once.
@@ -98,7 +98,7 @@ class PlanningStore(Store):
         """Stored scores, and in the place of the others the first of them, computed once for all of one kind."""
         names = [digest(key) for key in keys]
         places = {name: position for position, name in reversed(list(enumerate(names)))}
-        stored = {name: entry for name in places if (entry := read_entry(self.path("scores", name), name)) is not None}
+        stored = {name: entry for name in places if (entry := read("scores", self.path("scores", name))) is not None}
         absent = [name for name in places if name not in stored]
         known = iter(super().scores([keys[places[name]] for name in stored], lambda _: ()) if stored else ())
         values = {name: next(known) for name in stored}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from memlib.base.store.files import SUFFIXES
+from memlib.base.store.entries import KINDS
 from memlib.companion.plan.demand import Plan, duration
 
 
@@ -37,7 +37,7 @@ class Watch:
     def line(self) -> str:
         """How far the run is, in one line."""
         for missing in self._missing.values():
-            missing -= {key for key in missing if (self.root / "pictures" / key[:2] / f"{key}{SUFFIXES['pictures']}").is_file()}
+            missing -= {key for key in missing if (self.root / "pictures" / key[:2] / f"{key}{KINDS['pictures'].suffix}").is_file()}
         total = self.plan.to_make
         made = total - sum(map(len, self._missing.values()))
         under_way = [name for name, missing in self._missing.items() if 0 < len(missing) < len(self._demand(name).to_make)]

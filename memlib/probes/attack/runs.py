@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.base.numbers import is_whole
 from memlib.mitigations import Mitigation, get
 from memlib.probes.attack.loss import DenoisingLoss
@@ -21,7 +21,8 @@ from memlib.probes.attack.search import HALF_SCALE, Budget, search
 from memlib.probes.attack.starts import seeded, start_states
 from memlib.probes.attack.targets import Targets, clean_latents
 from memlib.prompts.embedding import Embedding, Tokens, encode_prompts
-from memlib.sampling.batches import SAMPLER_VERSION, sample_batches, uncond_states
+from memlib.sampling.batches import sample_batches, uncond_states
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same attack gives other embeddings.
 SIDE_BY_SIDE = 64  # runs
@@ -127,9 +128,15 @@ class Attack:
         given = given if self.reach.text else m.apply(x.substrate, given)
         around = m.around if m.sampled else None
         batches = sample_batches(
-            x.substrate, given, range(self.budget.seeds), self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler, x.batch_size,
-            uncond=self._uncond, cost=x.cost, around=around,
-        )  # fmt: skip
+            x.substrate,
+            given,
+            range(self.budget.seeds),
+            Recipe(self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler),
+            batch_size=x.batch_size,
+            uncond=self._uncond,
+            cost=x.cost,
+            around=around,
+        )
         flat = np.concatenate([made for _, _, made in batches])
         return flat.reshape(len(states), self.budget.seeds, *flat.shape[1:])
 
@@ -140,7 +147,7 @@ class Attack:
     @cached_property
     def _shared(self) -> dict[str, Any]:
         x, m = self.experiment, self.mitigation
-        recipe = picture_recipe(x.substrate, self._uncond, self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler, SAMPLER_VERSION)
+        recipe = picture_recipe(x.substrate, self._uncond, Recipe(self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler))
         return {"attack": VERSION, "mitigation": m.key, "budget": self.budget.to_json(), "metric": x.metrics.copy.fingerprint,
                 "threshold": self.threshold, "checked with": recipe}  # fmt: skip
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.experiment.group import Group
 from memlib.sampling.attention.record import cross_attention_layers, entropy, finest_down_layers, record
 from memlib.sampling.batches import Batch, decode, initial_latents, uncond_states
 from memlib.sampling.guidance import as_rule
-from memlib.sampling.loop import SAMPLER_VERSION, Cost, to_epsilon, trajectory
+from memlib.sampling.loop import Cost, to_epsilon, trajectory
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same key would give other scores.
 
@@ -47,7 +48,7 @@ def per_sample(
     x = group.experiment
     seeds = list(x.seeds if seeds is None else seeds)
     uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, x.steps, x.guidance, x.scheduler, SAMPLER_VERSION)
+    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, x.guidance, x.scheduler))
     pairs = [(row, seed) for row in range(len(group)) for seed in seeds]
     states = [digest(row.float()) for row in group.embedding.states]
     shared = [{"version": VERSION, "cond": states[row], "seed": seed, **recipe} for row, seed in pairs]
@@ -75,7 +76,7 @@ def _served(store: Any, key: Mapping[str, Any], serves: Sequence[Mapping[str, An
 
 
 def _keep_picture(store: Any, shared: Mapping[str, Any], picture: np.ndarray) -> None:
-    recipe = {name: part for name, part in shared.items() if name != "version"}  # what `Store.ensure` makes its keys of
+    recipe = {name: part for name, part in shared.items() if name != "version"}  # what `PictureStore.ensure` makes its keys of
     key = digest(recipe)
     if store.read_picture(key) is None:
         store.write_picture(key, picture, recipe)

@@ -9,11 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from memlib.base.errors import InputError
-from memlib.base.hashing import digest, picture_recipe
+from memlib.base.hashing import digest
 from memlib.prompts.embedding import Embedding
 from memlib.sampling.attention.record import record
 from memlib.sampling.attention.taps import cross_attention_layers
-from memlib.sampling.batches import SAMPLER_VERSION, sample_batches, uncond_states
+from memlib.sampling.batches import sample_batches, uncond_states
+from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other attention.
 
@@ -58,13 +59,15 @@ def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> n
 
 def _key(x: Any, embedding: Embedding, seeds: Sequence[int], measure: str) -> dict[str, Any]:
     uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, x.steps, x.guidance, x.scheduler, SAMPLER_VERSION)
+    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, x.guidance, x.scheduler))
     return {"measure": measure, "version": VERSION, "cond": digest(embedding.states.float()), "seeds": list(seeds), **recipe}
 
 
 def _sample(x: Any, embedding: Embedding, seeds: Sequence[int]) -> None:
     """Run the trajectories of prompts x seeds, prompt by prompt; a recording around it sees them in that order."""
     with tqdm(total=len(embedding) * len(seeds), unit="trajectory", disable=not x.progress) as bar:
-        batches = sample_batches(x.substrate, embedding, seeds, x.steps, x.guidance, x.scheduler, x.batch_size, cost=x.cost, latents_only=True)
+        batches = sample_batches(
+            x.substrate, embedding, seeds, Recipe(x.steps, x.guidance, x.scheduler), batch_size=x.batch_size, cost=x.cost, latents_only=True
+        )
         for rows, _, _ in batches:
             bar.update(len(rows))

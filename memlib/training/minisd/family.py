@@ -25,7 +25,6 @@ import torch
 from PIL import Image
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.metrics import metrics_for
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd.drawn import background_right
@@ -36,6 +35,7 @@ from memlib.probes.reproduced import reproduced
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.results.trainings import PADDINGS, PLAIN, SHOWN_HELD_OUT, shown_prompts, strip_file, table_file
+from memlib.sampling.stored import PictureStore
 from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS, get
 from memlib.training.minisd.run_tables import RunTable
 from memlib.training.minisd.train import MARKS, train, unet_part, variant
@@ -140,19 +140,19 @@ def _run(runs: Iterable[Run], into: str, device: str, progress: bool) -> None:
             marks = json.loads((runs_folder() / run.name / MARKS).read_text())
             table("training_marks").add([{**row, **run.columns} for row in marks])
             _measure_quality(substrate, run)
-        rows = reproduced(substrate, Store())
+        rows = reproduced(substrate, PictureStore())
         # Last: its rows say that a run is done.
         table(into).add([{**row, **run.columns} for row in rows])
         print(f"{run.name}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")
 
 
 def _measure_quality(substrate: Any, run: Run) -> None:
-    table("training_quality").add([{**row, **run.columns} for row in quality_rows(Store(), substrate, metrics_for(substrate))])
+    table("training_quality").add([{**row, **run.columns} for row in quality_rows(PictureStore(), substrate, metrics_for(substrate))])
     if run.seed == settings()["replicates"]["seeds"][0]:
         _keep_strip(substrate, run.mitigation)
 
 
-def quality_rows(store: Store, substrate: Any, metrics: Any, count: int = HELD_OUT_PROMPTS) -> list[dict[str, Any]]:
+def quality_rows(store: PictureStore, substrate: Any, metrics: Any, count: int = HELD_OUT_PROMPTS) -> list[dict[str, Any]]:
     """Alignment and whether the background is right (1 or 0), one row a held-out prompt, with the alignment of its real picture."""
     prompts = load_prompts("minisd-heldout").first(count)
     pictures = store.pictures(substrate, encode_prompts(substrate, prompts.prompts), (0,))
@@ -168,7 +168,7 @@ def quality_rows(store: Store, substrate: Any, metrics: Any, count: int = HELD_O
 def _keep_strip(substrate: Any, mitigation: str) -> None:
     """Keep one row of pictures, first seed: the repeated prompts of `shown_prompts`, then held-out ones."""
     prompts = (*shown_prompts().prompts, *load_prompts("minisd-heldout").first(SHOWN_HELD_OUT).prompts)
-    pictures = Store().pictures(substrate, encode_prompts(substrate, prompts), (0,))[:, 0]
+    pictures = PictureStore().pictures(substrate, encode_prompts(substrate, prompts), (0,))[:, 0]
     strip_file(mitigation).parent.mkdir(exist_ok=True)
     Image.fromarray(np.concatenate(list(pictures), 1)).save(strip_file(mitigation), optimize=True)
 

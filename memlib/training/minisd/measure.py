@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from memlib.base.errors import InputError
-from memlib.base.store import Store
 from memlib.metrics import metrics_for
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.prompt_sets import COLUMNS, write_csv
@@ -12,12 +11,13 @@ from memlib.probes.reproduced import NEEDED, SEEDS, copies_by_level, quality, re
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.results import figures as plots
+from memlib.sampling.stored import PictureStore
 
 
 def find(model: str) -> None:
     """Find the prompts that `model` reproduces with at least 9 of 10 seeds; write found-MODEL.csv, and for minisd-v1 the
     set minisd-memorized."""
-    rows = reproduced(load(model), Store())
+    rows = reproduced(load(model), PictureStore())
     extra = ("seeds_tried", "seeds_above", "mean_similarity", "memorized")
     write_csv(f"found-{model}", rows, COLUMNS + extra)
     memorized = [r for r in rows if r["memorized"]]
@@ -31,7 +31,7 @@ def find(model: str) -> None:
 
 def measure(model: str) -> None:
     """Print what MiniSD must show, from 10 seeds on the repeated prompts and 2 on 200 held-out ones."""
-    substrate, store = load(model), Store()
+    substrate, store = load(model), PictureStore()
     metrics = metrics_for(substrate)
     prompts = load_prompts("minisd-duplicated")
     similarity = similarity_to_training(store, substrate, metrics.copy, prompts, SEEDS)
@@ -44,7 +44,7 @@ def measure(model: str) -> None:
 
 def picture(model: str) -> None:
     """Write the front picture of the book: memorized prompts above held-out ones, one column a seed."""
-    substrate, store = load(model), Store()
+    substrate, store = load(model), PictureStore()
     rows = {}
     for name, note in (("minisd-memorized", "memorized"), ("minisd-heldout", "not memorized")):
         prompts = load_prompts(name).sample(4, seed=1)
