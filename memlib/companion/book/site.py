@@ -16,6 +16,7 @@ from nbformat.v4 import new_markdown_cell
 from memlib.base.errors import InputError
 from memlib.companion.book.kept import kept
 from memlib.companion.book.layout import Layout
+from memlib.companion.book.local_paths import without_local_paths
 from memlib.companion.book.outputs import problem_of
 from memlib.judging.claims import load_claims
 from memlib.judging.verdicts import read_verdicts
@@ -51,7 +52,7 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     shutil.copy2(layout.root / "data" / "claims.yml", target / "data" / "claims.yml")
     judging = {claim.notebook for claim in load_claims(target / "data" / "claims.yml").values()}
     for path in notebooks:
-        content = nbformat.read(path, as_version=4)
+        content = without_local_paths(nbformat.read(path, as_version=4))
         problem = problem_of(content)
         if problem:
             raise InputError(f"Notebook {path.stem} is not shown: {problem}.")
