@@ -1,6 +1,9 @@
-# make book   notebooks run on SUBSTRATE, then the site (default minisd-v1: any CPU)
-#             with PROFILE=paper at the papers' scale, planned before it begins
-# make test   tests, notebooks, twins, and the site looked at in Chromium
+# make site     the site from the committed outputs: nothing is executed, under a minute
+# make book     notebooks run on SUBSTRATE, then the site (default minisd-v1: any CPU); PROFILE=paper: at the papers' scale
+# make fast     lint, types and the quick tests, two minutes
+# make test     lint, types, all tests, notebooks, twins, and the site looked at in Chromium
+# make outputs  the executed notebooks in the place of the committed ones
+# make format   one way of writing
 SHELL      := bash
 SUBSTRATE  ?= minisd-v1
 PARAMETERS ?=
@@ -10,6 +13,8 @@ PYTHON     ?= $(firstword $(foreach name,python3.11 python3,$(if $(shell command
 VENV       := .venv
 RUN        := $(VENV)/bin/python
 NOTEBOOKS  := $(wildcard notebooks/*.ipynb)
+CODE       := memlib tests
+PYTEST     := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 WANTED     := requirements.txt requirements.lock.txt pyproject.toml
 
 # Kernels named python3 are those of the environment, whatever the user has installed elsewhere.
@@ -17,7 +22,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := book
-.PHONY: env book test outputs browser clean
+.PHONY: env site book outputs format lint types fast test browser clean
 
 env:
 	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: install Python 3.11 or name one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
@@ -32,6 +37,9 @@ env:
 	  rm -f $(VENV)/memlib-*; touch "$$stamp"; \
 	fi
 
+site: env
+	$(RUN) -m memlib.companion.book build --committed
+
 book: env
 	$(RUN) -m memlib.companion.book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
 	$(RUN) -m memlib.companion.book build --substrate "$(SUBSTRATE)"
@@ -39,8 +47,24 @@ book: env
 outputs: env
 	$(RUN) -m memlib.companion.book outputs
 
-test: env browser
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+format: env
+	$(VENV)/bin/ruff format --quiet $(CODE)
+	$(VENV)/bin/ruff check --quiet --fix $(CODE)
+
+# Code that nobody formatted, names nobody uses, arrows that point upward.
+lint: env
+	$(VENV)/bin/ruff format --check --quiet $(CODE)
+	$(VENV)/bin/ruff check --quiet --output-format concise $(CODE)
+	$(VENV)/bin/lint-imports
+
+types: env
+	$(VENV)/bin/mypy
+
+fast: lint types
+	$(PYTEST) -m "not slow and not browser and not gpu" tests
+
+test: lint types browser
+	$(PYTEST) --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
 
 # Chromium may stand under several names; on Debian, as root, it is installed where it is missing.
 browser:

@@ -32,10 +32,17 @@
 # the contrast says whether an effect has to do with memorization.
 
 # %%
-from memlib.experiment.page import Page
-from memlib.experiment.tables import summary
-from memlib.results import edits as show
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
 from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.experiment import Experiment
+from memlib.prompts.interventions import INTERVENTIONS
+from memlib.judging.estimates import group_difference
+from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -51,17 +58,23 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-page = Page("C1a", "C1b")
+refuse_unknown()
 plots.style()
-run = page.experiment()
-known, other = run.pair(memorized, not_memorized, n_prompts)
-edits = ["b", "c", "a"]
+run = Experiment(
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
+)
+groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
+known, other = groups
+edits = ["none", "b", "c", "a"]
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+for name in ("C1a", "C1b"):
+    c = claim(name)
+    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+print({k: round(v, 3) for k, v in run.thresholds.items()})
 
 # %% [markdown]
 # ## The pictures
@@ -70,10 +83,10 @@ page.show_claims(run.thresholds)
 # hand.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, three edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-show.pictures(known, ["none", *edits], "Memorized prompts");
+plots.montage(known.rows(edits), known.prompts.prompts[:8], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and three edits of the embedding, one column per prompt", "width": "100%"}}
-show.pictures(other, ["none", *edits], "Prompts that are not memorized");
+plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -84,26 +97,41 @@ show.pictures(other, ["none", *edits], "Prompts that are not memorized");
 # description of the training picture, not the title).
 
 # %%
-summary([known, other], ["none", *edits])
+table = summary(groups, edits)
+table
 
 # %% [markdown]
 # The same edits as `clip` reports them. These are figures of another model under another copy descriptor: compare
 # directions and order, not values.
 
 # %%
-page.reported()
+reported = pd.concat([claim("C1a").reported_rows(), claim("C1b").reported_rows()])
+reported[["method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-show.dots([known, other], edits);
+labels = {k: f"({k})\n{INTERVENTIONS[k].label}" for k in edits if k != "none"}
+similarity = long_table(groups, ["b", "c", "a"], "similarity to original")
+if len(similarity):
+    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=labels)
 
 # %% [markdown]
 # ## Verdicts
 
 # %%
-original = "similarity to original"
-quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
-quantities["alignment_a_minus_original"] = known.change("alignment", "a")
-page.judge(quantities, run);
+c1a = judge(
+    claim("C1a"),
+    {"similarity_b": known.mean("similarity to original", "b"), "similarity_c": known.mean("similarity to original", "c")},
+    run.thresholds,
+    run.substrate.name,
+)
+c1b = judge(
+    claim("C1b"),
+    {"alignment_a_minus_original": known.change("alignment", "a"), "similarity_a": known.mean("similarity to original", "a")},
+    run.thresholds,
+    run.substrate.name,
+)
+display(c1a, c1b)
+
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -112,14 +140,25 @@ page.judge(quantities, run);
 # The difference of the two groups' mean similarities, memorized minus not memorized:
 
 # %%
-show.contrast(known, other, edits)
+def contrast(edit):
+    sides = [group.score("similarity to original", edit) for group in groups]
+    return "not measured" if any(side is None for side in sides) else group_difference(*sides).text(2)
+
+
+pd.DataFrame({"memorized minus not memorized": {f"({k}) {INTERVENTIONS[k].label}": contrast(k) for k in ("b", "c", "a")}})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-page.print_verdicts()
+for verdict in (c1a, c1b):
+    print(verdict.claim, verdict.verdict)
 
 # %% tags=["remove-cell"]
-page.glue(show.numbers(known, other, {k: k for k in edits}))
+for key in ("b", "c", "a"):
+    for name, group in (("mem", known), ("other", other)):
+        mean = group.mean("similarity to original", key)
+        glue(f"sim_{key}_{name}", "not measured" if mean is None else mean.text(2), display=False)
+for verdict in (c1a, c1b):
+    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
 
 # %% [markdown]
 # On this substrate C1a {glue:text}`verdict_C1a` and C1b {glue:text}`verdict_C1b`. Replacing the prompt states by `<eot>`

@@ -30,10 +30,17 @@
 # edit is also made on prompts that are **not** memorized.
 
 # %%
-from memlib.experiment.page import Page
-from memlib.experiment.tables import summary
-from memlib.results import edits as show
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
 from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.experiment import Experiment
+from memlib.prompts.interventions import INTERVENTIONS
+from memlib.judging.estimates import group_difference
+from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -49,17 +56,23 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-page = Page("C2a", "C2b", "C2c")
+refuse_unknown()
 plots.style()
-run = page.experiment()
-known, other = run.pair(memorized, not_memorized, n_prompts)
-edits = ["f", "d", "e", "g", "h"]
+run = Experiment(
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
+)
+groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
+known, other = groups
+edits = ["none", "f", "d", "e", "g", "h"]
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+for name in ("C2a", "C2b", "C2c"):
+    c = claim(name)
+    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+print({k: round(v, 3) for k, v in run.thresholds.items()})
 
 # %% [markdown]
 # ## The pictures
@@ -67,10 +80,10 @@ page.show_claims(run.thresholds)
 # Each column is one prompt with its first seed; rows are the edits, the last row the training picture where it is at hand.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, five edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-show.pictures(known, ["none", *edits], "Memorized prompts");
+plots.montage(known.rows(edits), known.prompts.prompts[:8], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and five edits of the embedding, one column per prompt", "width": "100%"}}
-show.pictures(other, ["none", *edits], "Prompts that are not memorized");
+plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -80,16 +93,21 @@ show.pictures(other, ["none", *edits], "Prompts that are not memorized");
 # picture.
 
 # %%
-summary([known, other], ["none", *edits])
+table = summary(groups, edits)
+table
 
 # %% [markdown]
 # `clip`'s own figures: another model and another copy descriptor, so compare directions and order, not values.
 
 # %%
-page.reported()
+reported = pd.concat([claim(name).reported_rows() for name in ("C2a", "C2b", "C2c")]).drop_duplicates()
+reported[["method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-show.dots([known, other], edits);
+labels = {k: f"({k})\n{INTERVENTIONS[k].label}" for k in edits if k != "none"}
+similarity = long_table(groups, ["f", "d", "e", "g", "h"], "similarity to original")
+if len(similarity):
+    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=labels)
 
 # %% [markdown]
 # ## Verdicts
@@ -99,9 +117,21 @@ show.dots([known, other], edits);
 
 # %%
 original = "similarity to original"
-quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
-quantities |= {f"similarity_h_minus_{k}": known.change(original, "h", k) for k in ("f", "c")}
-page.judge(quantities, run);
+
+
+def below(edit, baseline):
+    """Similarity to the original under `edit` minus under `baseline`, paired."""
+    return known.change(original, edit, baseline)
+
+
+quantities = {f"similarity_{k}": known.mean(original, k) for k in ("d", "e", "f", "g", "h")}
+quantities |= {"similarity_h_minus_f": below("h", "f"), "similarity_h_minus_c": below("h", "c")}
+verdicts = {
+    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name)
+    for name in ("C2a", "C2b", "C2c")
+}
+display(*verdicts.values())
+
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -110,14 +140,25 @@ page.judge(quantities, run);
 # holds zero, the edit treats both kinds of prompt alike and says nothing about memorization.
 
 # %%
-show.contrast(known, other, edits)
+def contrast(edit):
+    sides = [group.score("similarity to original", edit) for group in groups]
+    return "not measured" if any(side is None for side in sides) else group_difference(*sides).text(2)
+
+
+pd.DataFrame({"memorized minus not memorized": {f"({k}) {INTERVENTIONS[k].label}": contrast(k) for k in edits[1:]}})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-page.print_verdicts()
+for verdict in verdicts.values():
+    print(verdict.claim, verdict.verdict)
 
 # %% tags=["remove-cell"]
-page.glue(show.numbers(known, other, {k: k for k in edits}))
+for key in edits[1:]:
+    for name, group in (("mem", known), ("other", other)):
+        mean = group.mean(original, key)
+        glue(f"sim_{key}_{name}", "not measured" if mean is None else mean.text(2), display=False)
+for verdict in verdicts.values():
+    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
 
 # %% [markdown]
 # On this substrate C2a {glue:text}`verdict_C2a`, C2b {glue:text}`verdict_C2b` and C2c {glue:text}`verdict_C2c`. Similarity

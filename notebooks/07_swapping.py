@@ -32,11 +32,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import display
+from myst_nb import glue
 
-from memlib.experiment.page import Page, told
-from memlib.judging.equivalence import pair_interval
-from memlib.prompts.interventions import swap
 from memlib.results import figures as plots
+from memlib.experiment.parameters import refuse_unknown
+from memlib.judging.claims import claim, judge
+from memlib.judging.equivalence import pair_interval
+from memlib.experiment import Experiment
+from memlib.prompts.interventions import swap
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -54,17 +58,26 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-page = Page("C7")
+refuse_unknown()
 plots.style()
-run = page.experiment()
-known, other = groups = [group.part(n_exchanged, n_seeds_exchanged) for group in run.pair(memorized, not_memorized, n_prompts)]
+run = Experiment(
+    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
+)
+groups = [
+    run.group(memorized, n_prompts, "memorized").part(n_exchanged, n_seeds_exchanged),
+    run.group(not_memorized, n_prompts, "not memorized").part(n_exchanged, n_seeds_exchanged),
+]
+known, other = groups
 exchanges = {"eot": "<eot> exchanged", "eot+pad": "<eot> and padding exchanged"}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+c = claim("C7")
+print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+print({k: round(v, 3) for k, v in run.thresholds.items()})
+
 
 # %% [markdown]
 # ## All ordered pairs
@@ -86,6 +99,7 @@ def exchanged(group, what):
 
 pictures = {(group.label, what): exchanged(group, what) for group in groups for what in exchanges}
 
+
 # %% mystnb={"image": {"alt": "Memorized prompts exchanged in pairs: own picture, other prompt's picture, picture with the end state exchanged, picture with end and padding states exchanged", "width": "100%"}}
 def rows(group):
     count = len(group)
@@ -102,6 +116,7 @@ plots.montage(rows(known), known.prompts.prompts, "Memorized prompts, each with 
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, exchanged in pairs in the same way", "width": "100%"}}
 plots.montage(rows(other), other.prompts.prompts, "Prompts that are not memorized, each with the states of the next");
+
 
 # %% [markdown]
 # ## The figures
@@ -136,7 +151,8 @@ table = pd.DataFrame(
     [
         {
             "prompts": f"{group.label} ({len(group)})", "exchange": label,
-            **{f"similarity to {which} picture": told(estimate(group.label, what, which)) for which in ("own", "other")},
+            **{f"similarity to {which} picture": "not measured" if (e := estimate(group.label, what, which)) is None else e.text(2)
+               for which in ("own", "other")},
         }
         for group in groups
         for what, label in exchanges.items()
@@ -171,22 +187,21 @@ quantities = {
     "similarity_own_eot": estimate("memorized", "eot", "own"),
     "similarity_other_both": estimate("memorized", "eot+pad", "other"),
 }
-page.judge(quantities, run);
+verdict = judge(claim("C7"), quantities, run.thresholds, run.substrate.name)
+display(verdict)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-page.print_verdicts()
+print(verdict.claim, verdict.verdict)
 
 # %% tags=["remove-cell"]
-page.glue({"pairs": str(len(known) * (len(known) - 1))})
-page.glue(
-    {
-        f"{short}_{which}_{name}": estimate(group.label, what, which)
-        for name, group in (("mem", known), ("other", other))
-        for short, what in (("eot", "eot"), ("both", "eot+pad"))
-        for which in ("own", "other")
-    }
-)
+for name, group in (("mem", known), ("other", other)):
+    for short, what in (("eot", "eot"), ("both", "eot+pad")):
+        for which in ("own", "other"):
+            e = estimate(group.label, what, which)
+            glue(f"{short}_{which}_{name}", "not measured" if e is None else e.text(2), display=False)
+glue("verdict_C7", verdict.verdict, display=False)
+glue("pairs", str(len(known) * (len(known) - 1)), display=False)
 
 # %% [markdown]
 # On this substrate C7 {glue:text}`verdict_C7`, over {glue:text}`pairs` ordered pairs of memorized prompts. With `<eot>` exchanged, the

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import count_rows
 
-from memlib.companion.bench.__main__ import main
 from memlib.companion.bench.sampling import LEVERS, PLAIN, Job, as_text, diffusers_pipeline, measure, ours, peak_rate, row_operations, swept
+from memlib.companion.commands import main
 from memlib.models.speed import Speed
 
 
@@ -64,6 +64,8 @@ def test_operations_are_those_of_the_layers(tiny):
 
 
 def test_bad_numbers_end_in_one_sentence(capsys):
-    assert main(["sampling", "--pictures", "0"]) == 1
+    assert main(["bench", "sampling", "--pictures", "0"]) == 2
+    assert "'--pictures': Input should be greater than or equal to 1" in capsys.readouterr().err
+    assert main(["bench", "sampling", "--lever", "more"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert LEVERS["plain"] == PLAIN

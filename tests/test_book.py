@@ -16,10 +16,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from memlib.base.errors import InputError
+from memlib.companion.book import dependencies, facts, jobs, ledger, outputs, progress
 from memlib.companion.book import execute as running
-from memlib.companion.book import jobs, ledger, outputs
-from memlib.companion.book.__main__ import main
 from memlib.companion.book.layout import ROOT, Layout
+from memlib.companion.commands import main
 from memlib.experiment import parameters
 from memlib.judging.claims import load_claims
 from memlib.judging.estimates import Estimate
@@ -102,13 +102,42 @@ def test_an_unchanged_notebook_is_not_run_again(layout):
     running.execute(layout, {"seeds": 5}, say=said.append)
     assert done.stat().st_mtime_ns == before and said[-1].endswith("unchanged")
     assert str(layout.root) not in done.read_text()
-    # Another parameter, and a file that the notebooks may read, are reasons to run again.
-    inputs = running._hash_inputs(layout)
-    source = layout.sources / "00_a.ipynb"
-    assert running.fingerprint(source, {"seeds": 6}, inputs) != running.fingerprint(source, {"seeds": 5}, inputs)
-    (layout.root / "data").mkdir()
-    (layout.root / "data" / "claims.yml").write_text("[]")
-    assert running._hash_inputs(layout) != inputs
+
+
+def test_a_notebook_depends_on_the_code_and_data_that_it_reaches(layout):
+    """Code is a package of three modules in a line; a comment or docstring changes nothing, a figure's look its own page alone."""
+    package = layout.root / "memlib"
+    (package / "figures").mkdir(parents=True)
+    for name, text in {
+        "__init__": "", "figures/__init__": "from memlib.figures.style import INK\n", "figures/style": '"""Look."""\nINK = "black"\n',
+        "low": 'FILE = "prompts"\n', "high": "def judge():\n    from memlib import low\n    return low\n",
+    }.items():  # fmt: skip
+        (package / f"{name}.py").write_text(text)
+    data = layout.root / "data"
+    (data / "prompts").mkdir(parents=True)
+    (data / "prompts" / "a.csv").write_text("1")
+    (data / "claims.yml").write_text('[{"id": "C1", "notebook": "00_a"}, {"id": "C2", "notebook": "01_b"}]')
+    pages = [
+        write_notebook(layout.sources / "00_a.ipynb", "from memlib.high import judge"),
+        write_notebook(layout.sources / "01_b.ipynb", "import memlib.figures", "claim = 'claims.yml'"),
+    ]
+
+    def changed(act):
+        before = [dependencies.fingerprint(page, {}, layout) for page in pages]
+        act()
+        return [dependencies.fingerprint(page, {}, layout) != old for page, old in zip(pages, before, strict=True)]
+
+    assert changed(lambda: None) == [False, False]
+    assert changed(lambda: (package / "figures" / "style.py").write_text('INK = "blue"\n')) == [False, True]
+    assert changed(lambda: (package / "figures" / "style.py").write_text('"""Another look."""\n\n# why\nINK = (\n    "blue"\n)\n')) == [False, False]
+    assert changed(lambda: (package / "low.py").write_text('FILE = "prompts"\nMORE = 1\n')) == [True, False]
+    assert changed(lambda: (data / "prompts" / "a.csv").write_text("2")) == [True, False]
+    assert changed(lambda: (data / "claims.yml").write_text('[{"id": "C1", "notebook": "00_a"}, {"id": "C2", "notebook": "01_b", "title": "x"}]')) == [
+        False,
+        True,
+    ]
+    assert changed(lambda: (data / "runs.json").write_text("{}")) == [False, False]
+    assert dependencies.fingerprint(pages[0], {"seeds": 6}, layout) != dependencies.fingerprint(pages[0], {"seeds": 5}, layout)
 
 
 def test_a_failing_cell_ends_in_one_sentence(layout):
@@ -135,7 +164,7 @@ print(os.environ["OMP_NUM_THREADS"])
     write_notebook(layout.sources / "01_b.ipynb", meet.format(mine="b", other="a"))
     said: list[str] = []
     done = running.execute(layout, say=said.append, jobs=2)
-    assert [path.stem for path in done] == ["00_a", "01_b"] and "2 at a time" in said[0] and len(said) == 3
+    assert [path.stem for path in done] == ["00_a", "01_b"] and [line.split(": ")[1][:4] for line in said] == ["begi", "begi", "ran ", "ran "]
     expected = os.environ.get("OMP_NUM_THREADS", str(max(1, jobs.cores() // 2)))
     for path in done:
         assert [o.text for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs] == [f"{expected}\n"]
@@ -143,9 +172,10 @@ print(os.environ["OMP_NUM_THREADS"])
 
 def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout):
     """The two that took longest when they were committed begin first."""
-    write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")', papermill={"duration": 20.0})
-    write_notebook(layout.sources / "01_b.ipynb", "1", papermill={"duration": 5.0})
-    write_notebook(layout.sources / "02_c.ipynb", "import time", "time.sleep(3)", papermill={"duration": 10.0})
+    write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")')
+    write_notebook(layout.sources / "01_b.ipynb", "1")
+    write_notebook(layout.sources / "02_c.ipynb", "import time", "time.sleep(3)")
+    facts.write(layout.root, {name: {"duration": seconds} for name, seconds in (("00_a", 20.0), ("01_b", 5.0), ("02_c", 10.0))})
     with pytest.raises(InputError, match="00_a stopped"):
         running.execute(layout, say=lambda line: None, jobs=2)
     assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["02_c"]
@@ -174,13 +204,35 @@ def soon(condition, seconds=60):
     return False
 
 
-def test_other_errors_of_a_process_are_reported(layout):
-    ended: list[int] = []
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        jobs.run_beside([(divmod, (1, 1)), (divmod, (1, 0))], 2, ended.append)
-    assert ended == [0]
-    with pytest.raises(RuntimeError, match="without a word"):
-        jobs.run_beside([(os._exit, (3,))], 1, ended.append)
+def test_a_kernel_that_dies_is_named_with_the_likely_cause(layout):
+    write_notebook(layout.sources / "00_a.ipynb", "1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(InputError, match=r"kernel of notebook 00_a was killed, most likely for want of memory.*failed-00_a"):
+        running.execute(layout, say=lambda line: None)
+    kept = nbformat.read(layout.build / "failed-00_a.ipynb", as_version=4)
+    assert any(cell.get("execution_count") for cell in kept.cells)
+
+
+def test_figures_appear_whatever_the_shell_says_of_the_backend(layout, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    write_notebook(layout.sources / "00_a.ipynb", "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
+    (done,) = running.execute(layout, say=lambda line: None)
+    assert sum("image/png" in output.get("data", {}) for cell in nbformat.read(done, 4).cells for output in cell.get("outputs", [])) == 1
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
+def test_time_left_follows_from_last_time_and_the_speed_of_this_run(layout, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    said: list[str] = []
+    run = progress.Progress(["a", "b", "c", "d"], {"a": 100.0, "b": 200.0, "c": 300.0}, 1, said.append, layout)
+    assert run.left() == 100 + 200 + 300 + 200  # of the unknown one, the mean of the others
+    run.unchanged("c")
+    run.began("a")
+    clock[0] = 50.0
+    assert run.left() == 50 + 200 + 200
+    clock[0] = 200.0
+    run.ended("a")  # twice as slow as last time
+    assert run.left() == 2 * (200 + 200) and said[-1] == "[1/4] a: ran on minisd-v1 in 3 min; 13 min left"
 
 
 def test_how_many_run_at_once(monkeypatch):
@@ -213,9 +265,8 @@ def test_a_checkpoint_folder_has_a_folder_name_of_its_own(tmp_path, monkeypatch)
     assert Layout(root=tmp_path, substrate="sd14").html == tmp_path / "_build" / "sd14" / "html"
 
 
-def test_the_command_ends_in_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["memlib.companion.book", "execute", "-p", "no_such_parameter=1"])
-    assert main() == 1
+def test_the_command_ends_in_one_sentence(capsys):
+    assert main(["book", "execute", "-p", "no_such_parameter=1"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -232,11 +283,11 @@ def executed_notebook():
 
 
 def test_committed_copies_hold_results_and_nothing_of_the_run():
-    notebook = outputs.cleaned(executed_notebook())
+    notebook = outputs.cleaned(executed_notebook())[0]
     assert [cell.source for cell in notebook.cells] == ["seeds = 2", "1"]
     assert notebook.cells[1].execution_count == notebook.cells[1].outputs[0].execution_count == 2
     assert "papermill" not in notebook.cells[1].metadata
-    assert notebook.metadata.papermill == {"parameters": {"seeds": 2}, "exception": None, "duration": 2.0}
+    assert notebook.metadata.papermill == {"parameters": {"seeds": 2}, "exception": None}
     nbformat.validate(notebook)
 
 

@@ -13,6 +13,7 @@ import torch
 from memlib.base.errors import InputError
 from memlib.companion import check_published, check_substrate
 from memlib.companion.check_substrate import Check, changed, check
+from memlib.companion.commands import main
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +74,10 @@ def test_copies_are_changed_but_the_same_size():
 
 
 def test_the_command_ends_with_a_status(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(check_substrate, "load", lambda *_: tiny)
+    monkeypatch.setattr("memlib.models.substrate.load", lambda *_: tiny)
     for holds, status in ((True, 0), (None, 0), (False, 1)):
         monkeypatch.setattr(check_substrate, "CHECKS", (lambda substrate, holds=holds: Check("fact", holds, "so"),))
-        assert check_substrate.main(["somewhere"]) == status
+        assert main(["check", "somewhere"]) == status
         assert ("do not start" in capsys.readouterr().out) == bool(status)
 
 
@@ -123,7 +124,7 @@ def test_the_comparison_runs_on_a_checkpoint(sd1_tiny, tmp_path, monkeypatch, ca
     for name in ("some", "others"):
         (tmp_path / f"{name}.csv").write_text("prompt\n" + "\n".join(f"a {word} for {name}" for word in words))
     arguments = [str(sd1_tiny), "--memorized", str(tmp_path / "some.csv"), "--others", str(tmp_path / "others.csv"), "--steps", "2"]
-    assert check_published.main([*arguments, "--minutes", "600", "--csv", str(tmp_path / "table.csv")]) == 0
+    assert main(["published", *arguments, "--minutes", "600", "--csv", str(tmp_path / "table.csv")]) == 0
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table["detector"]) == ["magnitude", "sharpness", "magnitude-all", "magnitude-all"] and (table["prompts"] == 20).all()
     assert (table["low"] <= table["ours"]).all() and (table["ours"] <= table["high"]).all() and (table["low"] < table["high"]).all()

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from memlib.base.errors import InputError
-from memlib.companion.distributed import Work, cluster, dask, main, parts, sample_on, sample_part, score_part
+from memlib.companion.commands import main
+from memlib.companion.distributed import Work, cluster, dask, parts, sample_on, sample_part, score_part
 from memlib.sampling.stored import PictureStore
 
 try:
@@ -82,7 +83,7 @@ def test_without_dask_a_sentence_says_what_to_install(capsys, tmp_path):
         pytest.skip("dask.distributed is installed")
     with pytest.raises(InputError, match="pip install"):
         dask()
-    assert main(["sample", "--prompts", "figures", "--store", str(tmp_path)]) == 1
+    assert main(["distributed", "sample", "--prompts", "figures", "--store", str(tmp_path)]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -124,15 +125,13 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
 
 @needs_dask
 def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monkeypatch, capsys):
-    from memlib.companion.bench.__main__ import main as bench
-
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     options = ["--pictures", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu", "--dtype", "float32"]
-    assert bench(["workers", "--substrate", str(sd1_tiny), "--workers", "1", "2", *options, "--csv", str(tmp_path / "speed.csv")]) == 0
+    assert main(["bench", "workers", "--substrate", str(sd1_tiny), "--workers", "1", "--workers", "2", *options, "--csv", str(tmp_path / "speed.csv")]) == 0
     table = pd.read_csv(tmp_path / "speed.csv")
     assert list(table["workers"]) == [1, 2] and (table["seconds"] > 0).all() and (table["largest difference"] <= 1).all()
     assert table["speed-up"][1] == pytest.approx(table["seconds"][0] / table["seconds"][1])
-    assert bench(["workers", "--workers", "0"]) == 1 and "at least 1" in capsys.readouterr().err
+    assert main(["bench", "workers", "--workers", "0"]) == 2 and "greater than or equal to 1" in capsys.readouterr().err
 
 
 @needs_dask

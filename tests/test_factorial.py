@@ -73,7 +73,7 @@ def table(cells=CELLS, seeds=(11, 12)):
 
 def test_replicates_are_read_by_whole_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(trainings, "minisd_folder", lambda: tmp_path)
-    with pytest.raises(InputError, match="run python -m memlib.training.minisd replicates"):
+    with pytest.raises(InputError, match="run memlib minisd replicates"):
         trainings.replicates()
     part = table(list(CELLS)[:3], (13,))
     part.to_csv(tmp_path / "replicates.csv", index=False)

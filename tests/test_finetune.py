@@ -15,12 +15,12 @@ from torchvision import transforms
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 from memlib.base.pictures import read_pictures
+from memlib.companion.commands import main
 from memlib.models import delta as deltas
 from memlib.models.minisd.paths import settings
 from memlib.models.substrate import load
 from memlib.prompts.sets import load_prompts
 from memlib.training.finetune import FinetunePart, Recipe, export, finetune, load_recipes, read_training_set, recipe
-from memlib.training.finetune.__main__ import main
 from memlib.training.finetune.against import load_against
 from memlib.training.finetune.examples import Example, TrainingSet
 
@@ -176,11 +176,11 @@ def test_a_difference_belongs_to_one_base_and_survives_no_damage(tmp_path):
 
 
 def test_the_command_makes_a_substrate_with_its_prompts(listed, sd2_tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("memlib.training.finetune.recipe", lambda name: replace(RECIPE, name=name))
+    monkeypatch.setattr("memlib.training.finetune.recipes.recipe", lambda name: replace(RECIPE, name=name))
     out = tmp_path / "tuned"
     call = ["--recipe", "any", "--base", str(sd2_tiny), "--data", str(listed), "--out", str(out), "--device", "cpu", "--quiet"]
-    assert main([*call, "--steps", "2", "--until", "1"]) == 0 and "Step 1 of 2" in capsys.readouterr().out
-    assert main([*call, "--steps", "2"]) == 0 and "Step 2 of 2" in capsys.readouterr().out
+    assert main(["finetune", *call, "--steps", "2", "--until", "1"]) == 0 and "Step 1 of 2" in capsys.readouterr().out
+    assert main(["finetune", *call, "--steps", "2"]) == 0 and "Step 2 of 2" in capsys.readouterr().out
     tuned, base = load(out, "cpu", "float32"), load(sd2_tiny, "cpu", "float32")
     assert tuned.prediction_type == "v_prediction" and tuned.pad_id == base.pad_id
     assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
@@ -188,8 +188,8 @@ def test_the_command_makes_a_substrate_with_its_prompts(listed, sd2_tiny, tmp_pa
     StableDiffusionPipeline.from_pretrained(out)
     prompts = load_prompts(out / "prompts.csv")
     assert prompts.prompts[4] == "caption number 4!" and prompts.table["copies"].astype(int).tolist() == [1, 2, 3, 4, 5]
-    assert main([*call, "--steps", "3"]) == 1 and "another base, recipe" in capsys.readouterr().err
-    assert main(["--recipe", "any", "--out", str(out)]) == 1 and "--data is missing" in capsys.readouterr().err
+    assert main(["finetune", *call, "--steps", "3"]) == 1 and "another base, recipe" in capsys.readouterr().err
+    assert main(["finetune", "--recipe", "any", "--out", str(out)]) == 1 and "--data is missing" in capsys.readouterr().err
 
 
 def test_sets_are_read_from_folders_and_json(listed, tmp_path):

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.companion.commands import main
 from memlib.experiment.run import Experiment
 from memlib.mitigations import get
 from memlib.models.minisd.paths import settings
 from memlib.models.substrate import load
 from memlib.training.finetune import against, load_recipes
-from memlib.training.finetune.__main__ import main
 from memlib.training.finetune.against import Against, load_against
 from memlib.training.finetune.surrogates import SurrogatePart, choose_surrogates
 from memlib.training.minisd.remedies import OTHER_SETTINGS, ordinary_set, remedy_recipe, remedy_settings
 
 PROMPTS = ("a red cat", "the sea at night")
-TINY = ["--steps", "4", "--rounds", "2", "--batch", "2", "--warmup", "0", "--mitigations", "pad-mask", "--surrogate-seeds", "1", "--device", "cpu",
+TINY = ["--steps", "4", "--rounds", "2", "--batch", "2", "--warmup", "0", "--mitigation", "pad-mask", "--surrogate-seeds", "1", "--device", "cpu",
         "--precision", "float32", "--quiet"]  # fmt: skip
 SEARCH = ["--search-steps", "1", "--search-samples", "1"]
 
@@ -50,7 +50,7 @@ def own_store(tmp_path, monkeypatch):
 
 def command(files, base, out, recipe="adversarial", *more):
     search = SEARCH if recipe == "adversarial" else []
-    return main(["--recipe", recipe, "--base", str(base), "--data", str(files / "ordinary.csv"), "--memorized", str(files / "memorized.csv"),
+    return main(["finetune", "--recipe", recipe, "--base", str(base), "--data", str(files / "ordinary.csv"), "--memorized", str(files / "memorized.csv"),
                  "--out", str(out), *TINY, *search, *more])  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_bad_input_ends_in_a_sentence(files, sd1_tiny, tmp_path, capsys, monkeyp
         (["--recipe", "adversarial", *known, "--rounds", "3"], "1000 steps do not make 3 rounds of equal length"),
         (["--recipe", "adversarial", *known, "--rounds", "0"], "cannot have 0 rounds"),
         (["--recipe", "adversarial", *known, "--surrogate-seeds", "0"], "cannot have 0 seeds"),
-        (["--recipe", "adversarial", *known, "--mitigations", "hope"], "hope"),
+        (["--recipe", "adversarial", *known, "--mitigation", "hope"], "hope"),
         (["--recipe", "adversarial", *known, "--search-samples", "0"], "samples 0"),
         (["--recipe", "adversarial", *known, "--count", "0"], "0 prompts were asked for"),
         (["--recipe", "adversarial", "--memorized", str(tmp_path / "bare.txt")], "2 of the 2 memorized prompts .* have no training picture"),
@@ -154,7 +154,7 @@ def test_bad_input_ends_in_a_sentence(files, sd1_tiny, tmp_path, capsys, monkeyp
         (["--recipe", "adversarial", "--memorized", str(tmp_path / "gone.csv")], "gone.png cannot be read"),
         (["--recipe", "adversarial", "--memorized", "webster"], "Unknown prompt set 'webster'"),
     ):
-        assert main([*arguments, *common]) == 1, arguments
+        assert main(["finetune", *arguments, *common]) == 1, arguments
         said = capsys.readouterr().err
         assert len(said.strip().splitlines()) == 1
         with pytest.raises(InputError, match=sentence):

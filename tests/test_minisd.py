@@ -238,16 +238,16 @@ def test_a_kill_leaves_a_checkpoint_that_loads(tmp_path):
 
 
 def test_command_line_answers_in_one_sentence(capsys, monkeypatch, tmp_path):
-    from memlib.training.minisd.__main__ import main
+    from memlib.companion.commands import main
 
     monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path / "none"))
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
     (tmp_path / "minisd").mkdir()
     (tmp_path / "minisd" / "training.yml").write_text((ROOT / "data" / "minisd" / "training.yml").read_text())
-    assert main(["train", "minisd-v1", "--device", "cpu", "--quiet"]) == 1
+    assert main(["minisd", "train", "minisd-v1", "--device", "cpu", "--quiet"]) == 1
     assert "train vae" in capsys.readouterr().err
-    assert main(["train", "vae", "--device", "cpu", "--until", "1", "--quiet"]) == 1
-    assert "python -m memlib.training.minisd data" in capsys.readouterr().err
+    assert main(["minisd", "train", "vae", "--device", "cpu", "--until", "1", "--quiet"]) == 1
+    assert "memlib minisd data" in capsys.readouterr().err
 
 
 def test_finding_gives_up_on_a_prompt_once_two_seeds_failed(monkeypatch):

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from memlib.base.errors import InputError
+from memlib.companion.commands import main
 from memlib.models.minisd.paths import settings
 from memlib.results import trainings
 from memlib.training.minisd import family
-from memlib.training.minisd.__main__ import main
 from memlib.training.minisd.mitigations import TRAINING_MITIGATIONS
 from memlib.training.minisd.run_tables import RunTable
 
@@ -195,9 +195,9 @@ def test_a_strip_of_pictures_comes_back(folder, monkeypatch):
 
 
 def test_the_command_line_answers_in_one_sentence(capsys):
-    assert main(["mitigated", "--mitigations", "hope"]) == 1
+    assert main(["minisd", "mitigated", "--mitigation", "hope"]) == 1
     assert "Unknown training-time mitigation 'hope'" in capsys.readouterr().err
-    assert main(["mitigated", "--seeds", "5"]) == 1
+    assert main(["minisd", "mitigated", "--seed", "5"]) == 1
     assert "no replicate with seed 5" in capsys.readouterr().err
-    assert main(["mitigated", "--cost", "1"]) == 1
+    assert main(["minisd", "mitigated", "--cost", "1"]) == 1
     assert "use 2 or more" in capsys.readouterr().err

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from counting import Counter, counting
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from toys import count_rows
 
 from memlib.companion.bench.mitigations import Sampler
-from memlib.companion.plan.counting import Counter, counting
 from memlib.experiment.run import Experiment
 from memlib.mitigations import get
 from memlib.mitigations.weights import WeightSet, pruned

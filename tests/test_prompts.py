@@ -14,9 +14,9 @@ import yaml
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
+from memlib.companion.commands import main
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts import published as prompt_sources
-from memlib.prompts import sets as prompts
 from memlib.prompts.files import read_prompt_file
 from memlib.prompts.sets import clean_filter, clean_mask, load_prompts
 
@@ -349,12 +349,12 @@ def test_cache_that_cannot_be_written(publisher):
 
 
 def test_command(publisher, capsys):
-    assert prompts.main(["fetch", "known", "unknown"]) == 0
+    assert main(["prompts", "fetch", "known", "unknown"]) == 0
     assert files(publisher) == ["known.csv", "sources.lock.json", "unknown.csv"]
-    assert prompts.main(["fetch", "nothing"]) == 1
+    assert main(["prompts", "fetch", "nothing"]) == 1
     captured = capsys.readouterr()
     assert str(publisher.cache / "known.csv") in captured.out and "Unknown published list" in captured.err
-    assert prompts.main(["list"]) == 0 and "licence: MIT" in capsys.readouterr().out
+    assert main(["prompts", "list"]) == 0 and "licence: MIT" in capsys.readouterr().out
 
 
 def test_committed_table_of_sources():

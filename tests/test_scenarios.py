@@ -67,7 +67,7 @@ def test_models_are_found_by_name_or_folder(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Unknown scenario"):
         place("medium", "sd14")
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
-    assert "python -m memlib.training.minisd finetune small" in place("small", "minisd-v1")
+    assert "memlib minisd finetune small" in place("small", "minisd-v1")
     (tmp_path / "minisd" / "models" / "minisd-v1-small").mkdir(parents=True)
     assert place("small", "minisd-v1") == ("minisd-v1-small", "minisd-v1-small")
 

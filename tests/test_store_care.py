@@ -10,8 +10,8 @@ import pytest
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.store import Store
-from memlib.base.store.__main__ import main
 from memlib.base.store.care import Chosen, merge, open_store, prune, size, stats, verify
+from memlib.companion.commands import main
 
 RECIPE = {"weights": "ab" * 32, "steps": 50, "dtype": "torch.float16", "guidance": {"rule": "constant", "scale": 7.5},
           "scheduler": {"class": "DDIMScheduler"}}  # fmt: skip
@@ -136,19 +136,19 @@ def test_the_commands_say_what_they_did(stores, capsys):
     put(theirs, 1)
     broken = put(ours, 2)
     broken.write_bytes(b"half")
-    assert main(["verify", "--store", str(ours.root)]) == 1
+    assert main(["store", "verify", "--store", str(ours.root)]) == 1
     assert "broken: pictures/" in capsys.readouterr().out
-    assert main(["verify", "--remove", "--store", str(ours.root)]) == 0 and not broken.exists()
-    assert main(["merge", str(theirs.root), "--store", str(ours.root)]) == 0
+    assert main(["store", "verify", "--remove", "--store", str(ours.root)]) == 0 and not broken.exists()
+    assert main(["store", "merge", str(theirs.root), "--store", str(ours.root)]) == 0
     assert "1 taken over" in capsys.readouterr().out
-    assert main(["stats", "--store", str(ours.root)]) == 0 and "50 steps" in capsys.readouterr().out
-    assert main(["prune", "--where", "steps=50", "--store", str(ours.root)]) == 0
+    assert main(["store", "stats", "--store", str(ours.root)]) == 0 and "50 steps" in capsys.readouterr().out
+    assert main(["store", "prune", "--where", "steps=50", "--store", str(ours.root)]) == 0
     assert "1 entries" in (said := capsys.readouterr().out) and "add --yes" in said
-    assert main(["prune", "--where", "steps=50", "--yes", "--store", str(ours.root)]) == 0
+    assert main(["store", "prune", "--where", "steps=50", "--yes", "--store", str(ours.root)]) == 0
     assert not list(ours.entries("pictures"))
     capsys.readouterr()
     for wrong in (["prune"], ["prune", "--where", "steps"], ["stats", "--store", str(ours.root / "nowhere")]):
-        assert main([*wrong, *([] if "--store" in wrong else ["--store", str(ours.root)])]) == 1
+        assert main(["store", *wrong, *([] if "--store" in wrong else ["--store", str(ours.root)])]) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

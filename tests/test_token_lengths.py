@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from memlib.base.errors import InputError
-from memlib.prompts import lengths as token_lengths
+from memlib.companion.commands import main
 from memlib.prompts.lengths import POOLED, lengths, padding_left, read_statistics, statistics, summarise, token_counts
 from memlib.prompts.published import load_sources
 
@@ -104,20 +104,20 @@ def test_lists_that_are_absent_or_changed_are_left_out(lists):
 
 def test_command_writes_what_is_read_back(lists, tmp_path, capsys):
     out = tmp_path / "lengths.csv"
-    assert token_lengths.main(["--output", str(out)]) == 0
+    assert main(["prompts", "lengths", "--output", str(out)]) == 0
     told = capsys.readouterr().out
     assert "not at hand: elsewhere" in told and "word" not in told
     assert "word" not in out.read_text()  # no prompt leaves the lists
     table = read_statistics(out)
     assert table.to_csv() == statistics().to_csv()
-    assert token_lengths.main(["--output", str(tmp_path / "no" / "folder.csv")]) == 1
+    assert main(["prompts", "lengths", "--output", str(tmp_path / "no" / "folder.csv")]) == 1
     assert "cannot be written" in capsys.readouterr().err
-    assert token_lengths.main([]) == 0 and (tmp_path / "data" / "token_lengths.csv").is_file()
+    assert main(["prompts", "lengths"]) == 0 and (tmp_path / "data" / "token_lengths.csv").is_file()
 
 
 def test_statistics_that_contradict_their_histogram_are_refused(lists, tmp_path):
     out = tmp_path / "lengths.csv"
-    token_lengths.main(["--output", str(out)])
+    main(["prompts", "lengths", "--output", str(out)])
     text = out.read_text()
     out.write_text(text.replace("1:1 2:1", "1:1 3:1"))
     with pytest.raises(InputError, match="does not follow from the histogram"):

@@ -1,6 +1,6 @@
 """A check that a set-up reproduces what others measured: twenty minutes of detectors on published prompt lists, ours beside theirs.
 
-    python -m memlib.companion.check_published sd14
+    memlib published sd14
 
 The figures need no training picture: how well the first step, or the whole run, tells memorized prompts from others. They stand in
 data/reported/detection.csv. Prompts are as many as `--minutes` allow, at the speed that is measured first.
@@ -8,23 +8,18 @@ data/reported/detection.csv. Prompts are as many as `--minutes` allow, at the sp
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from memlib.base.errors import InputError, exit_status
+from memlib.base.errors import InputError
 from memlib.base.numbers import counted
 from memlib.base.paths import data_folder
-from memlib.companion.plan.rates import calibrate
+from memlib.companion.cost import calibrate
 from memlib.experiment.run import Experiment
 from memlib.probes.detectors import REGISTRY
 from memlib.probes.detectors.evaluation import evaluate, measure_all
 
-MEMORIZED, OTHERS = "webster500", "lexica"
 COLUMNS = ["detector", "seeds", "metric", "value", "setting", "source"]
 SHARPNESS_ROWS = 6  # U-Net rows of a sample, those with derivatives counted twice.
 
@@ -87,31 +82,13 @@ def as_text(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    text = "Compares detectors with published figures, in twenty minutes."
-    parser = argparse.ArgumentParser(prog="python -m memlib.companion.check_published", description=text)
-    parser.add_argument("substrate", help="sd14, or a folder with such a model")
-    parser.add_argument("--memorized", default=MEMORIZED, help="a prompt set or file")
-    parser.add_argument("--others", default=OTHERS, help="likewise, not memorized")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--csv", type=Path, help="write the table to this file too")
-    options = parser.parse_args(arguments)
+def within(substrate: str, memorized: str, others: str, minutes: float, steps: int) -> pd.DataFrame:
+    """Compare as many prompts of two lists as fit into so many minutes here (`compare`).
 
-    def run() -> None:
-        figures = reported()
-        experiment = Experiment(options.substrate, n_seeds=int(figures["seeds"].max()), steps=options.steps, progress=True)
-        rates = calibrate(experiment.substrate)
-        count = affordable(options.minutes, rates.row_seconds, rows_per_prompt(figures, options.steps))
-        print(f"At most {count} prompts of {options.memorized} against as many of {options.others}.")
-        table = compare(experiment, figures, options.memorized, options.others, count)
-        print(as_text(table))
-        if options.csv:
-            table.to_csv(options.csv, index=False)
-
-    return exit_status(run, "Stopped; what was measured is in the store and the next run goes on from there.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises InputError for minutes that are enough for fewer than 10 prompts, and for lists that are not at hand.
+    """
+    figures = reported()
+    experiment = Experiment(substrate, n_seeds=int(figures["seeds"].max()), steps=steps, progress=True)
+    count = affordable(minutes, calibrate(experiment.substrate).row_seconds, rows_per_prompt(figures, steps))
+    print(f"At most {count} prompts of {memorized} against as many of {others}.")
+    return compare(experiment, figures, memorized, others, count)

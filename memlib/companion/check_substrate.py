@@ -1,6 +1,6 @@
 """Checks that a substrate is set up right: two minutes of comparing with known facts, before hours are spent on it.
 
-    python -m memlib.companion.check_substrate sd14
+    memlib check sd14
 
 Token ids of a sentence, padding of both versions, text states, the first step's prediction of a fixed latent and a short run against diffusers'
 own pipeline, and the copy metric on fixed pairs. Status 1 if one of them fails.
@@ -8,11 +8,8 @@ own pipeline, and the copy metric on fixed pairs. Status 1 if one of them fails.
 
 from __future__ import annotations
 
-import argparse
 import io
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from memlib.base.errors import InputError, NotMeasured, exit_status
-from memlib.models.substrate import load
+from memlib.base.errors import InputError, NotMeasured
 from memlib.prompts.embedding import PADDINGS, encode_prompts, tokenize
 from memlib.sampling.batches import decode, initial_latents, trajectory, uncond_states
 
@@ -181,26 +177,3 @@ def check(substrate: Any, say: Callable[[str], None] = print) -> list[Check]:
             found.append(Check(look.__name__, False, f"{type(error).__name__}: {error}"))
         say(str(found[-1]))
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; status 1 if a fact does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m memlib.companion.check_substrate", description="Checks a substrate against known facts, in two minutes.")
-    parser.add_argument("substrate", help="a substrate's name or a checkpoint's folder")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    options = parser.parse_args(arguments)
-
-    def run() -> int:
-        began = time.monotonic()
-        found = check(load(options.substrate, options.device, options.dtype))
-        wrong = [fact.name for fact in found if fact.holds is False]
-        verdict = f"Wrong: {', '.join(wrong)}; do not start a long run." if wrong else "Nothing is wrong."
-        print(f"{verdict} ({time.monotonic() - began:.0f} seconds)")
-        return int(bool(wrong))
-
-    return exit_status(run, "Stopped.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,29 +1,32 @@
 """Sampling and scoring on several processes, GPUs or machines, as tasks of dask.distributed. The store is the only meeting point.
 
-    python -m memlib.companion.distributed sample --substrate sd14 --prompts webster-mv86 --seeds 10 --cluster tcp://scheduler:8786
-    python -m memlib.companion.distributed sample --substrate minisd-v1 --prompts minisd-memorized --cluster local --workers 2
+    memlib distributed sample --substrate sd14 --prompts webster-mv86 --seeds 10 --cluster tcp://scheduler:8786
+    memlib distributed sample --substrate minisd-v1 --prompts minisd-memorized --cluster local --workers 2
 
 A task is one batch: a worker loads the model once, samples, writes its pictures into the store and returns how many there were, so that no
 picture travels through the scheduler. A worker that dies costs its batch, which another one makes. Every worker must see the store's
-folder (or have one of its own, merged afterwards with ``python -m memlib.base.store merge``).
+folder (or have one of its own, merged afterwards with ``memlib store merge``).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from memlib.base.errors import InputError, exit_status
+from memlib.base.errors import InputError
+from memlib.experiment.group import Group
+from memlib.experiment.run import Experiment
+from memlib.mitigations import get
+from memlib.prompts.interventions import INTERVENTIONS
 
 CLOSING_SECONDS = 60
+# Whoever reaches a worker's port can run code there: nothing listens but on this machine. Other users of it can still connect.
+LOOPBACK = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
 
 # Models that this worker process has loaded: a task brings a name and no weights.
 _loaded: dict[tuple[str, str, str], Any] = {}
@@ -48,9 +51,6 @@ class Work:
     @property
     def how(self) -> Any:
         """The edit as `memlib.experiment.group.Group` takes it: an intervention's key, or a mitigation."""
-        from memlib.mitigations import get
-        from memlib.prompts.interventions import INTERVENTIONS
-
         return self.edit if self.edit == "none" or self.edit in INTERVENTIONS else get(self.edit)
 
 
@@ -78,11 +78,8 @@ def dask() -> Any:
     return dask.distributed
 
 
-def group_of(work: Work, part: Part) -> Any:
+def group_of(work: Work, part: Part) -> Group:
     """The prompts of a task as a `memlib.experiment.group.Group` in this process, with the embeddings that came along."""
-    from memlib.experiment.group import Group
-    from memlib.experiment.run import Experiment
-
     key = (work.substrate, work.device, work.dtype)
     run = Experiment(work.substrate, steps=work.steps, guidance=work.guidance, scheduler=work.scheduler, device=work.device, dtype=work.dtype,
                      store=work.store, loaded=_loaded.get(key))  # fmt: skip
@@ -134,15 +131,15 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
             yield client
         return
     gpus = _gpus()
-    count = workers or len(gpus) or 1
+    count = len(gpus) or 1 if workers is None else workers
     if count < 1:
         raise InputError(f"{count} workers are not possible: use at least 1.")
     threads = max(1, (os.cpu_count() or 1) // count)
     specification = {}
     for place in range(count):
         variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
-        specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables}}
-    scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}}
+        specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables, **LOOPBACK}}
+    scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "port": 0, **LOOPBACK}}
     local = library.SpecCluster(workers=specification, scheduler=scheduler)
     client = library.Client(local)
     try:
@@ -174,8 +171,8 @@ def run_parts(client: Any, call: Callable[..., Any], work: Work, tasks: Sequence
     with tqdm(total=len(tasks), unit="batch", disable=not progress) as bar:
         for future in library.as_completed(futures):
             if future.status == "error":
+                error = future.exception()  # read before the others are cancelled: a cancelled future has none
                 client.cancel(futures)
-                error = future.exception()
                 if isinstance(error, library.KilledWorker):
                     raise InputError("A batch killed one worker after the other, probably for memory: use a smaller --batch-size.") from error
                 raise error
@@ -195,53 +192,31 @@ def score_on(client: Any, work: Work, group: Any, scores: Sequence[str], batch_s
     return {name: sum(count.get(name, 0) for count in counts) for name in scores}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(prog="python -m memlib.companion.distributed", description="Samples and scores on several processes, GPUs or machines.")
-    commands = main.add_subparsers(dest="command", required=True)
-    for name, text in (("sample", "make pictures"), ("score", "make pictures and their scores")):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--substrate", default="minisd-v1")
-        command.add_argument("--prompts", required=True, help="memorized, not memorized, a prompt set by name, or a file")
-        command.add_argument("--count", type=int, help="at most so many of its prompts")
-        command.add_argument("--seeds", type=int, default=10, help="seeds 0, 1, ... for every prompt")
-        command.add_argument("--edit", nargs="+", default=["none"], help="interventions and mitigations, by name")
-        command.add_argument("--steps", type=int, default=50)
-        command.add_argument("--guidance", type=float, default=7.5)
-        command.add_argument("--scheduler", default="ddim")
-        command.add_argument("--batch-size", type=int, default=8, help="pictures in a task")
-        command.add_argument("--store", type=Path, help="the store's folder, seen by all workers (default: MEMLIB_STORE, or _build/store)")
-        command.add_argument("--cluster", default="local", help="the address of a dask scheduler, or local")
-        command.add_argument("--workers", type=int, help="processes of a local cluster (default: one per GPU)")
-        if name == "score":
-            command.add_argument("--scores", nargs="+", default=["similarity to original"])
-    return main
+def run(
+    substrate: str,
+    prompts: str,
+    count: int | None,
+    edits: Sequence[str],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    address: str,
+    workers: int | None,
+    scores: Sequence[str],
+) -> Iterator[str]:
+    """Make the pictures of a prompt set under each of `edits`, and their `scores`, on a cluster; a line is given for each as it is done.
 
-
-def run(options: argparse.Namespace) -> None:
-    """Carry out one command."""
-    from memlib.experiment.run import Experiment
-
+    `settings` are those of `memlib.experiment.run.Experiment`: n_seeds, steps, guidance, scheduler, store.
+    Raises InputError for what cannot be used and for a cluster that is not there.
+    """  # fmt: skip
     dask()
-    start = Experiment(options.substrate, n_seeds=options.seeds, steps=options.steps, guidance=options.guidance, scheduler=options.scheduler,
-                       store=options.store)  # fmt: skip
-    group = start.group(options.prompts, options.count)
+    start = Experiment(substrate, **settings)
+    group = start.group(prompts, count)
     group.embedding  # noqa: B018  encoded here, all prompts together
     root = str(start.store.root.resolve())
-    with cluster(options.cluster, options.workers) as client:
-        for edit in options.edit:
-            work = Work(options.substrate, root, options.steps, options.guidance, options.scheduler, edit)
-            made, there = sample_on(client, work, group, options.batch_size)
-            print(f"{edit}: {made:,} pictures made, {there:,} were there.")
-            if options.command == "score":
-                for name, count in score_on(client, work, group, options.scores, options.batch_size).items():
-                    print(f"{edit}, {name}: {f'{count:,} prompts scored' if count else 'not measured'}.")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return exit_status(lambda: run(options), "Stopped; what was made is kept and the next run goes on from there.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with cluster(address, workers) as client:
+        for edit in edits:
+            work = Work(substrate, root, settings["steps"], settings["guidance"], settings["scheduler"], edit)
+            made, there = sample_on(client, work, group, batch_size)
+            yield f"{edit}: {made:,} pictures made, {there:,} were there."
+            for name, scored in (score_on(client, work, group, scores, batch_size) if scores else {}).items():
+                yield f"{edit}, {name}: {f'{scored:,} prompts scored' if scored else 'not measured'}."

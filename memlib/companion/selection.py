@@ -1,6 +1,6 @@
 """The main prompt set of `clip` (458 prompts), built by its own rules from the published lists.
 
-    python -m memlib.companion.selection --substrate sd14 --out clip-458.csv
+    memlib prompts select --substrate sd14 --out clip-458.csv
 
 Source: `clip` Section 3. All of Webster's matching-verbatim prompts (86); and of MemBench's prompts those that (1) name a single training picture
 and (2) reproduce it with every one of 10 seeds, by SSCD (372). The text does not print the SSCD bound, only that it is the strictest of earlier
@@ -10,10 +10,8 @@ MemBench's, left out.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.base.errors import InputError, NotMeasured, exit_status
+from memlib.base.errors import InputError, NotMeasured
+from memlib.experiment.run import Experiment
 from memlib.prompts.sets import PromptSet, load_prompts
 from memlib.prompts.training_pictures import Fetched, count_reasons, fetch_pictures, training_folder
 
-VERBATIM, ADDRESSES, CANDIDATES = "webster-mv86", "webster500", "membench"
 BOUND = 0.75
-SEEDS = 10
 REPORTED = {"verbatim": 86, "membench": 372, "together": 458}
 AT_ONCE = 50  # Prompts whose pictures are held together.
 
@@ -152,41 +149,17 @@ def build(run: Any, sets: Sequence[PromptSet], folder: Path, bound: float = BOUN
     return Selection(found.table, counts | reasons | without | found.counts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m memlib.companion.selection", description="Builds the main prompt set of clip from the published lists.")
-    parser.add_argument("--substrate", default="sd14")
-    parser.add_argument("--out", type=Path, default=Path("clip-458.csv"), help="the prompt file to write")
-    parser.add_argument("--bound", type=float, default=BOUND, help="lowest copy similarity, with every seed (default 0.75)")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--verbatim", default=VERBATIM, help="a prompt set or file of matching-verbatim prompts")
-    parser.add_argument("--addresses", default=ADDRESSES, help="a list with their addresses")
-    parser.add_argument("--candidates", default=CANDIDATES, help="a list of further prompts with addresses")
-    parser.add_argument("--count", type=int, help="at most so many of these, for a trial")
-    parser.add_argument("--folder", type=Path, help="where training pictures are kept (default: MEMLIB_TRAINING, or ~/.cache/memlib/training)")
-    parser.add_argument("--complete", action="store_true", help="leave out Webster's prompts without a training picture, so that all have one")
-    parser.add_argument("--retry", action="store_true", help="try dead addresses again")
-    options = parser.parse_args(arguments)
+def from_lists(
+    substrate: str, lists: Sequence[str], count: int | None, seeds: int, bound: float, folder: Path | None, retry: bool, progress: bool = True
+) -> Selection:
+    """Carry out the whole protocol: `lists` are the verbatim prompts, the list of their addresses, and the further prompts (at most `count` of these).
 
-    def run() -> None:
-        from memlib.experiment.run import Experiment
-
-        if not 0 < options.bound <= 1:
-            raise InputError(f"A similarity bound of {options.bound} is not possible: use a number above 0, up to 1.")
-        sets = [load_prompts(options.verbatim), load_prompts(options.addresses), load_prompts(options.candidates).first(options.count)]
-        experiment = Experiment(options.substrate, n_seeds=options.seeds, progress=True)
-        if not experiment.metrics.copy.available:
-            raise InputError(experiment.metrics.copy.reason)
-        found = build(experiment, sets, options.folder or training_folder(), options.bound, options.retry, progress=True)
-        if options.complete:
-            found.table = found.table[found.table["training_picture"] != ""]
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        found.table.to_csv(options.out, index=False)
-        print(found.as_text())
-        print(f"Written to {options.out}: give it to a notebook as -p memorized {options.out.resolve()}.")
-
-    return exit_status(run, "Stopped; pictures fetched and sampled so far are kept.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises InputError for a bound outside (0, 1], a list that is not at hand, and where the copy metric is not.
+    """
+    if not 0 < bound <= 1:
+        raise InputError(f"A similarity bound of {bound} is not possible: use a number above 0, up to 1.")
+    verbatim, known, found = (load_prompts(name) for name in lists)
+    experiment = Experiment(substrate, n_seeds=seeds, progress=progress)
+    if not experiment.metrics.copy.available:
+        raise InputError(experiment.metrics.copy.reason)
+    return build(experiment, (verbatim, known, found.first(count)), folder or training_folder(), bound, retry, progress)

@@ -115,7 +115,7 @@ def load_minisd_evaluator(folder: Path, device: Any = "cpu") -> TextAlignment:
     Raises NotMeasured if the folder is not there.
     """
     if not folder.is_dir():
-        raise NotMeasured(f"MiniSD's evaluator is not in {folder}: train it with `python -m memlib.training.minisd train evaluator`.")
+        raise NotMeasured(f"MiniSD's evaluator is not in {folder}: train it with `memlib minisd train evaluator`.")
     from memlib.models.minisd.judges import load_evaluator
 
     evaluator = load_evaluator(folder)

@@ -140,7 +140,7 @@ def load_minisd_descriptor(folder: Path, device: Any = "cpu") -> CopyDescriptor:
     import json
 
     if not (folder / "config.json").is_file():
-        raise NotMeasured(f"MiniSD's copy descriptor is not in {folder}: train it with `python -m memlib.training.minisd train descriptor`.")
+        raise NotMeasured(f"MiniSD's copy descriptor is not in {folder}: train it with `memlib minisd train descriptor`.")
     from memlib.models.minisd.judges import load_descriptor
 
     config = json.loads((folder / "config.json").read_text())

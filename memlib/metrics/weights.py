@@ -1,14 +1,12 @@
 """Weights of published metrics: fetched on demand, checked against their hash, never unpickled blindly.
 
-``python -m memlib.metrics.weights`` lists the files and says which are at hand; with names (or ``all``)
+``memlib weights`` lists the files and says which are at hand; with names (or ``all``)
 it fetches them.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,20 +98,3 @@ def _shown() -> str:
     """Return the cache folder for messages, without the user's name where it lies in the home folder."""
     folder = cache_folder()
     return f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
-
-
-def main(names: Iterable[str]) -> int:
-    """List the weight files, or fetch those named (``all`` for every one)."""
-    names = list(names)
-    failed = 0
-    for name in table() if names in ([], ["all"]) else names:
-        try:
-            print(f"{name}: {weight_file(name, download=bool(names))}")
-        except (InputError, NotMeasured) as error:
-            failed += bool(names)
-            print(f"{name}: {error}")
-    return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -85,7 +85,7 @@ def locate(name: str | Path) -> tuple[Path, Source | None, str | None]:
             command = "train" if source.base is None else f"finetune {source.name.rpartition('-')[2]}"
             raise InputError(
                 f"The weights of {source.name} are missing: they belong in {folder} (set MEMLIB_DATA if the "
-                f"project's data folder lies elsewhere, or train them with python -m memlib.training.minisd {command})."
+                f"project's data folder lies elsewhere, or train them with memlib minisd {command})."
             )
         return folder, source, None
     root = os.environ.get("MEMLIB_MODELS")

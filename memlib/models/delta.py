@@ -85,7 +85,7 @@ def read_delta(path: Path, base_hash: str) -> dict[str, Tensor]:
     if about["base"] != base_hash:
         raise InputError(
             f"{path} belongs to a base with the weights {about['base'][:12]}, not {base_hash[:12]}: make it again with "
-            "`python -m memlib.training.minisd finetune`, or restore the base it was made from."
+            "`memlib minisd finetune`, or restore the base it was made from."
         )
     return found
 

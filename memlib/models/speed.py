@@ -1,7 +1,7 @@
 """Ways to sample faster that leave the pictures as they are, to rounding: which are used, and how each is done.
 
 What changes nothing at all is on everywhere; what changes the last digits, because other kernels are chosen, is on only where a GPU's half
-precision makes them differ from batch to batch anyway. `python -m memlib.companion.bench sampling` measures what each one brings.
+precision makes them differ from batch to batch anyway. `memlib bench sampling` measures what each one brings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token lengths of the published prompt lists, by CLIP's tokenizer; no model is involved.
 
-    python -m memlib.prompts.lengths             the lists at hand (see memlib.prompts.published)
-    python -m memlib.prompts.lengths --fetch     the missing ones are fetched from their publishers first
+    memlib prompts lengths             the lists at hand (see memlib.prompts.published)
+    memlib prompts lengths --fetch     the missing ones are fetched from their publishers first
 
 The lists are not part of the repository; what is committed are their statistics, ``data/token_lengths.csv``: one row per
 list and category, with the full histogram, so that every share and interval can be computed from it. Lengths count a
@@ -10,9 +10,7 @@ prompt's own tokens, without start and end and without truncation. Source: `clip
 
 from __future__ import annotations
 
-import argparse
 import html
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 import pandas as pd
 from pooch import file_hash
 
-from memlib.base.errors import InputError, exit_status
+from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 from memlib.models.tokenizer import CONTEXT_LENGTH, build_clip_tokenizer
 from memlib.prompts.files import read_prompt_file
@@ -92,8 +90,7 @@ def statistics(fetch: bool = False, labels: str | Path | None = None) -> pd.Data
     found = [source for source in sources.values() if fetch or at_hand(source)]
     if not found:
         raise InputError(
-            f"None of the published prompt lists is in {cache_folder()}: run `python -m memlib.prompts.sets fetch all`, or set "
-            f"MEMLIB_PROMPTS to the folder that holds them."
+            f"None of the published prompt lists is in {cache_folder()}: run `memlib prompts fetch all`, or set MEMLIB_PROMPTS to the folder that holds them."
         )
     tokenizer, rows, pooled = build_clip_tokenizer(), [], {}
     sets = {source.name: load_prompts(source.name) for source in found}
@@ -134,16 +131,16 @@ def read_statistics(path: str | Path | None = None) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"The statistics {path} cannot be read: make them with `python -m memlib.prompts.lengths`.") from error
+        raise InputError(f"The statistics {path} cannot be read: make them with `memlib prompts lengths`.") from error
     if absent := [name for name in COLUMNS if name not in table]:
-        raise InputError(f"The statistics {path} lack {', '.join(absent)}: make them anew with `python -m memlib.prompts.lengths`.")
+        raise InputError(f"The statistics {path} lack {', '.join(absent)}: make them anew with `memlib prompts lengths`.")
     for row in table.to_dict("records"):
         derived = summarise(lengths(row))
         names = [name for name in derived if name != "at_least_40_unescaped" and derived[name] != row[name]]
         if names:
             raise InputError(
                 f"In the statistics {path}, {', '.join(names)} of {row['list']} ({row['category']}) does not follow from the "
-                f"histogram: make them anew with `python -m memlib.prompts.lengths`."
+                f"histogram: make them anew with `memlib prompts lengths`."
             )
     return table
 
@@ -169,29 +166,3 @@ def _read_labels(path: str | Path) -> dict[str, str]:
     if "overfit_type" not in table:
         raise InputError(f"The file of labels {path} has no column 'overfit_type': give Webster's ground truth for SD 1.")
     return {prompt.strip(): str(label) for prompt, label in zip(table["prompt"], table["overfit_type"])}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the statistics; return the exit status, after one sentence on what went wrong if something did."""
-    parser = argparse.ArgumentParser(prog="python -m memlib.prompts.lengths", description="Token lengths of the published prompt lists.")
-    parser.add_argument("--fetch", action="store_true", help="fetch the lists that are not at hand")
-    parser.add_argument("--labels", metavar="FILE", help="Webster's labels (columns caption, overfit_type)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: data/token_lengths.csv)")
-    options = parser.parse_args(arguments)
-    path = options.output or statistics_file()
-    return exit_status(lambda: _write(path, options.fetch, options.labels), "Stopped; the lists fetched so far are kept.")
-
-
-def _write(path: Path, fetch: bool, labels: str | None) -> None:
-    table = statistics(fetch, labels)
-    try:
-        table.to_csv(path, index=False, lineterminator="\n")
-    except OSError as error:
-        raise InputError(f"The statistics cannot be written to {path} ({error.strerror}): name another file.") from error
-    print(table[["list", "category", "n", "median", "longest", "at_least_40", "at_least_40_with_special"]].to_string(index=False))
-    lacking = sorted({source.name for source in load_sources().values()} - set(table["list"]))
-    print(f"{path}; not at hand: {', '.join(lacking) or 'none'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

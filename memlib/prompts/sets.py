@@ -1,14 +1,12 @@
 """Sets of prompts by name: the texts' figure prompts, MiniSD's own, published lists, or any file.
 
-python -m memlib.prompts.sets list
-python -m memlib.prompts.sets fetch webster500 coco
+memlib prompts list
+memlib prompts fetch webster500 coco
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from memlib.base.errors import InputError, exit_status
+from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 from memlib.prompts.files import SUFFIXES, read_prompt_file
 from memlib.prompts.published import Source, fetch, load_sources
@@ -198,32 +196,3 @@ def clean_filter(prompts: Prompts, tokenizer) -> Prompts:
     if isinstance(prompts, PromptSet):
         return prompts.select(clean_mask(prompts.prompts, tokenizer))
     return tuple(prompt for prompt, keep in zip(prompts, clean_mask(prompts, tokenizer)) if keep)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """List or fetch prompt sets; return the exit status, after one sentence on what went wrong if something did."""
-    parser = argparse.ArgumentParser(prog="python -m memlib.prompts.sets", description="Prompt sets by name.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="names, licences and contents of the published lists")
-    fetcher = commands.add_parser("fetch", help="fetch published lists into the cache")
-    fetcher.add_argument("names", nargs="+", metavar="NAME", help="a name of `list`, or `all`")
-    options = parser.parse_args(arguments)
-    command = _list if options.command == "list" else lambda: _fetch(options.names)
-    return exit_status(command, "Stopped; the lists fetched so far are kept.")
-
-
-def _list() -> None:
-    for name, source in load_sources().items():
-        print(f"{name:16} {source.title} [licence: {source.licence}]")
-
-
-def _fetch(names: Sequence[str]) -> None:
-    sources = load_sources()
-    for name in dict.fromkeys(sources if "all" in names else names):
-        if name not in sources:
-            raise InputError(f"Unknown published list {name!r}: use one of {', '.join(sources)}, or all.")
-        print(f"{name}: {fetch(sources[name])}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

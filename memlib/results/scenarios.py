@@ -1,7 +1,7 @@
 """The scenarios of `basin` Section 6: which model, which prompts, which methods, and what is compared across them.
 
 A scenario's model is the substrate itself (its own memorized prompts), or one fine-tuned from it: MiniSD's come by name, others are
-folders written by `python -m memlib.training.finetune`.
+folders written by `memlib finetune`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
     """Return a scenario's model (substrate name or folder) and prompt set, or a sentence on why there is none.
 
     `model` "auto" is the substrate's own where it has one by name (minisd-v1-small), else a folder written by
-    `python -m memlib.training.finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
+    `memlib finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
     """
     if scenario not in SCENARIOS:
         raise InputError(f"Unknown scenario {scenario!r}: use one of {', '.join(SCENARIOS)}.")
@@ -68,9 +68,7 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
         return str(Path(model).expanduser()), str(prompts)
     name = f"{substrate}-{scenario}"
     if name not in SUBSTRATES:
-        return (
-            f"There is no model fine-tuned from {substrate} here: make one with `python -m memlib.training.finetune` and give its folder as {scenario}_model."
-        )
+        return f"There is no model fine-tuned from {substrate} here: make one with `memlib finetune` and give its folder as {scenario}_model."
     try:
         locate(name)
     except InputError as error:

@@ -103,7 +103,7 @@ def main_models() -> Reproduced:
     for (padding, duplicated), name in CELLS.items():
         path = minisd_folder() / "prompts" / f"found-{name}.csv"
         if not path.exists():
-            raise InputError(f"There is no {path.name} in data/minisd/prompts: run python -m memlib.training.minisd find {name}.")
+            raise InputError(f"There is no {path.name} in data/minisd/prompts: run memlib minisd find {name}.")
         tables.append(pd.read_csv(path).assign(padding=padding, duplicated=int(duplicated), training_seed=0))
     return _square(pd.concat(tables))
 
@@ -116,7 +116,7 @@ def replicates() -> Reproduced:
     table = _read("replicates")
     whole = table.groupby("training_seed").filter(lambda seed: len(seed[["padding", "duplicated"]].drop_duplicates()) == len(CELLS))
     if whole.empty:
-        raise InputError("No training seed in replicates.csv has all four cells yet: run python -m memlib.training.minisd replicates again.")
+        raise InputError("No training seed in replicates.csv has all four cells yet: run memlib minisd replicates again.")
     return _square(whole)
 
 
@@ -144,7 +144,7 @@ def _reproduced(table: pd.DataFrame, seeds: list[int], what: str) -> Reproduced:
     # Training without duplicates lists the same prompts; their level is what the prompt set says, not what that training saw.
     wide = table.pivot(index=["training_picture", "group", "copies"], columns=["kind", "training_seed"], values="memorized")
     if wide.isna().any(axis=None):
-        raise InputError(f"The tables of {what} do not list the same prompts: run python -m memlib.training.minisd again for what they lack.")
+        raise InputError(f"The tables of {what} do not list the same prompts: run memlib minisd again for what they lack.")
     values = {kind: wide[kind][seeds].to_numpy(float) for kind in dict.fromkeys(table["kind"])}
     level = wide.index.get_level_values
     return Reproduced(values, level("copies").to_numpy(), level("group").to_numpy(), tuple(map(int, seeds)))
@@ -249,7 +249,7 @@ def read_strip(mitigation: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _run(table: str) -> str:
-    return f"run python -m memlib.training.minisd {COMMANDS.get(table, 'mitigated')}"
+    return f"run memlib minisd {COMMANDS.get(table, 'mitigated')}"
 
 
 def _read(name: str) -> pd.DataFrame:

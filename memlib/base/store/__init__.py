@@ -5,7 +5,7 @@ is killed and when. Every entry carries its own key and a checksum of its conten
 again. Several processes may use one store: who asks for what another is making, with the same list of keys, waits for it; of lists that
 merely overlap, and on file systems without locks, an entry may be made twice, and the second rename replaces equal with equal.
 
-What makes pictures is handed in (`memlib.sampling.stored.PictureStore`). To look after a store: python -m memlib.base.store --help
+What makes pictures is handed in (`memlib.sampling.stored.PictureStore`). To look after a store: ``memlib store --help``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every mitigation costs, side by side: python -m memlib.companion.bench mitigations --substrate minisd-v1 --pictures 8
+"""What every mitigation costs, side by side: memlib bench mitigations --substrate minisd-v1 --pictures 8
 
 All of them in one process, warm, one picture (or batch) after the other in turn, from prompt to picture; the ratio is to no mitigation in
 the same turn, so that a machine that slows down for a while slows down both.
@@ -6,10 +6,8 @@ the same turn, so that a machine that slows down for a while slows down both.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ from memlib.companion.bench.runs import Run, write
 from memlib.experiment.provenance import provenance
 from memlib.judging.estimates import quantile_interval
 from memlib.mitigations import REGISTRY, Mitigation, get
-from memlib.models.architectures import ARCHITECTURES, build
+from memlib.models.architectures import build
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import choose_prompts
@@ -212,25 +210,6 @@ def chosen(names: Sequence[str] | None, every_step: bool) -> list[Mitigation]:
     return found
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Enter the benchmark's options into a command line."""
-    model = command.add_mutually_exclusive_group()
-    model.add_argument("--substrate", default="minisd-v1", help="a substrate's name or a checkpoint's folder")
-    model.add_argument("--architecture", choices=list(ARCHITECTURES), help="the full-size model with random weights, for a GPU")
-    command.add_argument("--pictures", type=int, default=8, help="turns of each mitigation on each kind of prompts (default 8)")
-    command.add_argument("--batch-size", type=int, default=1, help="pictures made at once (default 1)")
-    command.add_argument("--prompts", choices=(*KINDS, "both"), default="both", help="which prompts of the substrate")
-    command.add_argument("--only", nargs="+", metavar="NAME", help="these mitigations and none")
-    command.add_argument("--steps", type=int, default=50)
-    command.add_argument("--guidance", type=float, default=7.5)
-    command.add_argument("--scheduler", default="ddim")
-    command.add_argument("--device", default="auto")
-    command.add_argument("--dtype", default="auto")
-    command.add_argument("--force", action="store_true", help="build the full-size model on a CPU as well")
-    command.add_argument("--out", type=Path, help="write the table to this CSV file")
-    command.add_argument("--runs", type=Path, help="write every run to this CSV file; pages take data/bench/SUBSTRATE-runs.csv")
-
-
 @contextmanager
 def _empty_store() -> Iterator[None]:
     """Meanwhile the store is an empty one: what earlier runs found for a prompt (neurons, say) would make its method look cheap."""
@@ -245,35 +224,43 @@ def _empty_store() -> Iterator[None]:
                 os.environ["MEMLIB_STORE"] = before
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Carry out the command."""
+def run(
+    substrate: str,
+    architecture: str | None,
+    only: Sequence[str] | None,
+    prompts: str,
+    pictures: int,
+    sampling: Mapping[str, Any],
+    model: Mapping[str, Any],
+    out: Path | None,
+    runs_file: Path | None,
+) -> None:
+    """Carry out ``memlib bench mitigations``: measure, print, and write where asked.
+
+    `sampling` are the fields of `Sampler`, `model` the device, the precision and whether a full-size model is built on a CPU as well.
+    Raises InputError for kinds of prompts that there are not.
+    """  # fmt: skip
     started = time.monotonic()
-    for name in ("pictures", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: use a whole number of at least 1.")
-    for path in (arguments.out, arguments.runs):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"There is no folder {str(path.parent)!r} to write {path.name} to: make it first.")
-    mitigations = chosen(arguments.only, every_step=arguments.architecture is not None)
-    if arguments.architecture:
-        substrate = build(arguments.architecture, arguments.device, arguments.dtype, arguments.force)
-        prompts = {"the texts' figure": choose_prompts("figures", substrate.family).prompts}
+    if prompts not in (*KINDS, "both"):
+        raise InputError(f"There are no prompts {prompts!r} to time: use {', '.join(KINDS)} or both.")
+    mitigations = chosen(only, every_step=architecture is not None)
+    if architecture:
+        loaded = build(architecture, model["device"], model["dtype"], model["force"])
+        texts = {"the texts' figure": choose_prompts("figures", loaded.family).prompts}
     else:
-        substrate = load(arguments.substrate, arguments.device, arguments.dtype)
-        kinds = KINDS if arguments.prompts == "both" else (arguments.prompts,)
-        prompts = {kind: choose_prompts(kind, substrate.family, arguments.pictures).prompts for kind in kinds}
-    sampler = Sampler(substrate, arguments.steps, arguments.guidance, arguments.scheduler, arguments.batch_size)
+        loaded = load(substrate, model["device"], model["dtype"])
+        texts = {kind: choose_prompts(kind, loaded.family, pictures).prompts for kind in (KINDS if prompts == "both" else (prompts,))}
     with _empty_store():
-        runs, left_out = measure(sampler, mitigations, prompts, arguments.pictures, progress=sys.stderr.isatty())
+        runs, left_out = measure(Sampler(loaded, **sampling), mitigations, texts, pictures, progress=True)
     found = table(runs, left_out)
     print(as_text(found))
     facts = {
-        "substrate": substrate.name, "pictures": f"{arguments.pictures} of each, {arguments.batch_size} at once",
-        "sampler": f"{arguments.scheduler}, {arguments.steps} steps, {str(substrate.dtype).removeprefix('torch.')}",
+        "substrate": loaded.name, "pictures": f"{pictures} of each, {sampling['batch_size']} at once",
+        "sampler": f"{sampling['scheduler']}, {sampling['steps']} steps, {str(loaded.dtype).removeprefix('torch.')}",
     }  # fmt: skip
-    line = str(provenance(facts, started, substrate.device))
+    line = str(provenance(facts, started, loaded.device))
     print(f"\n{line}")
-    if arguments.out is not None:
-        found.assign(provenance=line).to_csv(arguments.out, index=False)
-    if arguments.runs is not None:
-        write(runs, line, arguments.runs)
+    if out is not None:
+        found.assign(provenance=line).to_csv(out, index=False)
+    if runs_file is not None:
+        write(runs, line, runs_file)

@@ -1,4 +1,4 @@
-"""Timed runs of mitigations, and the files in which ``python -m memlib.companion.bench mitigations --runs`` leaves them."""
+"""Timed runs of mitigations, and the files in which ``memlib bench mitigations --runs`` leaves them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How fast pictures are sampled: memlib's levers one by one, against diffusers' pipeline called in two ways.
 
-    python -m memlib.companion.bench sampling --substrate minisd-v1 --pictures 8 --steps 10
-    python -m memlib.companion.bench sampling --architecture sd14 --pictures 64
+    memlib bench sampling --substrate minisd-v1 --pictures 8 --steps 10
+    memlib bench sampling --architecture sd14 --pictures 64
 
 Every way makes the same pictures (same noise, DDIM, same guidance), warm, and is compared with diffusers' own latents before it is timed. The two
 ways to call diffusers are that of this field's published code, prompt by prompt with a few images a call, and its best batch.
@@ -9,7 +9,6 @@ ways to call diffusers are that of this field's published code, prompt by prompt
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import time
@@ -23,7 +22,7 @@ import pandas as pd
 import torch
 
 from memlib.base.errors import InputError
-from memlib.companion.plan.rates import hardware
+from memlib.companion.cost import hardware
 from memlib.models.speed import Speed, prepare
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
@@ -226,43 +225,39 @@ def as_text(table: pd.DataFrame, job: Job) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Enter the benchmark's options into a command line."""
-    what = command.add_mutually_exclusive_group()
-    what.add_argument("--substrate", default="minisd-v1", help="a substrate's name or a checkpoint's folder")
-    what.add_argument("--architecture", help="a published architecture with random weights, such as sd14: the time is the same")
-    command.add_argument("--pictures", type=int, default=16)
-    command.add_argument("--steps", type=int, default=50)
-    command.add_argument("--batch-size", type=int, help="pictures at once (default: from free memory)")
-    command.add_argument("--repeats", type=int, default=3)
-    command.add_argument("--levers", nargs="+", choices=tuple(LEVERS), help="these alone (default: all, compiled ones on a GPU only)")
-    command.add_argument("--device", default="auto")
-    command.add_argument("--dtype", default="auto")
-    command.add_argument("--csv", type=Path, help="write the table to this file too")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure and print."""
-    if min(options.pictures, options.steps, options.repeats) < 1 or (options.batch_size is not None and options.batch_size < 1):
-        raise InputError("Pictures, steps, repeats and the batch size must be at least 1.")
+def run(
+    substrate: str,
+    architecture: str | None,
+    pictures: int,
+    steps: int,
+    batch_size: int | None,
+    repeats: int,
+    levers: Sequence[str] | None,
+    device: str,
+    dtype: str,
+    csv: Path | None,
+) -> None:
+    """Carry out ``memlib bench sampling``: measure, print, and write where asked; raises InputError for an unknown lever."""  # fmt: skip
+    if unknown := [name for name in levers or () if name not in LEVERS]:
+        raise InputError(f"There is no lever {unknown[0]!r}: use {', '.join(LEVERS)}.")
 
     def fresh(speed: Speed) -> Any:
-        if options.architecture is None:
-            return load(options.substrate, options.device, options.dtype, speed)
+        if architecture is None:
+            return load(substrate, device, dtype, speed)
         from memlib.models.architectures import build
 
-        substrate = build(options.architecture, options.device, options.dtype)
+        built = build(architecture, device, dtype)
         if not speed.channels_last:
-            for part in (substrate.unet, substrate.vae):
+            for part in (built.unet, built.vae):
                 part.to(memory_format=torch.contiguous_format)
-        prepare(substrate.unet, substrate.vae, speed)
-        return dataclasses.replace(substrate, speed=speed)
+        prepare(built.unet, built.vae, speed)
+        return dataclasses.replace(built, speed=speed)
 
     first = fresh(PLAIN)
-    job = Job(options.pictures, options.steps, options.batch_size or min(first.batch_size(), options.pictures))
-    levers = options.levers or [name for name, speed in LEVERS.items() if first.device.type == "cuda" or speed.compile is None]
+    job = Job(pictures, steps, batch_size or min(first.batch_size(), pictures))
+    chosen = levers or [name for name, speed in LEVERS.items() if first.device.type == "cuda" or speed.compile is None]
     del first
-    table = measure(fresh, job, levers, options.repeats)
+    table = measure(fresh, job, chosen, repeats)
     print(as_text(table, job))
-    if options.csv:
-        table.to_csv(options.csv, index=False)
+    if csv:
+        table.to_csv(csv, index=False)

@@ -1,4 +1,4 @@
-"""Times of mitigations for a page: taken now, or those that ``python -m memlib.companion.bench mitigations --runs`` left for the substrate.
+"""Times of mitigations for a page: taken now, or those that ``memlib bench mitigations --runs`` left for the substrate.
 
 A ratio of times hangs on the machine and on what runs beside it, not on the prompts. Where the benchmark was run with nothing else on the
 machine, its runs are kept under ``data/bench`` and stand on every page about time.

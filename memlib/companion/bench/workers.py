@@ -1,6 +1,6 @@
 """Several worker processes against one: pictures per second and speed-up, with the same pictures in the end.
 
-    python -m memlib.companion.bench workers --substrate minisd-v1 --workers 1 2
+    memlib bench workers --substrate minisd-v1 --workers 1 --workers 2
 
 Every number of workers makes the same pictures into an empty store of its own. Starting processes and loading the model is timed apart: each
 worker first makes one picture of a prompt that is not counted.
@@ -8,7 +8,6 @@ worker first makes one picture of a prompt that is not counted.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -17,32 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.base.errors import InputError
-
 PROMPT = "a photograph of a lighthouse in the snow, number {}"
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of this command."""
-    command.add_argument("--substrate", default="minisd-v1", help="a substrate's name or a checkpoint's folder")
-    command.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes; the first is what others are compared with")
-    command.add_argument("--pictures", type=int, default=32)
-    command.add_argument("--batch-size", type=int, default=4, help="pictures in a task")
-    command.add_argument("--steps", type=int, default=50)
-    command.add_argument("--device", default="auto")
-    command.add_argument("--dtype", default="auto")
-    command.add_argument("--csv", type=Path, help="write the table to this file too")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure and print."""
-    if min(*options.workers, options.pictures, options.batch_size, options.steps) < 1:
-        raise InputError("Workers, pictures, steps and the batch size must be at least 1.")
-    settings = {"steps": options.steps, "device": options.device, "dtype": options.dtype}
-    table = measure(options.substrate, options.workers, options.pictures, options.batch_size, **settings)
-    print(as_text(table))
-    if options.csv:
-        table.to_csv(options.csv, index=False)
 
 
 def measure(substrate: str, workers: list[int], pictures: int, batch_size: int, **settings: Any) -> pd.DataFrame:

@@ -1,22 +1,31 @@
-"""Papermill over the notebooks: each into the substrate's own folder, and only those whose inputs changed."""
+"""The notebooks as tasks of doit: each is run by papermill into the substrate's own folder when something it depends on changed.
+
+doit keeps what each was last run with (`memlib.companion.book.dependencies`), runs several beside each other, and begins no other after a failure;
+what was finished stays, so that a stopped run goes on where it was.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from doit.cmd_base import TaskLoader2
+from doit.doit_cmd import DoitMain
+from doit.reporter import ZeroReporter
+from doit.task import Task, dict_to_task
+from doit.tools import config_changed
 
 from memlib.base.errors import InputError
-from memlib.companion.book.jobs import jobs_for, run_beside
+from memlib.base.writing import replacing
+from memlib.companion.book import facts
+from memlib.companion.book.dependencies import fingerprint
+from memlib.companion.book.jobs import jobs_for, threads_for
 from memlib.companion.book.layout import Layout
+from memlib.companion.book.progress import Progress
 from memlib.experiment.parameters import given_parameters
 
 
@@ -27,14 +36,12 @@ def execute(
     say: Callable[[str], None] = print,
     jobs: int | None = None,
     profile: str | None = None,
-    plan: bool = False,
 ) -> list[Path]:
     """Execute the notebooks, `jobs` at a time (None: what fits the machine), and return the executed copies; an unchanged one is kept.
 
-    `profile` names parameters by notebook (`memlib.experiment.parameters.profile`). With `plan` the run is planned first (`memlib.companion.plan`), and
-    progress with the time left is said every minute.
+    `profile` names parameters by notebook (`memlib.experiment.parameters.profile`). Each notebook is told as it begins and ends, with the time left.
 
-    Raises InputError for an unknown parameter, for no notebooks at all, for less than one job, and for a cell that fails.
+    Raises InputError for an unknown parameter, for no notebooks at all, for less than one job, for a cell that fails and for a kernel that dies.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"{jobs} notebooks at a time were asked for: use at least 1.")
@@ -42,95 +49,87 @@ def execute(
     if not notebooks:
         raise InputError(f"There are no notebooks in {_shown(layout.sources, layout)}.")
     given = given_parameters(layout, dict(parameters or {}), profile)
-    inputs = _hash_inputs(layout)
     layout.executed.mkdir(parents=True, exist_ok=True)
-    targets, pending = [], []
-    for number, path in enumerate(notebooks, 1):
-        target, stamp = layout.executed / path.name, layout.executed / f"{path.stem}.stamp"
-        targets.append(target)
-        wanted = fingerprint(path, given[path], inputs, layout)
-        head = f"[{number}/{len(notebooks)}] {path.stem}"
-        if not force and target.exists() and stamp.exists() and stamp.read_text() == wanted:
-            say(f"{head}: unchanged")
-        else:
-            stamp.unlink(missing_ok=True)
-            pending.append((path, target, stamp, wanted, head))
+    jobs = min(jobs or jobs_for(layout.substrate), len(notebooks))
+    took = {name: run["duration"] for name, run in facts.read(layout.root).items() if run.get("duration")}
+    progress = Progress([path.stem for path in notebooks], took, jobs, say, layout)
+    failures: list[Exception] = []
 
-    def ended(position: int) -> None:
-        _, target, stamp, wanted, head = pending[position]
-        stamp.write_text(wanted)
-        say(f"{head}: ran on {layout.substrate} in {_minutes(target):.1f} minutes")
+    def run(path: Path) -> bool:
+        try:
+            _run(path, layout.executed / path.name, given[path], layout)
+        except Exception as error:  # told below, by its own sentence
+            failures.append(error)
+            return False
+        return True
 
-    if pending:
-        jobs = min(jobs or jobs_for(layout.substrate), len(pending))
-        if jobs > 1:
-            pending.sort(key=lambda one: -_minutes(one[0]))  # by the run that each was committed with: a long one begun last would run alone
-        say(f"{len(pending)} notebooks to run on {layout.substrate}, {jobs} at a time")
-        with _planned(layout, dict(parameters or {}), profile, [path for path, *_ in pending], say) if plan else nullcontext():
-            run_beside([(_run, (path, target, given[path], layout)) for path, target, *_ in pending], jobs, ended)
-    _drop_others(layout, targets)
-    return targets
+    tasks = []
+    for path in sorted(notebooks, key=lambda path: -took.get(path.stem, 0)):  # a long one begun last would run alone
+        inputs = fingerprint(path, given[path], layout)
+        tasks.append({"name": path.stem, "actions": [(run, [path])], "targets": [str(layout.executed / path.name)], "uptodate": [config_changed(inputs)]})
+    with _kernels(jobs), progress:
+        DoitMain(_Loader(tasks, progress, jobs, force, layout.build / "executed.db")).run(["run"])
+    if failures:
+        raise failures[0]
+    _drop_others(layout, [layout.executed / path.name for path in notebooks])
+    return [layout.executed / path.name for path in notebooks]
 
 
-def _planned(layout: Layout, parameters: Mapping[str, Any], profile: str | None, pending: list[Path], say: Callable[[str], None]) -> Any:
-    """Plan the notebooks that are to run, in a process that ends before they begin (it holds the model), and return a watch over them."""
-    from memlib.base.paths import store_folder
-    from memlib.companion.plan.demand import Plan
-    from memlib.companion.plan.watch import Watch
+class _Loader(TaskLoader2):
+    """Hands the tasks and the way they are run to doit, which would look for them in a file."""
 
-    target = layout.build / "plan.json"
-    command = [sys.executable, "-m", "memlib.companion.plan", "--substrate", layout.parameter, "--json", str(target)]
-    command += ["--only", *(path.stem for path in pending)]
-    command += ["--profile", profile] if profile else []
-    command += [part for name, value in parameters.items() for part in ("-p", f"{name}={json.dumps(value)}")]
-    target.unlink(missing_ok=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode or not target.is_file():
-        raise InputError("The run could not be planned, for the reason above: mend that, or leave the plan out with --no-plan.")
-    return Watch(Plan.from_json(json.loads(target.read_text())), store_folder(), say=say)
+    def __init__(self, tasks: Sequence[Mapping[str, Any]], progress: Progress, jobs: int, force: bool, database: Path):
+        super().__init__()
+        self.tasks, self.progress, self.jobs, self.force, self.database = tasks, progress, jobs, force, database
+
+    def load_doit_config(self) -> dict[str, Any]:
+        threads = {"num_process": self.jobs, "par_type": "thread"} if self.jobs > 1 else {}  # papermill waits for its kernel, a process of its own
+        return {"dep_file": str(self.database), "backend": "sqlite3", "reporter": _reporter(self.progress), "verbosity": 0, "always": self.force, **threads}
+
+    def load_tasks(self, cmd: Any, pos_args: Any) -> list[Task]:
+        return [dict_to_task(dict(task)) for task in self.tasks]
 
 
-def fingerprint(notebook: Path, parameters: Mapping[str, Any], inputs: str, layout: Layout | None = None) -> str:
-    """Hash of all that an executed notebook depends on: its cells, its parameters, `inputs` (code and data), and where it shows them
-    tables kept of other substrates' runs (`memlib.results.measured`; its own it writes itself) and kept rows (`memlib.results.kept_scenarios`)."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
-    kept: list[Path] = []
-    if layout is not None:
-        folder, source = layout.root / "data" / "measured", "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        if "memlib.results.measured" in source:
-            own = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")
-            kept += [path for path in folder.glob("*.json") if not path.name.endswith(own)]
-        if "kept_scenarios" in source and not parameters.get("keep_rows"):
-            kept += folder.glob(f"*-{Path(layout.parameter).name}.jsonl")
-    shown = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
-    text = json.dumps([content, dict(parameters), inputs, *([shown] if shown else [])], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _reporter(progress: Progress) -> type:
+    class Reporter(ZeroReporter):
+        """What doit tells of its tasks, told on."""
+
+        def execute_task(self, task: Task) -> None:
+            progress.began(task.name)
+
+        def add_success(self, task: Task) -> None:
+            progress.ended(task.name)
+
+        def add_failure(self, task: Task, fail: Any) -> None:
+            progress.failed(task.name)
+
+        def skip_uptodate(self, task: Task) -> None:
+            progress.unchanged(task.name)
+
+    return Reporter
 
 
-def _hash_inputs(layout: Layout) -> str:
-    """Hash of the package without the book's part, of the committed data without measured results, the requirements and the weights at hand."""
-    digest = hashlib.sha256()
-    code = [p for p in (layout.root / "memlib").rglob("*.py") if "book" not in p.relative_to(layout.root).parts]
-    data = [p for p in (layout.root / "data").rglob("*") if p.is_file() and p.parent != layout.root / "data" / "measured"]
-    for path in sorted(code + data) + [layout.root / "requirements.txt"]:
-        if path.exists():
-            digest.update(str(path.relative_to(layout.root)).encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    # Downloaded checkpoints are gigabytes: sizes and times stand for their content.
-    digest.update(os.environ.get("MEMLIB_PICTURES", "").encode())
-    for folder in (Path(layout.parameter), Path(os.environ.get("MEMLIB_MODELS", "")) / layout.substrate):
-        if folder.is_absolute() and folder.is_dir():
-            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+@contextmanager
+def _kernels(jobs: int) -> Iterator[None]:
+    """What kernels started within find in their environment: a share of the cores, and a backend that draws on the page whatever the shell says."""
+    wanted = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(jobs))), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    running = layout.build / f"running-{source.name}"
+    running, failed = layout.build / f"running-{source.name}", layout.build / f"failed-{source.name}"
     try:
         papermill.execute_notebook(
             str(source),
@@ -144,11 +143,18 @@ def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout)
             extra_arguments=["--log-level=ERROR"],  # the kernel warns of its loopback ports at every start
         )
     except PapermillExecutionError as error:
-        failed = layout.build / f"failed-{source.name}"
         os.replace(running, failed)
         raise InputError(
             f"Notebook {source.stem} stopped in cell {error.exec_count} with {error.ename}: {error.evalue} "
             f"(the notebook as far as it came: {_shown(failed, layout)})"
+        ) from None
+    except DeadKernelError:
+        partial_copy = f" (the notebook as far as it came: {_shown(failed, layout)})" if running.is_file() else ""
+        if running.is_file():
+            os.replace(running, failed)
+        raise InputError(
+            f"The kernel of notebook {source.stem} was killed, most likely for want of memory: run fewer beside each other (--jobs 1), or give the "
+            f"notebook fewer prompts or a smaller batch{partial_copy}."
         ) from None
     except BaseException:
         running.unlink(missing_ok=True)
@@ -157,20 +163,16 @@ def _run(source: Path, target: Path, parameters: dict[str, Any], layout: Layout)
     record = notebook.metadata.get("papermill", {})
     record.pop("environment_variables", None)
     record["input_path"], record["output_path"] = _shown(source, layout), _shown(target, layout)
-    nbformat.write(notebook, running)
-    os.replace(running, target)
-    (layout.build / f"failed-{source.name}").unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        nbformat.write(notebook, temporary)
+    running.unlink()
+    failed.unlink(missing_ok=True)
 
 
-def _minutes(executed: Path) -> float:
-    return (nbformat.read(executed, as_version=4).metadata.get("papermill", {}).get("duration") or 0) / 60
-
-
-def _drop_others(layout: Layout, kept: list[Path]) -> None:
+def _drop_others(layout: Layout, kept: Sequence[Path]) -> None:
     """Remove executed copies of notebooks that no longer exist: the site would show them."""
-    names = {path.stem for path in kept}
-    for path in layout.executed.glob("*.*"):
-        if path.suffix in {".ipynb", ".stamp"} and path.stem not in names:
+    for path in layout.executed.glob("*.ipynb"):
+        if path not in kept:
             path.unlink()
 
 

@@ -1,6 +1,6 @@
 """Results that outlive the run that made them: verdicts of one substrate's executed notebooks, in one file of the repository.
 
-    python -m memlib.companion.book keep --substrate sd14
+    memlib book keep --substrate sd14
 
 A run at the papers' scale takes hours on a GPU, the book is built anywhere. What is kept here stands in every later build, on the page of
 its notebook and in the ledger, beside MiniSD's and the reported figures. Nothing in these files is typed by hand.
@@ -37,7 +37,7 @@ def keep(layout: Layout) -> tuple[Path, list[str]]:
     that are kept. Raises InputError for the default substrate, whose results are the committed notebooks themselves, and where nothing was executed.
     """
     if layout.substrate == DEFAULT_SUBSTRATE:
-        raise InputError(f"The results on {DEFAULT_SUBSTRATE} are the committed notebooks: keep them with 'python -m memlib.companion.book outputs'.")
+        raise InputError(f"The results on {DEFAULT_SUBSTRATE} are the committed notebooks: keep them with 'memlib book outputs'.")
     path = folder(layout.root) / f"verdicts-{layout.folder_name}.json"
     notebooks = _read(path) if path.is_file() else {}
     anew = []

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing
+from memlib.companion.book import facts
 from memlib.companion.book.layout import Layout
+from memlib.companion.book.pictures import shrink_outputs
 
 # What papermill records of a run and a reader of the committed notebook can use.
-_RECORD = ("parameters", "start_time", "end_time", "duration", "exception", "version")
+_RECORD = ("parameters", "exception")
 _CELL_METADATA = ("tags", "mystnb")
 
 
-def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An executed notebook as it is committed: no injected cell, no timings per cell, counts from 1."""
+def cleaned(notebook: nbformat.NotebookNode) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+    """An executed notebook as it is committed, and the facts of its run: no injected cell, no times, counts from 1, pictures small and without stamps.
+
+    Two runs that give the same results give the same notebook, to the byte.
+    """
+    run = facts.take_out(notebook)
+    shrink_outputs(notebook)
     kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
     for cell in kept:
@@ -30,7 +39,7 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.cells = kept
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "jupytext", "language_info")}
     notebook.metadata["papermill"] = {k: record[k] for k in _RECORD if k in record}
-    return nbformat.from_dict(notebook)
+    return nbformat.from_dict(notebook), run
 
 
 def problem_of(notebook: nbformat.NotebookNode) -> str | None:
@@ -49,21 +58,25 @@ def problem_of(notebook: nbformat.NotebookNode) -> str | None:
 
 def copy_outputs(layout: Layout) -> list[Path]:
     """Put the executed notebooks in the place of the committed ones; InputError if one is missing or failed."""
-    copied = []
+    ready: dict[Path, nbformat.NotebookNode] = {}
+    runs = {path.stem: run for path in layout.notebooks() if (run := facts.read(layout.root).get(path.stem))}
     for path in layout.notebooks():
         executed = layout.executed / path.name
         if not executed.exists():
             raise InputError(f"{path.stem} has not been executed on {layout.substrate}: run 'make book' first.")
-        notebook = cleaned(nbformat.read(executed, as_version=4))
+        notebook, runs[path.stem] = cleaned(nbformat.read(executed, as_version=4))
         problem = problem_of(notebook)
         if problem:
             raise InputError(f"{path.stem} is not copied: {problem}.")
         source = nbformat.read(path, as_version=4)
         if [cell.source for cell in source.cells] != [cell.source for cell in notebook.cells]:
             raise InputError(f"{path.stem} has changed since it was executed: run 'make book' first.")
-        nbformat.write(notebook, path)
-        copied.append(path)
-    return copied
+        ready[path] = notebook
+    for path, notebook in ready.items():
+        with replacing(path) as temporary:
+            nbformat.write(notebook, temporary)
+    facts.write(layout.root, runs)
+    return list(ready)
 
 
 def twin_differences(notebook: Path) -> list[str]:

@@ -14,6 +14,7 @@ import nbformat
 from nbformat.v4 import new_markdown_cell
 
 from memlib.base.errors import InputError
+from memlib.companion.book import facts
 from memlib.companion.book.kept import kept
 from memlib.companion.book.layout import Layout
 from memlib.companion.book.local_paths import without_local_paths
@@ -51,8 +52,10 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     (target / "data").mkdir()
     shutil.copy2(layout.root / "data" / "claims.yml", target / "data" / "claims.yml")
     judging = {claim.notebook for claim in load_claims(target / "data" / "claims.yml").values()}
+    runs = facts.read(layout.root)
     for path in notebooks:
         content = without_local_paths(nbformat.read(path, as_version=4))
+        facts.put_back(content, runs.get(path.stem, {}))
         problem = problem_of(content)
         if problem:
             raise InputError(f"Notebook {path.stem} is not shown: {problem}.")

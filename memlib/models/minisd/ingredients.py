@@ -33,13 +33,50 @@ SOURCES = {
 
 # Subgroups of openmoji.csv whose members can be told apart at 24 pixels and whose names are everyday words. Faces,
 # hands, clocks, arrows, flags and signs look alike at that size; people are kept for the template group.
-SUBGROUPS = ["animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile", "animal-marine", "animal-bug", "plant-flower", "plant-other", "food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet", "drink", "transport-ground", "transport-water", "transport-air", "place-geographic", "sky-weather", "sport", "game", "event", "musical-instrument"]
+SUBGROUPS = [
+    "animal-mammal",
+    "animal-bird",
+    "animal-amphibian",
+    "animal-reptile",
+    "animal-marine",
+    "animal-bug",
+    "plant-flower",
+    "plant-other",
+    "food-fruit",
+    "food-vegetable",
+    "food-prepared",
+    "food-asian",
+    "food-sweet",
+    "drink",
+    "transport-ground",
+    "transport-water",
+    "transport-air",
+    "place-geographic",
+    "sky-weather",
+    "sport",
+    "game",
+    "event",
+    "musical-instrument",
+]
 MAX_WORDS = 2  # longer names are mostly variants of a shorter one ("oncoming police car")
 _LOOKALIKES = (
     "moon", " face", "oncoming", "suit", "service dog", "guide dog", "paw prints", "pig nose", "wing", "departure",
     "arrival", "construction", "tram car", "motorized", "reminder", "tickets", "liquid", "closed umbrella", "bus stop",
 )  # fmt: skip
-PEOPLE = ["1f46e", "1f477", "1f482", "1f478", "1f934", "1f9d1-200d-1f373", "1f9d1-200d-1f680", "1f9d1-200d-1f692", "1f9d1-200d-1f33e", "1f9d1-200d-1f3a8", "1f9d1-200d-1f52c", "1f385"]
+PEOPLE = [
+    "1f46e",
+    "1f477",
+    "1f482",
+    "1f478",
+    "1f934",
+    "1f9d1-200d-1f373",
+    "1f9d1-200d-1f680",
+    "1f9d1-200d-1f692",
+    "1f9d1-200d-1f33e",
+    "1f9d1-200d-1f3a8",
+    "1f9d1-200d-1f52c",
+    "1f385",
+]
 
 
 @dataclass(frozen=True)
@@ -83,7 +120,7 @@ def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0)
     roots = {k: packages / name.lstrip("@").replace("/", "-") for k, (name, _, _) in SOURCES.items()}
     roots["openmoji"] = packages / "openmoji"
     if missing := [str(r) for r in roots.values() if not r.is_dir()]:
-        raise InputError(f"No unpacked npm package at {', '.join(missing)}; run `python -m memlib.training.minisd data` to fetch them.")
+        raise InputError(f"No unpacked npm package at {', '.join(missing)}; run `memlib minisd data` to fetch them.")
     folders = {k: (roots[k] / inner, ending) for k, (_, inner, ending) in SOURCES.items()}
     with open(roots["openmoji"] / "data" / "openmoji.csv", encoding="utf-8", newline="") as handle:
         table = [row for row in csv.DictReader(handle) if not row["skintone"] and row["subgroups"] in SUBGROUPS]
@@ -126,7 +163,7 @@ class Ingredients:
 
     def __init__(self, folder: Path):
         if not (folder / "concepts.csv").exists():
-            raise InputError(f"No ingredients at {folder}; run `python -m memlib.training.minisd data` to build them.")
+            raise InputError(f"No ingredients at {folder}; run `memlib minisd data` to build them.")
         with open(folder / "concepts.csv", encoding="utf-8", newline="") as handle:
             self.concepts = tuple(
                 Concept(int(r["index"]), r["name"], r["hexcode"], r["group"],

@@ -75,7 +75,7 @@ class Evaluator(nn.Module):
 def _read(folder: Path, part: str) -> tuple[dict, dict[str, torch.Tensor]]:
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not (config.exists() and weights.exists()):
-        raise InputError(f"No {part} at {folder}; run `python -m memlib.training.minisd train {part}`.")
+        raise InputError(f"No {part} at {folder}; run `memlib minisd train {part}`.")
     state = {k: v.float() for k, v in load_file(weights).items()}
     return json.loads(config.read_text()), state
 

@@ -31,5 +31,5 @@ def training_record(part: str) -> dict[str, Any]:
     """The log kept beside the weights: steps, minutes, hardware, loss curve."""
     path = minisd_folder() / "logs" / f"{part}.json"
     if not path.exists():
-        raise InputError(f"There is no training log {path}; train the part with `python -m memlib.training.minisd train {part}`.")
+        raise InputError(f"There is no training log {path}; train the part with `memlib minisd train {part}`.")
     return json.loads(path.read_text())

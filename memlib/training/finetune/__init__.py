@@ -1,7 +1,7 @@
 """Fine-tuning a Stable Diffusion U-Net on a set of pictures with captions, as the studies of memorization do.
 
 Only the U-Net is trained; autoencoder and text encoder stay as they are. One trainer serves MiniSD's scenarios
-(`python -m memlib.training.minisd finetune`) and the real models (`python -m memlib.training.finetune`).
+(`memlib minisd finetune`) and the real models (`memlib finetune`).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def frozen_folder(part: str, runs: Path) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise InputError(f"This part needs the trained part {part}; run `python -m memlib.training.minisd train {part}` first.")
+    raise InputError(f"This part needs the trained part {part}; run `memlib minisd train {part}` first.")
 
 
 def export_model(unet, name: str, target: Path, runs: Path) -> None:

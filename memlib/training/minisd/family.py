@@ -126,7 +126,7 @@ def run_mitigated(mitigations: Sequence[str] | None = None, seeds: Sequence[int]
         if (runs_folder() / plain.name / "pipeline" / "model_index.json").exists():
             _measure_quality(load_run(plain.name), plain)
         else:
-            print(f"{plain.name} is not trained yet, so its quality is not measured: run python -m memlib.training.minisd replicates --padding v1, then this.")
+            print(f"{plain.name} is not trained yet, so its quality is not measured: run memlib minisd replicates --padding v1, then this.")
     _run(runs, "training_mitigations", device, progress)
 
 
