@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.experiment.group import Group
 from memlib.sampling.batches import decode, sample_batches, uncond_states
 from memlib.sampling.loop import SINGLE_STEP, trajectory
 from memlib.sampling.recipe import Recipe, picture_recipe
@@ -68,13 +69,13 @@ def displaced(latents: Tensor, kind: str, radius: float, direction: Tensor, leve
 
 @dataclass
 class Basin:
-    """The basin around the guided trajectories of a group's prompts and seeds (`memlib.experiment.group.Group`), cut at `steps`.
+    """The basin around the guided trajectories of a group's prompts and seeds, cut at `steps`.
 
     Each prompt and seed has one random ray per step, along which all radii lie; `draw` numbers other sets of rays. Pictures and scores come
     from the store where they were made before, and each batch is kept as soon as it is done. Works with the schedulers ddim and euler.
     """
 
-    group: Any
+    group: Group
     steps: Sequence[int]
     draw: int = 0
 
@@ -147,9 +148,9 @@ class Basin:
                 # The first step takes standard normal latents and scales them itself.
                 latents = latents / float(solver.init_noise_sigma)
             states = self.group.embedding.states[[row for _, row, _ in part]]
-            for last in trajectory(x.substrate, states, self._uncond, latents, x.steps, x.guidance, x.scheduler, cost=x.cost, start=step):
+            for _last in trajectory(x.substrate, states, self._uncond, latents, x.steps, x.guidance, x.scheduler, cost=x.cost, start=step):
                 pass
-            pictures = decode(x.substrate, last.next_latents)
+            pictures = decode(x.substrate, _last.next_latents)
             x.cost.pictures += len(part)
             for (radius, row, seed), picture in zip(part, pictures, strict=True):
                 x.store.write_picture(self._key(step, kind, radius, row, seed), picture, self._named(step, kind, radius, row, seed))

@@ -12,6 +12,7 @@ from memlib.judging.estimates import Estimate, mean_interval, share_interval
 from memlib.metrics import metrics_for
 from memlib.models.minisd.drawn import background_right, retrieval
 from memlib.models.minisd.prompt_sets import HELD_OUT, corpus, held_out_pictures, training_pictures
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import PromptSet, load_prompts
 from memlib.sampling.batches import decode
@@ -22,7 +23,7 @@ NEEDED = 9  # of 10 seeds, as `clip` selects its memorized prompts (Section 3)
 REPEATED = ("minisd-duplicated", "minisd-template")  # the prompt sets of what training shows more than once
 
 
-def similarity_to_training(store: PictureStore, substrate, metric, prompts: PromptSet, seeds: Sequence[int]) -> np.ndarray:
+def similarity_to_training(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet, seeds: Sequence[int]) -> np.ndarray:
     """Copy similarity [N, S] of each prompt's pictures to its training picture (the nearest of six for a template)."""
     pictures = store.pictures(substrate, encode_prompts(substrate, prompts.prompts), seeds)
     vectors = metric(pictures)
@@ -37,7 +38,7 @@ def copies_by_level(similarity: np.ndarray, copies: Sequence[int], threshold: fl
     return {int(level): share_interval(found[copies == level]) for level in np.unique(copies)}
 
 
-def find_memorized(store: PictureStore, substrate, metric, prompts: PromptSet) -> list[dict]:
+def find_memorized(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet) -> list[dict[str, Any]]:
     """One row a prompt with `seeds_tried`, `seeds_above`, `mean_similarity` and `memorized` (at least NEEDED of SEEDS).
 
     A prompt is given up as soon as too many seeds failed for it to reach NEEDED: most fail with the first two.
@@ -58,14 +59,14 @@ def find_memorized(store: PictureStore, substrate, metric, prompts: PromptSet) -
     return rows
 
 
-def reproduced(substrate: Any, store: PictureStore) -> list[dict[str, Any]]:
+def reproduced(substrate: Substrate, store: PictureStore) -> list[dict[str, Any]]:
     """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
     metric = metrics_for(substrate).copy
     return [row for name in REPEATED for row in find_memorized(store, substrate, metric, load_prompts(name))]
 
 
 @torch.no_grad()
-def reconstructed(substrate, pictures: np.ndarray) -> np.ndarray:
+def reconstructed(substrate: Substrate, pictures: np.ndarray) -> np.ndarray:
     """Pictures uint8 [N, H, W, 3] after encoding and decoding by the substrate's autoencoder."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     parts = x.to(substrate.device, substrate.dtype).split(64)
@@ -73,7 +74,7 @@ def reconstructed(substrate, pictures: np.ndarray) -> np.ndarray:
     return decode(substrate, latents * substrate.vae.config.scaling_factor)
 
 
-def quality(store: PictureStore, substrate, metrics, count: int, seeds: Sequence[int]) -> dict[str, Estimate | float]:
+def quality(store: PictureStore, substrate: Substrate, metrics: Any, count: int, seeds: Sequence[int]) -> dict[str, Estimate | float]:
     """Alignment (absolute, and as a share of what real pictures reach), background and main thing on held-out prompts.
 
     The main thing of real pictures is judged after the autoencoder, as that of generated ones.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.experiment.group import Group
 from memlib.sampling.rules import StaticTransition
 
 REFERENCE_STEPS = 50
@@ -21,8 +21,8 @@ def switch_steps(steps: int, every: int) -> list[int]:
     return list(range(0, steps, every))
 
 
-def sweep(group: Any, switches: Sequence[int], before: float = 0.0) -> np.ndarray:
-    """Pictures of a group (`memlib.experiment.group.Group`) with guidance `before` up to each of the steps: uint8 [N, S, K, H, W, 3].
+def sweep(group: Group, switches: Sequence[int], before: float = 0.0) -> np.ndarray:
+    """Pictures of a group with guidance `before` up to each of the steps: uint8 [N, S, K, H, W, 3].
 
     A switch at step 0 is plain guidance, one at the number of steps never comes.
     """
@@ -33,7 +33,7 @@ def sweep(group: Any, switches: Sequence[int], before: float = 0.0) -> np.ndarra
     return np.stack(columns, axis=2)
 
 
-def swept_score(group: Any, name: str, pictures: np.ndarray) -> np.ndarray | None:
+def swept_score(group: Group, name: str, pictures: np.ndarray) -> np.ndarray | None:
     """A score of swept pictures [N, S, K, H, W, 3], [N, S, K]; None where it cannot be measured."""
     scores = [group.score_of(name, pictures[:, :, column]) for column in range(pictures.shape[2])]
     return None if any(score is None for score in scores) else np.stack(scores, axis=-1)

@@ -15,6 +15,8 @@ import torch
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.experiment.group import Group
+from memlib.experiment.run import Experiment
 from memlib.prompts.embedding import Embedding
 from memlib.sampling.batches import Step, sample_batches, uncond_states
 from memlib.sampling.guidance import Rule
@@ -48,8 +50,8 @@ class Traces:
         return transition_step(getattr(self, VARIANTS[variant]), variant)
 
 
-def trace(group: Any, guidance: float | Rule | None = None, embedding: Embedding | None = None) -> Traces:
-    """Record a group's prompts (`memlib.experiment.group.Group`) under its experiment's seeds, through the store.
+def trace(group: Group, guidance: float | Rule | None = None, embedding: Embedding | None = None) -> Traces:
+    """Record a group's prompts under its experiment's seeds, through the store.
 
     `guidance` is a scale or rule in place of the experiment's: 0 is "zero guidance" (the prompt does not act on the latents), a
     negative number opposite guidance from the first step to the last. `embedding` is an edited embedding of the prompts in place of the
@@ -72,7 +74,7 @@ def trace(group: Any, guidance: float | Rule | None = None, embedding: Embedding
     return Traces(*np.moveaxis(values, 2, 0), times)
 
 
-def _recorded(x: Any, embedding: Embedding, guidance: float | Rule, pairs: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+def _recorded(x: Experiment, embedding: Embedding, guidance: float | Rule, pairs: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
     """Yield the quantities [Q, T] of each (row, seed) in the order given."""
     steps: list[np.ndarray] = []
     batches = sample_batches(

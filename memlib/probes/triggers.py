@@ -18,7 +18,8 @@ import torch
 from memlib.base.errors import InputError
 from memlib.mitigations.weights.wanda import Norms
 from memlib.mitigations.weights.weight_sets import WeightSet, overlap
-from memlib.probes.attack.runs import joined
+from memlib.models.protocol import Substrate
+from memlib.probes.attack.runs import Attack, Attacked, joined
 from memlib.prompts.embedding import Embedding, encode_prompts
 
 
@@ -59,7 +60,7 @@ def spread(states: np.ndarray, starts: np.ndarray, succeeded: np.ndarray, ordina
     return Spread(triggers, begun, moved, succeeded.sum(1))
 
 
-def between(attack: Any, attacked: Any, shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> np.ndarray | None:
+def between(attack: Attack, attacked: Attacked, shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> np.ndarray | None:
     """Return copy similarities [M, W, S] on the straight lines between the first two triggers of each of M pictures that have two.
 
     `shares` [W] say how much of the second trigger is mixed in; `attack` is the `memlib.probes.attack.Attack` that found them. None where no picture
@@ -139,7 +140,7 @@ def _mean(values: Any) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def trigger_embedding(substrate: Any, attacked: Any, row: int, count: int | None = None) -> Embedding:
+def trigger_embedding(substrate: Substrate, attacked: Attacked, row: int, count: int | None = None) -> Embedding:
     """Return the triggers of one picture as an embedding with its own prompt's tokens, at most `count` of them."""
     places = np.flatnonzero(attacked.succeeded[row])[:count]
     part = encode_prompts(substrate, attacked.targets.prompts[row])

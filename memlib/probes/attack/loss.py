@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from memlib.mitigations import Mitigation
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens
 from memlib.sampling.batches import Batch
 from memlib.sampling.guidance import as_rule
@@ -29,7 +29,7 @@ class DenoisingLoss:
     """
 
     def __init__(
-        self, substrate: Any, clean: Tensor, tokens: Tokens, mitigation: Mitigation, patch: str, times: Tensor, uncond: Tensor, cost: Cost,
+        self, substrate: Substrate, clean: Tensor, tokens: Tokens, mitigation: Mitigation, patch: str, times: Tensor, uncond: Tensor, cost: Cost,
     ):  # fmt: skip
         self.substrate, self.clean, self.tokens, self.mitigation, self.patch = substrate, clean, tokens, mitigation, patch
         self.times, self.uncond, self.cost = times, uncond, cost

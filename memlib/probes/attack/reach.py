@@ -8,12 +8,12 @@ without it, and the mitigation acts when it is tested whether the picture came.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from memlib.mitigations import Mitigation
+from memlib.models.protocol import Substrate
 from memlib.sampling.guidance import Constant, StepInfo, as_rule
 from memlib.sampling.rules import Annealed, LimitedInterval, StaticTransition
 
@@ -51,7 +51,7 @@ def reach(mitigation: Mitigation, guidance: float = 7.5) -> Reach:
     return Reach(False, mitigation.through, words or "nothing in the way")
 
 
-def times_with_guidance(substrate: Any, mitigation: Mitigation, guidance: float, steps: int, scheduler: str) -> Tensor:
+def times_with_guidance(substrate: Substrate, mitigation: Mitigation, guidance: float, steps: int, scheduler: str) -> Tensor:
     """Return the training times [K] at which the prompt draws the picture towards it, that is, where the scale is above 0.
 
     A time has the scale of the nearest step of the schedule. All times for rules that decide while sampling.

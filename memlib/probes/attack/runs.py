@@ -14,6 +14,7 @@ from torch import Tensor
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.hashing import digest
 from memlib.base.numbers import is_whole
+from memlib.experiment.run import Experiment
 from memlib.mitigations import Mitigation, get
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.reach import Reach, reach, times_with_guidance
@@ -75,7 +76,7 @@ class Attack:
     NotMeasured where the copy descriptor is not at hand or the substrate lacks what the mitigation needs.
     """
 
-    def __init__(self, experiment: Any, budget: Budget | None = None, mitigation: Mitigation | str = "none"):
+    def __init__(self, experiment: Experiment, budget: Budget | None = None, mitigation: Mitigation | str = "none"):
         self.experiment, self.budget = experiment, budget or Budget()
         self.mitigation = get(mitigation) if isinstance(mitigation, str) else mitigation
         if not experiment.metrics.copy.available:

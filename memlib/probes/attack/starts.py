@@ -9,6 +9,7 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.sampling.calibration import reference_prompts
 
@@ -24,7 +25,7 @@ def seeded(*what: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest(list(what))[:15], 16))
 
 
-def start_states(substrate: Any, embedding: Embedding, start: str, restarts: int) -> Tensor:
+def start_states(substrate: Substrate, embedding: Embedding, start: str, restarts: int) -> Tensor:
     """Return where the `restarts` runs of each of P prompts begin, [P, R, 77, d], float32 on the CPU.
 
     - "prompt": the prompt's own states, the same for every restart (the runs differ in the noise that they see);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,10 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.pictures import squared
+from memlib.experiment.group import Group
+from memlib.experiment.run import Experiment
 from memlib.metrics.pictures import centred
+from memlib.models.protocol import Substrate
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.batches import DECODE_PIXELS
 
@@ -41,8 +43,8 @@ class Targets:
         return Targets(self.label, tuple(self.prompts[row] for row in rows), self.pictures[list(rows)])
 
 
-def targets(group: Any, label: str | None = None) -> Targets | None:
-    """Return the training pictures of a group's prompts (`memlib.experiment.group.Group`), or None where they are not at hand.
+def targets(group: Group, label: str | None = None) -> Targets | None:
+    """Return the training pictures of a group's prompts, or None where they are not at hand.
 
     Of a prompt with several, as templates have them, the first is the target.
     """
@@ -51,24 +53,23 @@ def targets(group: Any, label: str | None = None) -> Targets | None:
     return Targets(label or group.label, tuple(group.prompts.prompts), np.stack([pictures[0] for pictures in group.training]))
 
 
-def controls(experiment: Any, count: int) -> dict[str, Targets]:
+def controls(experiment: Experiment, count: int) -> dict[str, Targets]:
     """Return what there is to compare with, at most `count` pictures each: "seen once" in training, and "never seen".
 
-    Both are known for MiniSD alone, whose training set is at hand; elsewhere nothing is returned.
+    Each only where the substrate brings such pictures (`memlib.models.data.SubstrateData`).
     """
-    if experiment.substrate.family != "minisd":
-        return {}
-    from memlib.models.minisd.prompt_sets import held_out_pictures
-
-    held, once = load_prompts("minisd-heldout").first(count), experiment.control(count=count)
-    return {
-        "seen once": targets(once, "seen once"),
-        "never seen": Targets("never seen", tuple(held.prompts), held_out_pictures(len(held))),
-    }
+    data, found = experiment.substrate.data, {}
+    once = experiment.control(count=count)
+    if once is not None and (seen := targets(once, "seen once")) is not None:
+        found["seen once"] = seen
+    if data.held_out is not None:
+        held = load_prompts(data.sets["not memorized"]).first(count)
+        found["never seen"] = Targets("never seen", tuple(held.prompts), data.held_out(len(held)))
+    return found
 
 
 @torch.no_grad()
-def clean_latents(substrate: Any, pictures: np.ndarray) -> Tensor:
+def clean_latents(substrate: Substrate, pictures: np.ndarray) -> Tensor:
     """Return the scaled latents [P, C, h, w] of pictures, the mean of the autoencoder's posterior; float32 on the CPU."""
     side = substrate.resolution
     batch = max(1, DECODE_PIXELS // side**2)
