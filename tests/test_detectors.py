@@ -97,13 +97,19 @@ def test_every_detector_says_what_it_is():
 
 def test_parameters_show_in_the_title_and_bad_ones_are_refused(fresh):
     assert get("magnitude", steps=5).title == "magnitude (steps 5)"
-    for bad, words in (({"steps": -1}, "first steps"), ({"step": 1}, "it has steps")):
+    for bad, words in (({"steps": -1}, "a whole number from 0 on"), ({"step": 1}, "it has steps")):
         with pytest.raises(InputError, match=words):
-            get("magnitude", **bad).measure(fresh())
+            get("magnitude", **bad)
     with pytest.raises(InputError, match="Unknown detector 'wen'"):
         get("wen")
     with pytest.raises(InputError, match="There is a detector 'magnitude' already"):
         register(type(REGISTRY["magnitude"]))
+    wrong = [("magnitude", {"steps": float("nan")}), ("tile-agreement", {"size": float("nan")}), ("tile-agreement", {"size": 1}),
+             ("sharpness", {"as_published": "x"}), ("tile-clique", {"threshold": -0.1}), ("anisotropy", {"cosine_weight": "0.1"}),
+             ("one-step-edges", {"seeds": 0}), ("one-step", {"guidance": float("inf")}), ("attention-entropy-first", {"layer": -2})]  # fmt: skip
+    for name, bad in wrong:
+        with pytest.raises(InputError, match=f"The {next(iter(bad))} of {name} is .*: give "):
+            get(name, **bad)
     with pytest.raises(InputError, match="layer 99"):
         get("attention-entropy-first", layer=99).measure(fresh())
 
@@ -367,13 +373,38 @@ def test_one_step_is_a_step_of_diffusers_heun_scheduler(name, fresh):
 def test_edges_by_hand():
     picture = np.zeros((6, 6, 3), np.float32)
     picture[:, 3:] = 0.2
-    # A step of 0.2 has a Sobel magnitude of 4 * 0.2 in the two columns beside it, in each of three channels: 2.4.
-    edges = edges_of(picture, 1.5)
-    assert edges[:, 2:4].all() and edges.sum() == 12
-    assert not edges_of(picture, 2.5).any()
+    # A step of 0.2 has a Sobel magnitude of 4 * 0.2 in the two columns beside it, in each of three channels: 2.4; smoothed over channels four times that.
+    for per_channel, height in ((True, 2.4), (False, 9.6)):
+        (edges,) = edges_of(picture[None], height - 0.1, per_channel)
+        assert edges[:, 2:4].all() and edges.sum() == 12
+        assert not edges_of(picture[None], height + 0.1, per_channel).any()
     edges = np.zeros((1, 4, 4), bool)
     edges[0, :3, 0] = edges[0, :2, 1] = True  # three of four pictures; two of four is not more than half
     np.testing.assert_array_equal(shared_edges(edges), [0.25])
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_edges_are_those_of_a_kernel_written_out(per_channel):
+    pictures = np.random.default_rng(0).random((2, 7, 5, 3)).astype(np.float32)
+    smooth, slope = np.array([1, 2, 1]), np.array([-1, 0, 1])
+    across_channels = np.array([0, 1, 0]) if per_channel else smooth
+    padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1), (1, 1)), mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(1, 2, 3))
+    down, across = (np.einsum("nhwcijk,i,j,k->nhwc", windows, *kernel, across_channels) for kernel in ((slope, smooth), (smooth, slope)))
+    expected = np.hypot(down, across).sum(-1)
+    for threshold in np.quantile(expected, [0.2, 0.5, 0.8]):
+        np.testing.assert_array_equal(edges_of(pictures, threshold, per_channel), expected > threshold)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "bright-ending-first", "sharpness", "anisotropy", "one-step", "one-step-edges"])
+def test_a_first_step_without_signal_is_not_measured(name, fresh, monkeypatch):
+    group = fresh("sd2")
+    pipe = group.experiment.substrate.pipe
+    zero = DDIMScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    monkeypatch.setattr(pipe, "scheduler", zero)
+    with pytest.raises(NotMeasured, match="zero terminal SNR"):
+        REGISTRY[name].measure(group)
+    assert np.ptp(get("magnitude", steps=2).scores(group)) > 0
 
 
 # Pictures.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
+import networkx
 import numpy as np
+from annotated_types import Ge
 
-from memlib.base.errors import InputError, NotMeasured
+from memlib.base.declared import NotNegative
+from memlib.base.errors import NotMeasured
 from memlib.base.hashing import digest
-from memlib.base.numbers import is_whole
 from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, register
 
@@ -26,7 +30,7 @@ class TileAgreement(Detector):
     Source: Carlini et al. 2023, Section 4.2, read as a score.
     """
 
-    size: int = 3
+    size: Annotated[int, Ge(2)] = 3
 
     name = "tile-agreement"
     label = "tile agreement"
@@ -36,8 +40,6 @@ class TileAgreement(Detector):
     needs = "pictures"
 
     def measure(self, group: Group) -> Scores:
-        if not is_whole(self.size, 2):
-            raise InputError(f"{self.size!r} pictures cannot agree: use a whole number of at least 2.")
         return _scores(group, lambda distances: agreement_distance(distances, self.size))
 
 
@@ -50,7 +52,7 @@ class TileClique(Detector):
     like the next, is then one group. The threshold belongs to tiles measured by root mean square. Source: Carlini et al. 2023.
     """
 
-    threshold: float = 0.15
+    threshold: NotNegative = 0.15
     as_published: bool = False
 
     name = "tile-clique"
@@ -94,8 +96,6 @@ def agreement_distance(distances: np.ndarray, size: int) -> float:
 
 def largest_group(distances: np.ndarray, threshold: float, connected: bool = False) -> int:
     """Return how many pictures the largest clique has under `threshold` (inclusive), or the largest connected group."""
-    import networkx
-
     graph = networkx.from_numpy_array((distances <= threshold) & ~np.eye(len(distances), dtype=bool))
     groups = networkx.connected_components(graph) if connected else networkx.find_cliques(graph)
     return max(map(len, groups))
@@ -114,7 +114,7 @@ def several_seeds(group: Group) -> int:
     return len(group.experiment.seeds)
 
 
-def _scores(group: Group, of_distances) -> Scores:
+def _scores(group: Group, of_distances: Callable[[np.ndarray], float]) -> Scores:
     seeds = several_seeds(group)
     store = group.experiment.store
     values = [

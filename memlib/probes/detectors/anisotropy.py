@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from memlib.experiment.group import Group
+from memlib.models.protocol import Substrate
 from memlib.probes.detectors.base import Detector, Scores, register
-from memlib.probes.detectors.runs import noise_pair, per_sample
+from memlib.probes.detectors.runs import need_signal, noise_pair, per_sample
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost
 
@@ -43,11 +43,13 @@ class Anisotropy(Detector):
 
     def measure(self, group: Group) -> Scores:
         x = group.experiment
+        schedule = x.substrate.scheduler("ddim", x.steps)
+        need_signal(x.substrate, schedule, schedule.timesteps[0])
         found = per_sample(group, {"measure": self.name}, _norm_and_cosine)
         weight = COSINE_WEIGHT.get(x.substrate.prediction_type, 2.0) if self.cosine_weight is None else self.cosine_weight
         scale = 1.0 if self.as_published else (SD1_ELEMENTS / np.prod(x.substrate.latent_shape)) ** 0.5
         values = self.norm_weight * scale * found["norm"] + weight * found["cosine"]
-        return Scores(values, float(found["evaluations"].sum(1).mean()), len(x.seeds))
+        return Scores.priced(values, found["evaluations"])
 
 
 def mean_cosine(uncond: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
@@ -55,7 +57,7 @@ def mean_cosine(uncond: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(uncond, difference, dim=1).mean((1, 2))
 
 
-def _norm_and_cosine(substrate: Any, batch: Batch, cost: Cost) -> dict[str, np.ndarray]:
+def _norm_and_cosine(substrate: Substrate, batch: Batch, cost: Cost) -> dict[str, np.ndarray]:
     schedule = substrate.scheduler("ddim", batch.steps)
     times = schedule.timesteps
     uncond, cond = noise_pair(substrate, batch, batch.latents, times[0], schedule, cost)

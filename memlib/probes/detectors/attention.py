@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_whole
 from memlib.experiment.group import Group
+from memlib.models.protocol import Substrate
 from memlib.probes.detectors.base import Detector, Scores, register
 from memlib.probes.detectors.runs import per_sample, whole_run
 from memlib.sampling.attention.record import cross_attention_layers, entropy, record
@@ -44,7 +45,7 @@ class AttentionEntropy(Detector):
     def measure(self, group: Group) -> Scores:
         run = whole_run(group)
         values = combined_entropy(run["entropy"], run["entropy_end"], self.absolute)
-        return Scores(values, float(run["evaluations"][..., -1].sum(1).mean()), len(group.experiment.seeds))
+        return Scores.priced(values, run["evaluations"][..., -1])
 
 
 def combined_entropy(whole: np.ndarray, end: np.ndarray, absolute: bool = False) -> np.ndarray:
@@ -63,7 +64,7 @@ class FirstAttentionEntropy(Detector):
     cross-attention, which in Stable Diffusion 1 is number 3, the one that the program takes. Source: Ren et al. 2024.
     """
 
-    layer: int = -1
+    layer: Annotated[int, Ge(-1)] = -1
 
     name = "attention-entropy-first"
     label = "attention entropy, first step"
@@ -72,10 +73,9 @@ class FirstAttentionEntropy(Detector):
     published = AttentionEntropy.published.split(";")[0]
 
     def measure(self, group: Group) -> Scores:
-        x = group.experiment
-        chosen = chosen_layer(list(cross_attention_layers(x.substrate)), self.layer)
+        chosen = chosen_layer(list(cross_attention_layers(group.experiment.substrate)), self.layer)
         found = per_sample(group, {"measure": "first attention", "layer": chosen}, partial(_first_entropy, layer=chosen))
-        return Scores(found["entropy"], float(found["evaluations"].sum(1).mean()), len(x.seeds))
+        return Scores.priced(found["entropy"], found["evaluations"])
 
 
 def chosen_layer(layers: list[str], layer: int) -> str:
@@ -83,7 +83,7 @@ def chosen_layer(layers: list[str], layer: int) -> str:
 
     Raises InputError for a number that the model does not have; a model with one such block has its layer taken for -1.
     """
-    if not is_whole(layer, -1) or layer >= len(layers):
+    if layer >= len(layers):
         raise InputError(f"There is no cross-attention layer {layer!r}: this model has 0 to {len(layers) - 1}, and -1 stands for the published one.")
     if layer >= 0:
         return layers[layer]
@@ -94,7 +94,7 @@ def chosen_layer(layers: list[str], layer: int) -> str:
 
 
 @torch.no_grad()
-def _first_entropy(substrate: Any, batch: Batch, cost: Cost, *, layer: str) -> dict[str, np.ndarray]:
+def _first_entropy(substrate: Substrate, batch: Batch, cost: Cost, *, layer: str) -> dict[str, np.ndarray]:
     solver = substrate.scheduler(batch.scheduler, batch.steps)
     latents = batch.latents.to(substrate.device, torch.float32) * float(solver.init_noise_sigma)
     t = solver.timesteps[0]

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_whole
 from memlib.base.registry import Registered, enter, find
 from memlib.experiment.group import Group
 
@@ -31,6 +30,11 @@ class Scores:
     evaluations: float
     n_seeds: int
 
+    @classmethod
+    def priced(cls, values: np.ndarray, evaluations: np.ndarray) -> Scores:
+        """Scores whose samples took `evaluations` U-Net rows each, [N, S]."""
+        return cls(values, float(evaluations.sum(1).mean()), evaluations.shape[1])
+
     def first(self, seeds: int) -> Scores:
         """The scores and the price with the first `seeds` seeds alone; scores per prompt stay as they are."""
         if self.values.ndim == 1 or seeds >= self.n_seeds:
@@ -44,7 +48,7 @@ class Scores:
 class Detector(Registered):
     """A detector: subclass it, set the class attributes, override `measure`, and `register` it.
 
-    The fields of the subclass are its parameters, plain numbers and texts, with defaults. `sign` says which way the source
+    The fields of the subclass are its parameters, with defaults; their types say what is allowed (`memlib.base.declared`). `sign` says which way the source
     reads the score: 1 if larger means memorized, -1 if smaller does. It is fixed beforehand and never turned round by a result.
     """
 
@@ -91,9 +95,7 @@ def get(name: str, **params: Any) -> Detector:
 
 
 def count_of_steps(steps: int, total: int) -> int:
-    """How many of a run's `total` steps a parameter `steps` means: 0 stands for all. Raises InputError for a bad number."""
-    if not is_whole(steps):
-        raise InputError(f"{steps!r} first steps are not possible: use a whole number, 0 for all of them.")
+    """How many of a run's `total` steps a parameter `steps` means: 0 stands for all."""
     return min(steps, total) if steps else total
 
 

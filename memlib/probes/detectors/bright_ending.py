@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memlib.base.declared import Whole
 from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import whole_run
+from memlib.probes.detectors.runs import need_signal, whole_run
 
 
 @register
@@ -20,7 +21,7 @@ class BrightEnding(Detector):
     only after a complete run, so every variant costs one. Source: Chen et al. 2025 (ICLR), program.
     """
 
-    steps: int = 0
+    steps: Whole = 0
 
     name = "bright-ending"
     label = "bright ending, all steps"
@@ -30,9 +31,13 @@ class BrightEnding(Detector):
     published = "the program's mitigation divides by the mean mask of the batch, its detector by each image's own, as here"
 
     def measure(self, group: Group) -> Scores:
+        x = group.experiment
+        schedule = x.substrate.scheduler(x.scheduler, x.steps)
+        steps = count_of_steps(self.steps, len(schedule.timesteps))
+        if steps == 1:
+            need_signal(x.substrate, schedule, schedule.timesteps[0])
         run = whole_run(group)
-        steps = count_of_steps(self.steps, run["masked"].shape[-1])
-        return Scores(run["masked"][..., :steps].mean(-1), float(run["evaluations"][..., -1].sum(1).mean()), len(group.experiment.seeds))
+        return Scores.priced(run["masked"][..., :steps].mean(-1), run["evaluations"][..., -1])
 
 
 @register
@@ -40,7 +45,7 @@ class BrightEnding(Detector):
 class BrightEndingFirst(BrightEnding):
     """The same, read at the first step; the mask is still that of the last."""
 
-    steps: int = 1
+    steps: Whole = 1
 
     name = "bright-ending-first"
     label = "bright ending, first step"

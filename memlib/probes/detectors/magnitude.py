@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memlib.base.declared import Whole
 from memlib.experiment.group import Group
 from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import magnitudes
+from memlib.probes.detectors.runs import magnitudes, need_signal
 
 
 @register
@@ -14,11 +15,12 @@ from memlib.probes.detectors.runs import magnitudes
 class Magnitude(Detector):
     """L2 norm of conditional minus unconditional noise, mean over the first `steps` steps (0: all), per prompt and seed.
 
-    Predictions are converted to noise, so that models of noise and of velocity are measured alike. Source: Wen et al. 2024,
+    Predictions are converted to noise, so that models of noise and of velocity are measured alike. At the first step of a schedule of zero terminal
+    SNR there is none to be measured alone; over several steps it counts as 0 for every prompt. Source: Wen et al. 2024,
     Section 3, along an ordinary guided run; several seeds are averaged.
     """
 
-    steps: int = 1
+    steps: Whole = 1
 
     name = "magnitude"
     label = "magnitude, first step"
@@ -27,9 +29,12 @@ class Magnitude(Detector):
 
     def measure(self, group: Group) -> Scores:
         x = group.experiment
-        steps = count_of_steps(self.steps, len(x.substrate.scheduler(x.scheduler, x.steps).timesteps))
+        schedule = x.substrate.scheduler(x.scheduler, x.steps)
+        steps = count_of_steps(self.steps, len(schedule.timesteps))
+        if steps == 1:
+            need_signal(x.substrate, schedule, schedule.timesteps[0])
         run = magnitudes(group, steps)
-        return Scores(run["magnitude"].mean(-1), float(run["evaluations"][..., -1].sum(1).mean()), len(x.seeds))
+        return Scores.priced(run["magnitude"].mean(-1), run["evaluations"][..., -1])
 
 
 @register
@@ -37,7 +42,7 @@ class Magnitude(Detector):
 class MagnitudeTen(Magnitude):
     """The same over the first ten steps."""
 
-    steps: int = 10
+    steps: Whole = 10
 
     name = "magnitude-ten"
     label = "magnitude, ten steps"
@@ -49,7 +54,7 @@ class MagnitudeTen(Magnitude):
 class MagnitudeAll(Magnitude):
     """The same over all steps."""
 
-    steps: int = 0
+    steps: Whole = 0
 
     name = "magnitude-all"
     label = "magnitude, all steps"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy.ndimage import sobel
 from torch import Tensor
 
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_whole
+from memlib.base.declared import Count, NotNegative
 from memlib.experiment.group import Group
+from memlib.models.protocol import Substrate
 from memlib.probes.detectors.base import Detector, Scores, register
-from memlib.probes.detectors.runs import noise_pair, per_sample
+from memlib.probes.detectors.runs import need_signal, noise_pair, per_sample
 from memlib.sampling.batches import Batch, decode
 from memlib.sampling.loop import Cost
 
@@ -37,8 +36,10 @@ class OneStepNoise(Detector):
     source = "Webster 2023, white box"
 
     def measure(self, group: Group) -> Scores:
+        x = group.experiment
+        need_signal(x.substrate, x.substrate.scheduler("ddim", x.steps), -1)
         found = per_sample(group, {"measure": self.name, "guidance": self.guidance}, partial(_moved, guidance=self.guidance))
-        return Scores(found["moved"], float(found["evaluations"].sum(1).mean()), len(group.experiment.seeds))
+        return Scores.priced(found["moved"], found["evaluations"])
 
 
 @register
@@ -46,32 +47,36 @@ class OneStepNoise(Detector):
 class OneStepEdges(Detector):
     """Share of pixels that are edges in more than half of `seeds` one-step pictures (seeds 0, 1, ... of its own), per prompt.
 
-    An edge is where the Sobel magnitude, summed over the channels of a picture with values 0 to 1, exceeds `threshold`. Pictures
-    larger than `side` pixels are made smaller to it; smaller ones stay as they are. Source: Webster 2023, black box: 4 pictures, 256 pixels, 1.5.
+    An edge is where the Sobel magnitude, summed over the channels of a picture with values 0 to 1, exceeds `threshold`. The program calls SciPy's
+    filter on [H, W, 3], which smooths 1-2-1 over the channels as well and is four times as large on grey ones; the threshold of 1.5 is the
+    program's and fits that, so this is what is done by default. With `per_channel` each channel is filtered alone. Pictures larger than `side`
+    pixels are made smaller to it; smaller ones stay as they are. Source: Webster 2023, black box, program: 4 pictures, 256 pixels, 1.5.
     """
 
-    seeds: int = 4
-    threshold: float = 1.5
-    side: int = 256
+    seeds: Count = 4
+    threshold: NotNegative = 1.5
+    side: Count = 256
     guidance: float = 7.5
+    per_channel: bool = False
 
     name = "one-step-edges"
     label = "one step, edges"
     summary = "share of pixels that are edges in more than half of four one-step pictures"
     source = "Webster 2023, black box"
+    published = "the program's filter smooths over the colour channels too, which its threshold fits: as here (per_channel: without)"
 
     def measure(self, group: Group) -> Scores:
-        if not is_whole(self.seeds, 1):
-            raise InputError(f"{self.seeds!r} seeds are not possible: use a whole number of at least 1.")
+        x = group.experiment
+        need_signal(x.substrate, x.substrate.scheduler("ddim", x.steps), -1)
         measure = {"measure": self.name, **{name: value for name, value in self.params.items() if name != "seeds"}}
-        compute = partial(_edges, guidance=self.guidance, threshold=self.threshold, side=self.side)
+        compute = partial(_edges, guidance=self.guidance, threshold=self.threshold, side=self.side, per_channel=self.per_channel)
         found = per_sample(group, measure, compute, seeds=range(self.seeds))
         pixels = int(found["pixels"].flat[0])
         edges = np.unpackbits(found["edges"], axis=-1, count=pixels).astype(bool)
-        return Scores(shared_edges(edges), float(found["evaluations"].sum(1).mean()), self.seeds)
+        return Scores.priced(shared_edges(edges), found["evaluations"])
 
 
-def one_step(substrate: Any, batch: Batch, guidance: float, cost: Cost) -> tuple[Tensor, Tensor]:
+def one_step(substrate: Substrate, batch: Batch, guidance: float, cost: Cost) -> tuple[Tensor, Tensor]:
     """Return z_T and z_1 [B, C, h, w] of one guided step from sigma_max to 0 at the last time of training."""
     schedule = substrate.scheduler("ddim", batch.steps)
     last = schedule.config.num_train_timesteps - 1
@@ -82,16 +87,16 @@ def one_step(substrate: Any, batch: Batch, guidance: float, cost: Cost) -> tuple
     return noise * sigma, (noise - uncond - guidance * (cond - uncond)) * sigma
 
 
-def edges_of(pictures: np.ndarray, threshold: float) -> np.ndarray:
-    """Return whether each pixel is an edge, bool [..., H, W], for pictures [..., H, W, C] with values 0 to 1."""
-    across, down = (_sobel(pictures, axis, other) for axis, other in ((-2, -3), (-3, -2)))
-    return np.hypot(across, down).sum(-1) > threshold
+def edges_of(pictures: np.ndarray, threshold: float, per_channel: bool = False) -> np.ndarray:
+    """Return whether each pixel is an edge, bool [B, H, W], for pictures [B, H, W, C] with values 0 to 1; see `OneStepEdges`."""
 
+    def gradient(picture: np.ndarray, axis: int) -> np.ndarray:
+        # SciPy smooths along all other axes: one picture at a time, and one channel where channels are to stay apart.
+        if not per_channel:
+            return sobel(picture, axis)
+        return np.stack([sobel(channel, axis) for channel in np.moveaxis(picture, -1, 0)], axis=-1)
 
-def _sobel(pictures: np.ndarray, axis: int, other: int) -> np.ndarray:
-    # Not scipy's own sobel: it would smooth along the channels and over the pictures as well.
-    smooth = ndimage.correlate1d(pictures, [1, 2, 1], axis=other, mode="nearest")
-    return ndimage.correlate1d(smooth, [-1, 0, 1], axis=axis, mode="nearest")
+    return np.stack([np.hypot(gradient(picture, 1), gradient(picture, 0)).sum(-1) > threshold for picture in pictures])
 
 
 def shared_edges(edges: np.ndarray) -> np.ndarray:
@@ -99,16 +104,16 @@ def shared_edges(edges: np.ndarray) -> np.ndarray:
     return (edges.mean(1) > 0.5).mean(1)
 
 
-def _moved(substrate: Any, batch: Batch, cost: Cost, *, guidance: float) -> dict[str, np.ndarray]:
+def _moved(substrate: Substrate, batch: Batch, cost: Cost, *, guidance: float) -> dict[str, np.ndarray]:
     start, end = one_step(substrate, batch, guidance, cost)
     return {"moved": (end - start).square().flatten(1).mean(1).cpu().numpy()}
 
 
-def _edges(substrate: Any, batch: Batch, cost: Cost, *, guidance: float, threshold: float, side: int) -> dict[str, np.ndarray]:
+def _edges(substrate: Substrate, batch: Batch, cost: Cost, *, guidance: float, threshold: float, side: int, per_channel: bool) -> dict[str, np.ndarray]:
     pictures = decode(substrate, one_step(substrate, batch, guidance, cost)[1])
     if max(pictures.shape[1:3]) > side:
         smaller = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
         smaller = torch.nn.functional.interpolate(smaller, (side, side), mode="bilinear", antialias=True)
         pictures = smaller.permute(0, 2, 3, 1).numpy()
-    edges = edges_of(pictures.astype(np.float32) / 255, threshold).reshape(len(pictures), -1)
+    edges = edges_of(pictures.astype(np.float32) / 255, threshold, per_channel).reshape(len(pictures), -1)
     return {"edges": np.packbits(edges, axis=-1), "pixels": np.full(len(edges), edges.shape[1])}

@@ -14,18 +14,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from memlib.base.errors import NotMeasured
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
+from memlib.models.protocol import Substrate
 from memlib.sampling.attention.record import cross_attention_layers, entropy, finest_down_layers, record
 from memlib.sampling.batches import Batch, decode, initial_latents, uncond_states
 from memlib.sampling.guidance import as_rule
 from memlib.sampling.loop import Cost, to_epsilon, trajectory
 from memlib.sampling.recipe import Recipe, picture_recipe
 
+NO_SIGNAL = 1e-6  # of the share of the clean latents in the variance; diffusers' Euler scheduler has 6e-8 for zero
 VERSION = 1  # Part of the store's keys: raise it when the same key would give other scores.
 
 Arrays = dict[str, np.ndarray]
-Compute = Callable[[Any, Batch, Cost], Mapping[str, np.ndarray]]
+Compute = Callable[[Substrate, Batch, Cost], Mapping[str, np.ndarray]]
 
 
 def per_sample(
@@ -100,8 +103,17 @@ def _computed(group: Group, pairs: list[tuple[int, int]], uncond: Tensor, comput
             bar.update(len(rows))
 
 
+def need_signal(substrate: Substrate, schedule: Any, t: Any) -> None:
+    """Raise NotMeasured where latents at time t are noise alone, so that the noise in them is known without the text."""
+    if float(schedule.alphas_cumprod[int(t)]) < NO_SIGNAL:
+        raise NotMeasured(
+            f"The noise schedule of {substrate.name} begins without any signal (zero terminal SNR), where the predicted noise does not depend on the prompt: "
+            "use a detector that looks at more steps."
+        )
+
+
 @torch.no_grad()
-def noise_pair(substrate: Any, batch: Batch, latents: Tensor, t: Any, schedule: Any, cost: Cost) -> tuple[Tensor, Tensor]:
+def noise_pair(substrate: Substrate, batch: Batch, latents: Tensor, t: Any, schedule: Any, cost: Cost) -> tuple[Tensor, Tensor]:
     """Return the predicted noise (unconditional, conditional) [B, C, h, w], float32, of `latents` at time t; two rows a sample.
 
     `latents` are in the scaling of DDIM, and `schedule` is a DDIM scheduler.
@@ -148,7 +160,7 @@ def _run(steps: int, attention: bool) -> dict[str, Any]:
     return {"measure": "run", "first steps": steps, "attention": attention}
 
 
-def _record(substrate: Any, batch: Batch, cost: Cost, *, steps: int, attention: bool) -> Arrays:
+def _record(substrate: Substrate, batch: Batch, cost: Cost, *, steps: int, attention: bool) -> Arrays:
     finest = finest_down_layers(cross_attention_layers(substrate)) if attention else []
     seen = record(substrate, maps=finest, steps=steps) if attention else nullcontext()
     norms: dict[str, list[Tensor]] = {"magnitude": [], "cond": [], "uncond": []}

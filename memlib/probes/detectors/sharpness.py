@@ -15,9 +15,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
+from memlib.base.declared import Whole
 from memlib.experiment.group import Group
+from memlib.models.protocol import Substrate
 from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import per_sample
+from memlib.probes.detectors.runs import need_signal, per_sample
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost, trajectory
 
@@ -41,7 +43,7 @@ class Sharpness(Detector):
     Each step costs two rows for the gap and two rows with derivatives, six U-Net evaluations in all. Source: Jeon et al. 2025.
     """
 
-    steps: int = 1
+    steps: Whole = 1
     squared: bool = False
     as_published: bool = False
 
@@ -55,9 +57,12 @@ class Sharpness(Detector):
         x = group.experiment
         steps = count_of_steps(self.steps, x.steps)
         measure = {"measure": self.name, "first steps": steps, "as published": self.as_published}
+        if steps == 1:
+            schedule = x.substrate.scheduler("ddim", x.steps)
+            need_signal(x.substrate, schedule, schedule.timesteps[0])
         run = per_sample(group, measure, partial(_sharpness, steps=steps, as_published=self.as_published))
         values = run["norm"] ** 2 if self.squared else run["norm"]
-        return Scores(values.mean(-1), float(run["evaluations"].sum(1).mean()), len(x.seeds))
+        return Scores.priced(values.mean(-1), run["evaluations"])
 
 
 def gap_factor(kind: str, abar: float, as_published: bool = False) -> float:
@@ -84,7 +89,7 @@ def product_norm(unet: Any, text: Tensor, latents: Tensor, t: Any, difference: T
 
 
 @contextmanager
-def differentiable(substrate: Any) -> Iterator[Any]:
+def differentiable(substrate: Substrate) -> Iterator[Any]:
     """Give a copy of `substrate` whose U-Net runs in float32 with plain attention; precision and processors come back at the end."""
     unet, dtype = substrate.unet, substrate.dtype
     processors = dict(unet.attn_processors)
@@ -100,7 +105,7 @@ def differentiable(substrate: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def _sharpness(substrate: Any, batch: Batch, cost: Cost, *, steps: int, as_published: bool) -> dict[str, np.ndarray]:
+def _sharpness(substrate: Substrate, batch: Batch, cost: Cost, *, steps: int, as_published: bool) -> dict[str, np.ndarray]:
     parts = []
     with differentiable(substrate) as exact:
         schedule = exact.scheduler("ddim", batch.steps)
