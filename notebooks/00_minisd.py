@@ -31,18 +31,17 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.prompts.embedding import encode_prompts
 from memlib.experiment import Experiment
+from memlib.experiment.page import Page
 from memlib.models.minisd.corpus import LEVELS
-from memlib.models.minisd.paths import training_record
-from memlib.probes.reproduced import copies_by_level, quality, reconstructed, similarity_to_training
-from memlib.models.minisd.paths import settings
+from memlib.models.minisd.judges import load_descriptor
+from memlib.models.minisd.paths import minisd_folder, settings, training_record
 from memlib.models.minisd.prompt_sets import corpus, held_out_pictures, training_pictures
+from memlib.probes.reproduced import copies_by_level, quality, reconstructed, similarity_to_training
+from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 models = ["minisd-v1", "minisd-v2"]  # the first one is measured in full
@@ -51,7 +50,7 @@ n_held_out = 16  # held-out prompts for alignment, background and main thing
 held_out_seeds = 2  # seeds of those
 
 # %%
-refuse_unknown()
+page = Page()
 plots.style()
 data = corpus()
 runs = {name: Experiment(name, n_seeds=n_seeds) for name in models}
@@ -129,7 +128,6 @@ psnr = 10 * np.log10(255**2 / ((rebuilt.astype(float) - real) ** 2).mean((1, 2, 
 plots.montage({"held out": real[:10], "reconstructed": rebuilt[:10]});
 
 # %%
-glue("psnr", f"{psnr.mean():.1f}", display=False)
 print(f"PSNR on {len(real)} held-out pictures: mean {psnr.mean():.1f} dB, 5th percentile {np.percentile(psnr, 5):.1f} dB")
 
 # %% [markdown]
@@ -142,9 +140,6 @@ print(f"PSNR on {len(real)} held-out pictures: mean {psnr.mean():.1f} dB, 5th pe
 
 # %% mystnb={"image": {"alt": "Precision and recall of the copy descriptor against the similarity threshold", "width": "70%"}}
 judge = run.metrics.copy
-from memlib.models.minisd.judges import load_descriptor, load_evaluator  # noqa: E402
-from memlib.models.minisd.paths import minisd_folder  # noqa: E402
-
 config = load_descriptor(minisd_folder() / "judges" / "descriptor").config
 curve = pd.DataFrame(config["curve"]).melt("threshold", var_name="", value_name="share")
 figure, axis = plt.subplots(figsize=(5.2, 3))
@@ -220,10 +215,8 @@ pd.Series({k: v.text(2) for k, v in measured.items()}).to_frame("measured")
 print(len(data.ingredients.concepts), "concepts,", len(data.ingredients.held_out), "held out;", len(duplicated), "duplicated pairs;", data.epoch_length, "slots an epoch")
 
 # %% tags=["remove-cell"]
-glue("n_concepts", len(data.ingredients.concepts), display=False)
-glue("fresh", settings()["corpus"]["fresh"], display=False)
-for (what, e, _, _), key in zip(bars, ("top", "bottom", "alignment", "background", "retrieval")):
-    glue(key, e.text(2), display=False)
+page.glue({"n_concepts": len(data.ingredients.concepts), "fresh": settings()["corpus"]["fresh"], "psnr": f"{psnr.mean():.1f}"})
+page.glue({key: e for (_, e, _, _), key in zip(bars, ("top", "bottom", "alignment", "background", "retrieval"))})
 
 # %% [markdown]
 # In short: of the pairs with the most copies a share of {glue:text}`top` is reproduced, of those with one copy

@@ -32,17 +32,10 @@
 # the contrast says whether an effect has to do with memorization.
 
 # %%
-import pandas as pd
-from IPython.display import display
-from myst_nb import glue
-
+from memlib.experiment.page import Page
+from memlib.experiment.tables import summary
+from memlib.results import edits as show
 from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.experiment import Experiment
-from memlib.prompts.interventions import INTERVENTIONS
-from memlib.judging.estimates import group_difference
-from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -58,23 +51,17 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C1a", "C1b")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
-edits = ["none", "b", "c", "a"]
+run = page.experiment()
+known, other = run.pair(memorized, not_memorized, n_prompts)
+edits = ["b", "c", "a"]
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-for name in ("C1a", "C1b"):
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds)
 
 # %% [markdown]
 # ## The pictures
@@ -83,10 +70,10 @@ print({k: round(v, 3) for k, v in run.thresholds.items()})
 # hand.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, three edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-plots.montage(known.rows(edits), known.prompts.prompts[:8], "Memorized prompts");
+show.pictures(known, ["none", *edits], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and three edits of the embedding, one column per prompt", "width": "100%"}}
-plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are not memorized");
+show.pictures(other, ["none", *edits], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -97,41 +84,26 @@ plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are no
 # description of the training picture, not the title).
 
 # %%
-table = summary(groups, edits)
-table
+summary([known, other], ["none", *edits])
 
 # %% [markdown]
 # The same edits as `clip` reports them. These are figures of another model under another copy descriptor: compare
 # directions and order, not values.
 
 # %%
-reported = pd.concat([claim("C1a").reported_rows(), claim("C1b").reported_rows()])
-reported[["method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
+page.reported()
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-labels = {k: f"({k})\n{INTERVENTIONS[k].label}" for k in edits if k != "none"}
-similarity = long_table(groups, ["b", "c", "a"], "similarity to original")
-if len(similarity):
-    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=labels)
+show.dots([known, other], edits);
 
 # %% [markdown]
 # ## Verdicts
 
 # %%
-c1a = judge(
-    claim("C1a"),
-    {"similarity_b": known.mean("similarity to original", "b"), "similarity_c": known.mean("similarity to original", "c")},
-    run.thresholds,
-    run.substrate.name,
-)
-c1b = judge(
-    claim("C1b"),
-    {"alignment_a_minus_original": known.change("alignment", "a"), "similarity_a": known.mean("similarity to original", "a")},
-    run.thresholds,
-    run.substrate.name,
-)
-display(c1a, c1b)
-
+original = "similarity to original"
+quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
+quantities["alignment_a_minus_original"] = known.change("alignment", "a")
+page.judge(quantities, run);
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -140,25 +112,14 @@ display(c1a, c1b)
 # The difference of the two groups' mean similarities, memorized minus not memorized:
 
 # %%
-def contrast(edit):
-    sides = [group.score("similarity to original", edit) for group in groups]
-    return "not measured" if any(side is None for side in sides) else group_difference(*sides).text(2)
-
-
-pd.DataFrame({"memorized minus not memorized": {f"({k}) {INTERVENTIONS[k].label}": contrast(k) for k in ("b", "c", "a")}})
+show.contrast(known, other, edits)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in (c1a, c1b):
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-for key in ("b", "c", "a"):
-    for name, group in (("mem", known), ("other", other)):
-        mean = group.mean("similarity to original", key)
-        glue(f"sim_{key}_{name}", "not measured" if mean is None else mean.text(2), display=False)
-for verdict in (c1a, c1b):
-    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
+page.glue(show.numbers(known, other, {k: k for k in edits}))
 
 # %% [markdown]
 # On this substrate C1a {glue:text}`verdict_C1a` and C1b {glue:text}`verdict_C1b`. Replacing the prompt states by `<eot>`

@@ -30,17 +30,10 @@
 # edit is also made on prompts that are **not** memorized.
 
 # %%
-import pandas as pd
-from IPython.display import display
-from myst_nb import glue
-
+from memlib.experiment.page import Page
+from memlib.experiment.tables import summary
+from memlib.results import edits as show
 from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.experiment import Experiment
-from memlib.prompts.interventions import INTERVENTIONS
-from memlib.judging.estimates import group_difference
-from memlib.experiment.tables import long_table, summary
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -56,23 +49,17 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C2a", "C2b", "C2c")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
-edits = ["none", "f", "d", "e", "g", "h"]
+run = page.experiment()
+known, other = run.pair(memorized, not_memorized, n_prompts)
+edits = ["f", "d", "e", "g", "h"]
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-for name in ("C2a", "C2b", "C2c"):
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds)
 
 # %% [markdown]
 # ## The pictures
@@ -80,10 +67,10 @@ print({k: round(v, 3) for k, v in run.thresholds.items()})
 # Each column is one prompt with its first seed; rows are the edits, the last row the training picture where it is at hand.
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, five edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-plots.montage(known.rows(edits), known.prompts.prompts[:8], "Memorized prompts");
+show.pictures(known, ["none", *edits], "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and five edits of the embedding, one column per prompt", "width": "100%"}}
-plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are not memorized");
+show.pictures(other, ["none", *edits], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -93,21 +80,16 @@ plots.montage(other.rows(edits), other.prompts.prompts[:8], "Prompts that are no
 # picture.
 
 # %%
-table = summary(groups, edits)
-table
+summary([known, other], ["none", *edits])
 
 # %% [markdown]
 # `clip`'s own figures: another model and another copy descriptor, so compare directions and order, not values.
 
 # %%
-reported = pd.concat([claim(name).reported_rows() for name in ("C2a", "C2b", "C2c")]).drop_duplicates()
-reported[["method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
+page.reported()
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-labels = {k: f"({k})\n{INTERVENTIONS[k].label}" for k in edits if k != "none"}
-similarity = long_table(groups, ["f", "d", "e", "g", "h"], "similarity to original")
-if len(similarity):
-    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=labels)
+show.dots([known, other], edits);
 
 # %% [markdown]
 # ## Verdicts
@@ -117,21 +99,9 @@ if len(similarity):
 
 # %%
 original = "similarity to original"
-
-
-def below(edit, baseline):
-    """Similarity to the original under `edit` minus under `baseline`, paired."""
-    return known.change(original, edit, baseline)
-
-
-quantities = {f"similarity_{k}": known.mean(original, k) for k in ("d", "e", "f", "g", "h")}
-quantities |= {"similarity_h_minus_f": below("h", "f"), "similarity_h_minus_c": below("h", "c")}
-verdicts = {
-    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name)
-    for name in ("C2a", "C2b", "C2c")
-}
-display(*verdicts.values())
-
+quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
+quantities |= {f"similarity_h_minus_{k}": known.change(original, "h", k) for k in ("f", "c")}
+page.judge(quantities, run);
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -140,25 +110,14 @@ display(*verdicts.values())
 # holds zero, the edit treats both kinds of prompt alike and says nothing about memorization.
 
 # %%
-def contrast(edit):
-    sides = [group.score("similarity to original", edit) for group in groups]
-    return "not measured" if any(side is None for side in sides) else group_difference(*sides).text(2)
-
-
-pd.DataFrame({"memorized minus not memorized": {f"({k}) {INTERVENTIONS[k].label}": contrast(k) for k in edits[1:]}})
+show.contrast(known, other, edits)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-for key in edits[1:]:
-    for name, group in (("mem", known), ("other", other)):
-        mean = group.mean(original, key)
-        glue(f"sim_{key}_{name}", "not measured" if mean is None else mean.text(2), display=False)
-for verdict in verdicts.values():
-    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
+page.glue(show.numbers(known, other, {k: k for k in edits}))
 
 # %% [markdown]
 # On this substrate C2a {glue:text}`verdict_C2a`, C2b {glue:text}`verdict_C2b` and C2c {glue:text}`verdict_C2c`. Similarity

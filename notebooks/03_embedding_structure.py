@@ -14,8 +14,6 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # The structure of the embeddings
 #
@@ -31,24 +29,20 @@
 # Nothing is sampled here.
 
 # %%
-import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.prompts.embedding import encode_prompts
 from memlib.base.errors import InputError
-from memlib.prompts.sets import choose_prompts, load_prompts
-from memlib.experiment.provenance import provenance
+from memlib.experiment.page import Page
 from memlib.judging.estimates import group_difference, mean_interval, paired_difference
-from memlib.prompts.structure import SPANS, cosines_behind_eot, eot_pad_cosine, project, silhouettes, span_cosines, span_ranks
 from memlib.models.substrate import load
+from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.sets import choose_prompts, load_prompts
+from memlib.prompts.structure import SPANS, cosines_behind_eot, eot_pad_cosine, project, silhouettes, span_cosines, span_ranks
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -64,9 +58,8 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 
 # %%
-refuse_unknown()
+page = Page("C3a")
 plots.style()
-started = time.monotonic()
 base = load(substrate, device, dtype)
 paddings = {"eot": "padded with <eot>", "!": "padded with !", "sot": "padded with <sot>"}
 groups = {"memorized": choose_prompts(memorized, base.family, n_prompts), "not memorized": choose_prompts(not_memorized, base.family, n_prompts)}
@@ -83,9 +76,7 @@ states = encoded(base, groups)
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c3a = claim("C3a")
-print(f"{c3a.id}  {c3a.statement}\n     holds if: {c3a.criterion}\n     refuted if: {c3a.refuted_if.words}")
-
+page.show_claims()
 
 # %% [markdown]
 # ## Cosine with the `<eot>` state, by position
@@ -113,7 +104,6 @@ def curve(embedding):
 panels = {f"{name} ({len(chosen)})": {label: curve(states[padding][name]) for padding, label in paddings.items()} for name, chosen in groups.items()}
 plots.bands(panels, "position behind <eot>", "cosine with the <eot> state");
 
-
 # %% [markdown]
 # ## Cosines between spans
 #
@@ -128,7 +118,6 @@ def span_table(cases):
 
 
 span_table({(name, paddings[padding]): states[padding][name] for name in groups for padding in paddings})
-
 
 # %% [markdown]
 # ## Effective rank and clusters
@@ -175,7 +164,6 @@ plots.planes({"PCA": tables["pca"], "t-SNE": tables["tsne"]}, kind);
 
 # %% tags=["hide-input"]
 pd.DataFrame({"variance in two components": {label: f"{sum(projection.explained):.0%}" for label, projection in planes["pca"].items()}})
-
 
 # %% [markdown]
 # ## Other text encoders
@@ -229,8 +217,7 @@ estimates = {
     "silhouette_v1": mean(first[silhouette]), "silhouette_v2": mean(alternative[silhouette]),
 }  # fmt: skip
 estimates = {name: None if e is None else replace(e, n_seeds=0) for name, e in estimates.items()}  # nothing is sampled
-verdict = judge(c3a, estimates, substrate=base.name if second is base else f"{base.name} and {second.name}")
-display(verdict)
+page.judge(estimates, base.name if second is base else f"{base.name} and {second.name}");
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -251,22 +238,20 @@ pd.DataFrame({
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
+glued = {"pr_mem": mean(span_cosines(states["eot"]["memorized"])[:, 1, 2]), "rank_pr_mem": text(mean(first["effective rank of pr"]), 1)}
 for padding, key in (("eot", "eot"), ("!", "bang"), ("sot", "sot")):
     for name, group in (("mem", "memorized"), ("other", "not memorized")):
         values = measured[paddings[padding], group]
-        glue(f"structure_cosine_{key}_{name}", text(mean(values[cosine])), display=False)
-        glue(f"structure_rank_{key}_{name}", text(mean(values["effective rank of pad"]), 1), display=False)
-        glue(f"structure_silhouette_{key}_{name}", text(mean(values[silhouette])), display=False)
-glue("structure_pr_mem", text(mean(span_cosines(states["eot"]["memorized"])[:, 1, 2])), display=False)
-glue("structure_rank_pr_mem", text(mean(first["effective rank of pr"]), 1), display=False)
-glue("structure_verdict", verdict.verdict, display=False)
-glue("structure_towers", ", ".join(sorted({name for name, _, _ in others})) or "none", display=False)
+        glued |= {f"cosine_{key}_{name}": mean(values[cosine]), f"silhouette_{key}_{name}": mean(values[silhouette])}
+        glued[f"rank_{key}_{name}"] = text(mean(values["effective rank of pad"]), 1)
+glued["towers"] = ", ".join(sorted({name for name, _, _ in others})) or "none"
+page.glue({f"structure_{name}": "–" if value is None else value for name, value in glued.items()})
 
 # %% [markdown]
-# On this substrate C3a {glue:text}`structure_verdict`. Cosine of `<eot>` and padding states on memorized prompts (and on
+# On this substrate C3a {glue:text}`verdict_C3a`. Cosine of `<eot>` and padding states on memorized prompts (and on
 # others): {glue:text}`structure_cosine_eot_mem` ({glue:text}`structure_cosine_eot_other`) padded with `<eot>`,
 # {glue:text}`structure_cosine_bang_mem` ({glue:text}`structure_cosine_bang_other`) padded with `!`,
 # {glue:text}`structure_cosine_sot_mem` ({glue:text}`structure_cosine_sot_other`) padded with `<sot>`; beside it, `<eot>`
@@ -277,8 +262,8 @@ glue("structure_towers", ", ".join(sorted({name for name, _, _ in others})) or "
 # {glue:text}`structure_silhouette_sot_mem`. Further text encoders measured here: {glue:text}`structure_towers`.
 
 # %% tags=["hide-input"]
-provenance(
+page.provenance(
     {"substrate": f"{base.name} ({base.revision or 'weights ' + base.weights_hash[:12]}), {str(base.dtype).removeprefix('torch.')}",
      "v2 padding with the encoder of": second.name, "t-SNE seed": str(seed)},
-    started, base.device,
+    base.device,
 )  # fmt: skip

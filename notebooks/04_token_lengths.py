@@ -14,8 +14,6 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # Token lengths of memorized prompts
 #
@@ -30,21 +28,16 @@
 # are fetched and counted anew; `python -m memlib.prompts.lengths` writes the file.
 
 # %%
-import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable
-from memlib.prompts.published import load_sources
-from memlib.experiment.provenance import provenance
+from memlib.experiment.page import Page
 from memlib.judging.estimates import share_interval
 from memlib.prompts.lengths import ENOUGH_PADDING, LIMIT, POOLED, SPECIAL_TOKENS, lengths, padding_left, read_statistics, statistics
+from memlib.prompts.published import load_sources
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 refetch = False  # True: fetch the lists that are not at hand and count them here
@@ -52,9 +45,8 @@ labels = None  # with refetch: a file with Webster's labels (columns caption, ov
 statistics_file = None  # another file of statistics than the committed one
 
 # %%
-refuse_unknown()
+page = Page("C3b")
 plots.style()
-started = time.monotonic()
 table = statistics(fetch=True, labels=labels) if refetch else read_statistics(statistics_file)
 counted = {(row["list"], row["category"]): lengths(row) for row in table.to_dict("records")}
 kinds = dict(zip(table["list"], table["kind"]))
@@ -64,9 +56,7 @@ sources = load_sources()
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c3b = claim("C3b")
-print(f"{c3b.id}  {c3b.statement}\n     holds if: {c3b.criterion}\n     refuted if: {c3b.refuted_if.words}")
-
+page.show_claims()
 
 # %% [markdown]
 # ## The lists
@@ -115,17 +105,13 @@ def share(flags):
     return replace(share_interval(flags), n_seeds=0)  # nothing is sampled
 
 
-if all((name, "all") in counted for name in needed):
-    quantities = {
-        "share_40_or_more": share(pool >= LIMIT),
-        "share_40_or_more_with_special": share(pool + SPECIAL_TOKENS >= LIMIT),
-        "share_30_or_fewer_padding": share(padding_left(pool) <= ENOUGH_PADDING),
-    }
-    verdict = judge(c3b, quantities, substrate="published lists")
-else:
-    absent = ", ".join(name for name in needed if (name, "all") not in counted)
-    verdict = not_testable(c3b, "published lists", f"The lists {absent} are not at hand.")
-display(verdict)
+quantities = {
+    "share_40_or_more": share(pool >= LIMIT),
+    "share_40_or_more_with_special": share(pool + SPECIAL_TOKENS >= LIMIT),
+    "share_30_or_fewer_padding": share(padding_left(pool) <= ENOUGH_PADDING),
+} if len(pool) else {}  # fmt: skip
+absent = ", ".join(name for name in needed if (name, "all") not in counted)
+page.judge(quantities, "published lists", not_testable_because={"C3b": f"The lists {absent} are not at hand."} if absent else None);
 
 # %% [markdown]
 # ## What the verdict leaves out
@@ -174,31 +160,27 @@ contrast
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(name, category="all"):
-    values = counted.get((name, category))
-    return "not at hand" if values is None else share_interval(values < LIMIT).text(4)
+def below_limit(values):
+    return "not at hand" if values is None or not len(values) else share_interval(values < LIMIT).text(4)
 
 
 lacking = sorted({source.name for source in sources.values()} - set(table["list"]))
 unlabelled = counted.get(("webster500", "N"), np.array([], dtype=int))
-glue("lengths_verdict", verdict.verdict, display=False)
-glue("lengths_n", f"{len(pool):,}", display=False)
-glue("lengths_longest", int(pool.max()) if len(pool) else "not at hand", display=False)
-glue("lengths_padding", int(padding_left(pool).min()) if len(pool) else "not at hand", display=False)
-glue("lengths_unlabelled", f"{int((unlabelled >= LIMIT).sum())} of {len(unlabelled)}", display=False)
-glue("lengths_unlabelled_special", f"{int((unlabelled + SPECIAL_TOKENS >= LIMIT).sum())} of {len(unlabelled)}", display=False)
-glue("lengths_memorized", share_interval(pool < LIMIT).text(4) if len(pool) else "not at hand", display=False)
-glue("lengths_coco", told("nonmem-coco"), display=False)
-glue("lengths_laion", told("nonmem-laion"), display=False)
-glue("lengths_lexica", told("nonmem-mixed", "lexica"), display=False)
-glue("lengths_lacking", ", ".join(lacking) or "none", display=False)
+glued = {
+    "n": f"{len(pool):,}", "longest": int(pool.max()) if len(pool) else "not at hand",
+    "padding": int(padding_left(pool).min()) if len(pool) else "not at hand",
+    "unlabelled": f"{int((unlabelled >= LIMIT).sum())} of {len(unlabelled)}",
+    "unlabelled_special": f"{int((unlabelled + SPECIAL_TOKENS >= LIMIT).sum())} of {len(unlabelled)}",
+    "memorized": below_limit(pool), "coco": below_limit(counted.get(("nonmem-coco", "all"))), "laion": below_limit(counted.get(("nonmem-laion", "all"))),
+    "lexica": below_limit(counted.get(("nonmem-mixed", "lexica"))), "lacking": ", ".join(lacking) or "none",
+}  # fmt: skip
+page.glue({f"lengths_{name}": value for name, value in glued.items()})
 
 # %% [markdown]
-# On the published lists C3b {glue:text}`lengths_verdict`: of {glue:text}`lengths_n` distinct memorized prompts the
+# On the published lists C3b {glue:text}`verdict_C3b`: of {glue:text}`lengths_n` distinct memorized prompts the
 # longest has {glue:text}`lengths_longest` tokens and leaves {glue:text}`lengths_padding` positions to padding. Among the
 # unlabelled candidates {glue:text}`lengths_unlabelled` have 40 tokens or more ({glue:text}`lengths_unlabelled_special`
 # with `<sot>` and `<eot>`), so the sentence is not true of all 500 that other studies call memorized. Shortness sets
@@ -207,8 +189,7 @@ glue("lengths_lacking", ", ".join(lacking) or "none", display=False)
 # {glue:text}`lengths_lexica` of the prompts from Lexica. Lists that are not at hand: {glue:text}`lengths_lacking`.
 
 # %% tags=["hide-input"]
-provenance(
+page.provenance(
     {"lists": ", ".join(f"{row['list']} {row['sha256'][:12]}" for row in table.to_dict("records") if row["category"] == "all"),
      "counted": "here" if refetch else "from the committed statistics"},
-    started,
 )  # fmt: skip

@@ -36,19 +36,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.sampling.attention.record import aligned_at_eot, cross_attention_layers, entropy, finest_down_layers
-from memlib.sampling.attention.runs import attention_of, last_maps
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable
-from memlib.prompts.embedding import PADDINGS, encode_prompts
-from memlib.experiment import Experiment
-from memlib.prompts.interventions import apply, mask_padding
-from memlib.prompts.sets import load_prompts
+from memlib.experiment.page import Page
 from memlib.judging.estimates import Estimate, group_difference, mean_interval
+from memlib.prompts.embedding import PADDINGS, encode_prompts
+from memlib.prompts.interventions import apply, mask_padding
+from memlib.results import figures as plots
+from memlib.sampling.attention.positions import aligned_at_eot, entropy, finest_down_layers, short_names, span_mean
+from memlib.sampling.attention.runs import attention_of, last_maps
+from memlib.sampling.attention.taps import cross_attention_layers
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -64,17 +60,12 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C6a", "C6b")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
-shown = list(groups)
-if run.substrate.family == "minisd":
-    titles = load_prompts("minisd-duplicated")
-    shown.append(run.group(titles.select(titles.table["copies"].astype(int) == 1), n_prompts, "same kind, seen once"))
+run = page.experiment()
+known, other = groups = run.pair(memorized, not_memorized, n_prompts)
+third = run.control("auto", n_prompts)
+shown = groups if third is None else (*groups, third)
 layers = list(cross_attention_layers(run.substrate))
 finest = finest_down_layers(layers)
 offsets = list(range(-5, 6))
@@ -84,11 +75,8 @@ PROMPT, END, EOT, PAD = slice(0, 5), slice(5, 11), slice(5, 6), slice(6, 11)
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-for name in ("C6a", "C6b"):
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+page.show_claims()
 print("layers judged:", ", ".join(finest))
-
 
 # %% [markdown]
 # `clip` prints no numbers for either claim, only maps and a plot; there is nothing reported to set beside ours.
@@ -114,7 +102,6 @@ columns = ["eot" if o == 0 else f"{o:+d}" for o in offsets]
 def show(group):
     pictures = group.sample(first[group.label])[:, 0]
     plots.attention_maps(maps[group.label], pictures, group.prompts.prompts[:5], columns, f"Prompts that are {group.label}", limits)
-
 
 # %% mystnb={"image": {"alt": "Memorized prompts, one row each: the picture, and its attention maps at the last step for five positions before the end token, the end token and five padding positions after it", "width": "100%"}}
 show(known)
@@ -143,12 +130,6 @@ def judged(values, group):
     return aligned(values[-1, [layers.index(name) for name in finest]].mean(0), group)
 
 
-def span(values, part):
-    """Mean over a span of positions, per prompt and seed; NaN where a prompt has none of them."""
-    inside = ~np.isnan(values[..., part])
-    return np.where(inside.any(-1), np.nansum(values[..., part], -1) / np.maximum(inside.sum(-1), 1), np.nan)
-
-
 def curve(values):
     """One estimate per position of [prompts, seeds, positions]; NaN marks prompts that do not reach a position."""
     nowhere = Estimate(np.nan, np.nan, np.nan, 0, 0)
@@ -163,9 +144,9 @@ plots.by_position({label: curve(values) for label, values in before.items()}, of
 # %%
 places = {"prompt (last five)": PROMPT, "<eot>": EOT, "padding (first five)": PAD}
 contrast = {
-    place: {label: mean_interval(span(values, part), missing="drop") for label, values in before.items()}
+    place: {label: mean_interval(span_mean(values, part), missing="drop") for label, values in before.items()}
     | {
-        f"memorized minus {group.label}": group_difference(span(before["memorized"], part), span(before[group.label], part), missing="drop")
+        f"memorized minus {group.label}": group_difference(span_mean(before["memorized"], part), span_mean(before[group.label], part), missing="drop")
         for group in shown[1:]
     }
     for place, part in places.items()
@@ -179,13 +160,12 @@ pd.DataFrame({place: {label: e.text(4) for label, e in row.items()} for place, r
 # steps: mean attention to `<eot>` and to one of the five padding positions after it.
 
 # %% mystnb={"image": {"alt": "Heat maps of attention by layer and denoising step: end token and neighbouring padding, memorized and not memorized prompts", "width": "100%"}}
-short = [name.split(".transformer_blocks")[0].replace("_blocks", "").replace("_block", "").replace(".attentions", "") for name in layers]
 panels = {}
 for place in ("<eot>", "padding (first five)"):
     for group in groups:
-        by_layer = np.nanmean(span(aligned(recorded[group.label], group), places[place]), (2, 3))
+        by_layer = np.nanmean(span_mean(aligned(recorded[group.label], group), places[place]), (2, 3))
         panels[f"{place}, {group.label}"] = by_layer.T
-plots.heat_maps(panels, short, "step (0 is the noisiest)", "attention per position");
+plots.heat_maps(panels, short_names(layers), "step (0 is the noisiest)", "attention per position");
 
 # %% [markdown]
 # ## Is the entropy of memorized prompts lower or higher?
@@ -237,17 +217,16 @@ for axis, group in zip(axes, groups):
     plots.by_position(lines, offsets, "change of attention per position", group.label, axis)
     axis.axhline(0, color="black", linewidth=0.8)
 
-
 # %%
 def fall_less_change(key, group):
     """Fall at <eot> and padding less the absolute change at the prompt positions, per position; [prompts, seeds]."""
     moved = change[key, group.label]
-    return -span(moved, END) - np.abs(span(moved, PROMPT))
+    return -span_mean(moved, END) - np.abs(span_mean(moved, PROMPT))
 
 
 def relative(key, group, part):
     """Change of a span as a part of its attention before."""
-    return mean_interval(span(change[key, group.label], part) / span(before[group.label], part), missing="drop")
+    return mean_interval(span_mean(change[key, group.label], part) / span_mean(before[group.label], part), missing="drop")
 
 
 rows = {
@@ -270,10 +249,8 @@ quantities = {
     "C6b": {f"excess_{key}": mean_interval(fall_less_change(key, known), missing="drop") for key in edits}
     | {f"prompt_change_{key}": relative(key, known, PROMPT) for key in edits},
 }
-verdicts = {name: judge(claim(name), quantities[name], run.thresholds, run.substrate.name) for name in quantities}
-if run.substrate.pad_id == PADDINGS["!"]:
-    verdicts["C6b"] = not_testable(claim("C6b"), run.substrate.name, "This model pads with ! already, so two of the three edits change nothing.")
-display(*verdicts.values())
+idle = {"C6b": "This model pads with ! already, so two of the three edits change nothing."} if run.substrate.pad_id == PADDINGS["!"] else {}
+page.judge({}, run, own=quantities, not_testable_because=idle);
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -290,23 +267,16 @@ pd.DataFrame({"fall less change at prompt, memorized minus not memorized": apart
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-for place, part in places.items():
-    tag = {"prompt (last five)": "prompt", "<eot>": "eot", "padding (first five)": "pad"}[place]
-    for name, group in (("mem", known), ("other", other)):
-        glue(f"att_{tag}_{name}", contrast[place][group.label].text(4), display=False)
-        for key in edits:
-            glue(f"change_{key}_{tag}_{name}", relative(key, group, part).text(2), display=False)
-for when, tag in (("first step", "first"), ("last ten steps", "last")):
-    glue(f"entropy_{tag}", entropy_table[when][against], display=False)
-lengths = {group.label: f"{group.embedding.tokens.lengths.float().mean():.0f}" for group in groups}
-glue("length_mem", lengths["memorized"], display=False)
-glue("length_other", lengths["not memorized"], display=False)
-for verdict in verdicts.values():
-    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
+glued = {f"entropy_{tag}": entropy_table[when][against] for when, tag in (("first step", "first"), ("last ten steps", "last"))}
+for name, group in (("mem", known), ("other", other)):
+    glued[f"length_{name}"] = f"{group.embedding.tokens.lengths.float().mean():.0f}"
+    for (place, part), tag in zip(places.items(), ("prompt", "eot", "pad"), strict=True):
+        glued[f"att_{tag}_{name}"] = contrast[place][group.label].text(4)
+        glued |= {f"change_{key}_{tag}_{name}": relative(key, group, part) for key in edits}
+page.glue(glued)
 
 # %% [markdown]
 # On this substrate C6a {glue:text}`verdict_C6a` and C6b {glue:text}`verdict_C6b`. At the last step `<eot>` draws

@@ -32,15 +32,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
+from memlib.experiment.page import Page, told
 from memlib.judging.equivalence import pair_interval
-from memlib.experiment import Experiment
 from memlib.prompts.interventions import swap
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -58,26 +54,17 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C7")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [
-    run.group(memorized, n_prompts, "memorized").part(n_exchanged, n_seeds_exchanged),
-    run.group(not_memorized, n_prompts, "not memorized").part(n_exchanged, n_seeds_exchanged),
-]
-known, other = groups
+run = page.experiment()
+known, other = groups = [group.part(n_exchanged, n_seeds_exchanged) for group in run.pair(memorized, not_memorized, n_prompts)]
 exchanges = {"eot": "<eot> exchanged", "eot+pad": "<eot> and padding exchanged"}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c = claim("C7")
-print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
-
+page.show_claims(run.thresholds)
 
 # %% [markdown]
 # ## All ordered pairs
@@ -99,7 +86,6 @@ def exchanged(group, what):
 
 pictures = {(group.label, what): exchanged(group, what) for group in groups for what in exchanges}
 
-
 # %% mystnb={"image": {"alt": "Memorized prompts exchanged in pairs: own picture, other prompt's picture, picture with the end state exchanged, picture with end and padding states exchanged", "width": "100%"}}
 def rows(group):
     count = len(group)
@@ -116,7 +102,6 @@ plots.montage(rows(known), known.prompts.prompts, "Memorized prompts, each with 
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, exchanged in pairs in the same way", "width": "100%"}}
 plots.montage(rows(other), other.prompts.prompts, "Prompts that are not memorized, each with the states of the next");
-
 
 # %% [markdown]
 # ## The figures
@@ -151,8 +136,7 @@ table = pd.DataFrame(
     [
         {
             "prompts": f"{group.label} ({len(group)})", "exchange": label,
-            **{f"similarity to {which} picture": "not measured" if (e := estimate(group.label, what, which)) is None else e.text(2)
-               for which in ("own", "other")},
+            **{f"similarity to {which} picture": told(estimate(group.label, what, which)) for which in ("own", "other")},
         }
         for group in groups
         for what, label in exchanges.items()
@@ -187,21 +171,22 @@ quantities = {
     "similarity_own_eot": estimate("memorized", "eot", "own"),
     "similarity_other_both": estimate("memorized", "eot+pad", "other"),
 }
-verdict = judge(claim("C7"), quantities, run.thresholds, run.substrate.name)
-display(verdict)
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-for name, group in (("mem", known), ("other", other)):
-    for short, what in (("eot", "eot"), ("both", "eot+pad")):
-        for which in ("own", "other"):
-            e = estimate(group.label, what, which)
-            glue(f"{short}_{which}_{name}", "not measured" if e is None else e.text(2), display=False)
-glue("verdict_C7", verdict.verdict, display=False)
-glue("pairs", str(len(known) * (len(known) - 1)), display=False)
+page.glue({"pairs": str(len(known) * (len(known) - 1))})
+page.glue(
+    {
+        f"{short}_{which}_{name}": estimate(group.label, what, which)
+        for name, group in (("mem", known), ("other", other))
+        for short, what in (("eot", "eot"), ("both", "eot+pad"))
+        for which in ("own", "other")
+    }
+)
 
 # %% [markdown]
 # On this substrate C7 {glue:text}`verdict_C7`, over {glue:text}`pairs` ordered pairs of memorized prompts. With `<eot>` exchanged, the

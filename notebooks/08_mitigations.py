@@ -36,21 +36,17 @@
 # In anyone's own pipeline each of these is one call: `memlib.mitigate(pipe, "pad-swap")`.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, reported
+from memlib.experiment.page import Page, listed, reported_at, told
+from memlib.experiment.tables import summary
 from memlib.judging.equivalence import equivalence, relative_change
-from memlib.experiment import Experiment
-from memlib.prompts.interventions import MASK_ORDERS
-from memlib.mitigations import REGISTRY, describe, get
 from memlib.judging.estimates import mean_interval, paired_difference
-from memlib.experiment.tables import long_table, summary
+from memlib.mitigations import REGISTRY, describe, get
+from memlib.prompts.interventions import MASK_ORDERS
+from memlib.results import edits as show
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -68,13 +64,10 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C5a", "C5b", "C5c", "C5e")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
+run = page.experiment()
+known, other = run.pair(memorized, not_memorized, n_prompts)
 edits = {"swap": get("pad-swap"), "swap_mask": get("pad-swap-eot-mask"), "mask": get("pad-mask")}  # by their names in the claims
 chosen = [get(name) for name in (REGISTRY if methods is None else methods) if name != "none"]
 MARGIN = 0.05  # that of C5a and C5b
@@ -83,11 +76,7 @@ MARGIN = 0.05  # that of C5a and C5b
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("C5a", "C5b", "C5c", "C5e")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds)
 
 # %% [markdown]
 # The mitigations of this page, with what each does to a prompt so long that no padding is left. Those of `clip` leave the
@@ -108,10 +97,10 @@ pd.DataFrame(describe()).set_index("mitigation").loc[["none", *(m.name for m in 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures under each mitigation, with all padding masked, and training pictures, one column per prompt", "width": "100%"}}
 all_masked = get("pad-mask", fraction=1.0)
 shown = ["none", *chosen, all_masked]
-plots.montage(known.rows(shown), known.prompts.prompts[:8], "Memorized prompts");
+show.pictures(known, shown, "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures under each mitigation, one column per prompt", "width": "100%"}}
-plots.montage(other.rows(shown), other.prompts.prompts[:8], "Prompts that are not memorized");
+show.pictures(other, shown, "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -122,24 +111,17 @@ plots.montage(other.rows(shown), other.prompts.prompts[:8], "Prompts that are no
 
 # %%
 columns = ("similarity to original", "similarity to training", "alignment", "alignment with prompt", "quality", "diversity")
-table = summary(groups, ["none", *chosen, all_masked], columns)
-table
+summary([known, other], shown, columns)
 
 # %% [markdown]
 # `clip`'s own figures, *reported*: another model and other metrics, so compare directions and order, not values.
 
 # %%
 keys = ["none", *(key for m in chosen for key in m.reported)]
-rows_reported = reported(text="clip")
-rows_reported = rows_reported[rows_reported["method"].isin(keys) & rows_reported["place"].isin(["Table 4", "Table 5", "Section 4.2"])]
-rows_reported = rows_reported[["place", "method", "metric", "value", "sd", "setting", "source"]].reset_index(drop=True)
-rows_reported.astype(object).fillna("–")
+listed(reported_at("clip", ("Table 4", "Table 5", "Section 4.2"), keys))
 
 # %% mystnb={"image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-similarity = long_table(groups, [*chosen, all_masked], "similarity to original")
-if len(similarity):
-    shown = {m.title: m.label for m in chosen} | {all_masked.title: "all pad ← 0"}
-    plots.distributions(similarity, "similarity to original", run.thresholds.get("copy_threshold"), labels=shown)
+show.dots([known, other], shown[1:], labels={m.title: m.label for m in chosen} | {all_masked.title: "all pad ← 0"});
 
 # %% [markdown]
 # ## Does it hurt?
@@ -160,10 +142,10 @@ def relative(group, score, edit):
     return relative_change(first, second, base[score].value)
 
 
-harm = {(score, m.title): relative(other, score, m) for score in base for m in [*chosen, all_masked]}
+harm = {(score, m.title): relative(other, score, m) for score in base for m in shown[1:]}
 pd.DataFrame(
     {
-        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in [*chosen, all_masked]}
+        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in shown[1:]}
         for score in base
     }
 )
@@ -173,7 +155,7 @@ pd.DataFrame(
 #
 # The share of padding set to zero from 0 to 100 % in steps of 10, for the four ways to choose the positions that the text leaves open.
 # Left: similarity to the original on memorized prompts. Right: fidelity, the mean of alignment and quality, each as a share of its
-# mean without mitigation, on prompts that are not memorized, last positions first.
+# mean without mitigation, on prompts that are not memorized, last positions first. The dashed line is the copy threshold.
 
 # %%
 shares = [round(0.1 * i, 1) for i in range(11)]
@@ -201,28 +183,17 @@ few_other.make(at(s) for s in shares)
 curves = {which: {s: few_known.mean("similarity to original", at(s, which)) for s in shares} for which in MASK_ORDERS}
 kept = {s: interval(fidelity(few_other, at(s))) for s in shares}
 pd.DataFrame(
-    {f"similarity, {which}": {f"{s:.0%}": "not measured" if e is None else e.text(2) for s, e in points.items()} for which, points in curves.items()}
-    | {"fidelity, last (not memorized)": {f"{s:.0%}": "not measured" if e is None else e.text(2) for s, e in kept.items()}}
+    {f"similarity, {which}": {f"{s:.0%}": told(e) for s, e in points.items()} for which, points in curves.items()}
+    | {"fidelity, last (not memorized)": {f"{s:.0%}": told(e) for s, e in kept.items()}}
 )
 
 # %% mystnb={"image": {"alt": "Similarity to the original against the share of padding set to zero for four choices of positions, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
-if curves["last"][0.0] is not None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6))
-    for axis, points, label, colour in [
-        *((left, curves[w], w, plots.COLOURS[i]) for i, w in enumerate(MASK_ORDERS)), (right, kept, "last", plots.COLOURS[0])
-    ]:
-        if points[0.0] is None:
-            axis.text(0.5, 0.5, "not measured", ha="center")
-            continue
-        x, y = np.array(shares) * 100, np.array([points[s].value for s in shares])
-        axis.plot(x, y, marker="o", ms=3.5, color=colour, label=label)
-        ends = np.array([[points[s].low, points[s].high] for s in shares])
-        axis.fill_between(x, *ends.T, color=colour, alpha=0.12)
-    left.axhline(run.thresholds["copy_threshold"], color="black", linestyle="--", linewidth=1, label="copy threshold")
-    left.set(xlabel="padding set to zero (%)", ylabel="similarity to original", title=f"memorized ({len(few_known)} prompts)")
-    right.set(xlabel="padding set to zero (%)", ylabel="fidelity", title=f"not memorized ({len(few_other)} prompts)")
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+drawn = {f"similarity to original, memorized ({len(few_known)})": curves, f"fidelity, not memorized ({len(few_other)})": {"last": kept}}
+drawn = {title: {label: {100 * s: e for s, e in points.items()} for label, points in found.items()} for title, found in drawn.items() if found["last"][0.0]}
+if drawn:
+    figure = plots.bands(drawn, "padding set to zero (%)", "similarity, fidelity", width=4.8)
+    if curves["last"][0.0]:
+        figure.axes[0].axhline(run.thresholds["copy_threshold"], color="black", linestyle="--", linewidth=1)
 
 # %% mystnb={"image": {"alt": "One memorized and one other prompt: pictures with 0 to 100 per cent of the padding set to zero, for four choices of positions", "width": "100%"}}
 strips = {f"memorized, {w}": np.stack([few_known.pictures(at(s, w))[0, 0] for s in shares]) for w in MASK_ORDERS}
@@ -234,26 +205,20 @@ plots.montage(strips, [f"{s:.0%}" for s in shares], "Share of padding set to zer
 
 # %%
 original = "similarity to original"
-quantities = {}
-for short, m in edits.items():
-    quantities[f"similarity_{short}"] = known.mean(original, m)
-    quantities[f"diversity_gain_{short}"] = known.change("diversity", m)
-memorized_only = {f"{part}_{short}": relative(known, score, m)
-                  for short, m in edits.items() for part, score in (("alignment", "alignment with prompt"), ("quality", "quality"))}  # fmt: skip
-others_only = {f"{part}_{short}": relative(other, score, m)
-               for short, m in edits.items() for part, score in (("alignment", "alignment with prompt"), ("quality", "quality"))}  # fmt: skip
-
-full = {share: fidelity(other, at(share)) for share in (0.0, 0.7, 1.0)}
-quantities["similarity_70"] = known.mean(original, at(0.7))
-quantities["fall_70_to_100"] = None if full[0.7] is None else paired_difference(full[0.7], full[1.0])
-quantities["knee"] = None if full[0.7] is None else mean_interval((full[0.7] - full[1.0]) / 3 - (full[0.0] - full[0.7]) / 7)
-
-own = {"C5a": quantities | memorized_only, "C5b": others_only}
-verdicts = {
-    name: judge(claim(name), {q: own.get(name, quantities)[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name)
-    for name in names
+parts = (("alignment", "alignment with prompt"), ("quality", "quality"))
+own = {
+    name: {f"{part}_{short}": relative(group, score, m) for short, m in edits.items() for part, score in parts}
+    for name, group in (("C5a", known), ("C5b", other))
 }
-display(*verdicts.values())
+full = {share: fidelity(other, at(share)) for share in (0.0, 0.7, 1.0)}
+quantities = {
+    **{f"similarity_{short}": known.mean(original, m) for short, m in edits.items()},
+    **{f"diversity_gain_{short}": known.change("diversity", m) for short, m in edits.items()},
+    "similarity_70": known.mean(original, at(0.7)),
+    "fall_70_to_100": None if full[0.7] is None else paired_difference(full[0.7], full[1.0]),
+    "knee": None if full[0.7] is None else mean_interval((full[0.7] - full[1.0]) / 3 - (full[0.0] - full[0.7]) / 7),
+}
+page.judge(quantities, run, own);
 
 # %% [markdown]
 # ## `!` or `<sot>`?
@@ -265,7 +230,7 @@ sot = get("sot-pad")
 pd.DataFrame(
     {
         f"{sot.name} minus {edits['swap_mask'].name}": {
-            score: "not measured" if (e := known.change(score, sot, edits["swap_mask"])) is None else e.text(2)
+            score: told(known.change(score, sot, edits["swap_mask"]))
             for score in ("similarity to original", "similarity to training", "alignment", "quality", "diversity")
         }
     }
@@ -273,24 +238,13 @@ pd.DataFrame(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
-for short, m in edits.items():
-    for name, group in (("mem", known), ("other", other)):
-        glue(f"sim_{short}_{name}", told(group.mean(original, m)), display=False)
-    glue(f"train_{short}", told(known.mean("similarity to training", m)), display=False)
-    glue(f"harm_{short}", told(others_only[f"alignment_{short}"], 3), display=False)
-for name, edit in (("none", "none"), ("swap", edits["swap"])):
-    glue(f"diversity_{name}", told(known.mean("diversity", edit)), display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
+page.glue(show.numbers(known, other, edits))
+page.glue({f"train_{short}": known.mean("similarity to training", m) for short, m in edits.items()})
+page.glue({f"harm_{short}": own["C5b"][f"alignment_{short}"] for short in edits}, digits=3)
+page.glue({"diversity_none": known.mean("diversity"), "diversity_swap": known.mean("diversity", edits["swap"])})
 
 # %% [markdown]
 # On this substrate C5a {glue:text}`verdict_C5a`, C5b {glue:text}`verdict_C5b`, C5c {glue:text}`verdict_C5c`

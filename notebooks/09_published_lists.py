@@ -31,15 +31,12 @@
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable, reported
-from memlib.experiment import Experiment
-from memlib.results.measured import Measured, keep, load
+from memlib.experiment.page import Page, reported_at, told
+from memlib.judging.estimates import mean_interval, paired_difference
 from memlib.mitigations import REGISTRY
 from memlib.prompts.sets import load_prompts
-from memlib.judging.estimates import mean_interval, paired_difference
+from memlib.results.measured import Measured, keep, load
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # sd14 measures; others show what is reported and what was measured before
@@ -57,10 +54,8 @@ batch_size = None  # pictures at once; None: from free memory
 measure = "auto"  # auto: on sd14 only; True: also on a folder of one's own with such a model; False: show only
 
 # %%
-refuse_unknown()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
+page = Page("C8")
+run = page.experiment()
 PAGE = "published-lists"
 LISTS = {"webster": webster, "membench": membench}
 TITLES = {"webster": "Webster 500", "membench": "MemBench 3000"}
@@ -71,8 +66,7 @@ measuring = run.substrate.name == "sd14" if measure == "auto" else bool(measure)
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c = claim("C8")
-print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+page.show_claims()
 
 # %% [markdown]
 # ## Reported
@@ -82,11 +76,10 @@ print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c
 # and above it in Table 4.
 
 # %%
-figures = reported(text="clip")
-figures = figures[figures["place"].isin(["Table 4", "Table 7", "Table 8"]) & figures["metric"].isin(METRICS.values())]
+figures = reported_at("clip", ("Table 4", "Table 7", "Table 8"))
+figures = figures[figures["metric"].isin(METRICS.values())]
 methods = {key: m for m in REGISTRY.values() for key in m.reported if key in set(figures["method"])}  # those of the tables
 figures.pivot_table(index="method", columns=["metric", "place"], values="value").round(2).astype(object).fillna("not reported")
-
 
 # %% [markdown]
 # ## Measured
@@ -116,21 +109,20 @@ if measuring:
     found = {name: scores(name) for name in LISTS}
     rows = [
         {"list": TITLES[name], "method": key, "score": score,
-         "measured": "not measured" if (v := found[name][key, score]) is None else mean_interval(v).text(2),
-         "prompts": 0 if v is None else len(v), "seeds": n_seeds}
+         "measured": told(None if (v := found[name][key, score]) is None else mean_interval(v)), "prompts": 0 if v is None else len(v), "seeds": n_seeds}
         for name in LISTS for key in methods for score in METRICS
     ]  # fmt: skip
     quantities = {}
     for name in LISTS:
         quantities[f"{name}_ren_minus_ours"] = difference(found[name], "ren", "pad_swap_mask_eot")
         quantities[f"{name}_wen_minus_ren"] = difference(found[name], "wen", "ren")
-    verdict = judge(claim("C8"), quantities, run.thresholds, run.substrate.name)
+    verdict = page.judge(quantities, run, show=False)["C8"]
     if any(row["prompts"] for row in rows):
         pictures = sum(row["prompts"] * row["seeds"] for row in rows)
         keep(PAGE, Measured(run.substrate.name, pictures, rows, verdict, str(run.provenance())))
 else:
-    verdict = not_testable(claim("C8"), run.substrate.name, "Both lists belong to Stable Diffusion 1.4: not measured here.")
-
+    why = "Both lists belong to Stable Diffusion 1.4: not measured here."
+    verdict = page.judge({}, run, not_testable_because={"C8": why}, show=False)["C8"]
 
 # %%
 def side_by_side(tables):
@@ -168,13 +160,11 @@ display(*[kept.verdict for kept in kept_tables if kept.substrate != run.substrat
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-glue("verdict_C8", verdict.verdict, display=False)
-glue("substrate_C8", run.substrate.name, display=False)
-glue("kept_C8", ", ".join(kept.substrate for kept in kept_tables) or "none", display=False)
-glue("registered_C8", ", ".join(key for key in methods if key != "none"), display=False)
+page.glue({"substrate_C8": run.substrate.name, "kept_C8": ", ".join(kept.substrate for kept in kept_tables) or "none"})
+page.glue({"registered_C8": ", ".join(key for key in methods if key != "none")})
 
 # %% [markdown]
 # On {glue:text}`substrate_C8`, C8 is {glue:text}`verdict_C8`. Substrates measured so far: {glue:text}`kept_C8`. Methods that a run measures

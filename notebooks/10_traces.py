@@ -34,16 +34,14 @@
 # %%
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.experiment import Experiment
+from memlib.experiment.page import Page
+from memlib.experiment.tables import mean_of_those, median_step, middle_half
+from memlib.judging.estimates import group_difference, mean_interval, share_interval
 from memlib.judging.roc import auc_interval, tpr_at_fpr
-from memlib.judging.estimates import Estimate, group_difference, mean_interval, share_interval
+from memlib.probes.pull import log_magnitude, log_ratio_after, share_at_end
 from memlib.probes.transitions import fall_step, steepest_fall, trace, transition_step
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -61,15 +59,12 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # trajectories at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("B1", "B4", "B9")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
+run = page.experiment()
+known, other = run.pair(memorized, not_memorized, n_prompts)
 third = run.control(control, n_prompts)
-shown = groups if third is None else [*groups, third]
+shown = [known, other] if third is None else [known, other, third]
 opposite = -guidance if opposite is None else opposite
 regimes = {"no guidance": 0.0, f"guidance {guidance:g}": guidance, f"opposite guidance {opposite:g}": opposite}
 
@@ -77,10 +72,7 @@ regimes = {"no guidance": 0.0, f"guidance {guidance:g}": guidance, f"opposite gu
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-for name in ("B1", "B4", "B9"):
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-
+page.show_claims()
 
 # %% [markdown]
 # `basin` prints no numbers for these claims, only curves; there is nothing reported to set beside ours.
@@ -98,13 +90,10 @@ def rows(group):
     """Pictures of the first eight prompts under each regime, and their training pictures where they are at hand."""
     part = group.part(8, 1)
     made = {
-        label: run.store.pictures(
-            run.substrate, part.embedding, part.experiment.seeds, steps, scale, scheduler, batch_size=batch_size, cost=run.cost
-        )[:, 0]
+        label: part.sample(part.embedding, guidance=scale)[:, 0]
         for label, scale in regimes.items()
     }
     return made | ({} if part.training is None else {"training picture": np.stack([pictures[0] for pictures in part.training])})
-
 
 # %% mystnb={"image": {"alt": "Memorized prompts: pictures without guidance, with guidance and with opposite guidance, and training pictures, one column per prompt", "width": "100%"}}
 plots.montage(rows(known), known.prompts.prompts[:8], "Memorized prompts");
@@ -121,17 +110,10 @@ plots.montage(rows(other), other.prompts.prompts[:8], "Prompts that are not memo
 recorded = {(label, group.label): trace(group, scale) for label, scale in regimes.items() for group in shown}
 free, guided, against = regimes
 
-
-def spread(values):
-    """Median and quartiles over prompts and seeds at each step of [prompts, seeds, steps], for a band."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=(0, 1))
-    return {i: Estimate(*numbers, *values.shape[:2], level=0.5) for i, numbers in enumerate(zip(middle, low, high))}
-
-
 # %% mystnb={"image": {"alt": "Magnitude of the difference of the two noise predictions by step, one panel each for no guidance, guidance and opposite guidance, one band for each set of prompts", "width": "100%"}}
 axis_label = "step (0 is the noisiest)"
 plots.bands(
-    {label: {group.label: spread(recorded[label, group.label].difference) for group in shown} for label in regimes},
+    {label: {group.label: middle_half(recorded[label, group.label].difference) for group in shown} for label in regimes},
     axis_label, "magnitude of the difference", yscale="log",
 );  # fmt: skip
 
@@ -142,7 +124,7 @@ plots.bands(
 # %% mystnb={"image": {"alt": "Without guidance: magnitudes of the conditional and the unconditional prediction and of their difference by step, one panel for each set of prompts", "width": "100%"}}
 parts = ("conditional", "unconditional", "difference")
 plots.bands(
-    {group.label: {part: spread(getattr(recorded[free, group.label], part)) for part in parts} for group in shown}, axis_label, "magnitude"
+    {group.label: {part: middle_half(getattr(recorded[free, group.label], part)) for part in parts} for group in shown}, axis_label, "magnitude"
 );
 
 # %% [markdown]
@@ -188,13 +170,6 @@ def readings(label):
     return {name: (step, (transition_step(turn.turn) if "program, opposite" in name else step) < 0) for name, step in found.items()}
 
 
-def described(step, none):
-    if none.all():
-        return "none"
-    low, middle, high = np.quantile(step[~none], [0.25, 0.5, 0.75])
-    return f"{middle:.0f} [{low:.0f}, {high:.0f}]"
-
-
 table = []
 for group in shown:
     by_reading = readings(group.label)
@@ -203,13 +178,12 @@ for group in shown:
         both = ~none & ~without
         table.append(
             {
-                "prompts": f"{group.label} ({len(group)})", "reading": name, "step, median [quartiles]": described(step, none),
+                "prompts": f"{group.label} ({len(group)})", "reading": name, "step, median [quartiles]": median_step(np.where(none, -1, step)),
                 "none found": f"{none.sum()} of {none.size}",
                 "same step as the text, no guidance": "–" if name == "text, no guidance" else f"{(step == reference)[both].sum()} of {both.sum()}",
-            }  # fmt: skip
-        )
+            }
+        )  # fmt: skip
 pd.DataFrame(table).set_index(["prompts", "reading"])
-
 
 # %% [markdown]
 # ## How steep is the drop?
@@ -219,11 +193,6 @@ pd.DataFrame(table).set_index(["prompts", "reading"])
 # over prompts.
 
 # %%
-def logarithm(values):
-    """Natural logarithm; magnitudes are above zero."""
-    return np.log(np.maximum(values, np.finfo(np.float32).tiny))
-
-
 first = {group.label: recorded[free, group.label].difference[..., 0] for group in shown}
 drop = {(label, group.label): steepest_fall(recorded[label, group.label].difference) for label in regimes for group in shown}
 pd.DataFrame(
@@ -247,7 +216,6 @@ plots.distributions(pd.DataFrame(flat), "drop", 0.5, "steep:", {label: label.rep
 # %% mystnb={"image": {"alt": "Histogram of the magnitude at the first step for each set of prompts, and ROC curves of memorized against each other set", "width": "100%"}}
 plots.separation({label: values[:, 0] for label, values in first.items()}, "magnitude at the first step");
 
-
 # %%
 def detection(label):
     """How well the first step tells memorized prompts from the set `label`."""
@@ -269,40 +237,24 @@ pd.DataFrame(detected).T
 # ## Verdicts
 
 # %%
-late = np.arange(steps) >= transitions["memorized"][..., None]
-exists = transitions["memorized"] >= 0
-tenth = max(1, round(0.1 * steps))
-
-
-def mean_where(values, chosen):
-    """Mean over the chosen steps of [prompts, seeds, steps]; NaN where there is no transition."""
-    counts = chosen.sum(-1)
-    return np.where(exists & (counts > 0), (values * chosen).sum(-1) / np.maximum(counts, 1), np.nan)
-
-
-def interval(values):
-    """Mean over what has a transition; None if nothing has."""
-    return mean_interval(values, missing="drop") if np.isfinite(values).any() else None
-
-
-with_guidance, without_guidance = (recorded[label, "memorized"].difference for label in (guided, free))
-log_ratio = np.where(exists, logarithm(mean_where(with_guidance, late)) - logarithm(mean_where(without_guidance, late)), np.nan)
-share_at_end = with_guidance[..., -tenth:].mean(-1) / mean_where(with_guidance, ~late)
+guided_pull, free_pull = (recorded[label, "memorized"].difference for label in (guided, free))
 quantities = {
     "B1": {
-        "start_log_ratio": group_difference(logarithm(first["memorized"]), logarithm(first["not memorized"])),
+        "start_log_ratio": group_difference(log_magnitude(first["memorized"]), log_magnitude(first["not memorized"])),
         "drop_memorized": mean_interval(drop[free, "memorized"]),
         "drop_not_memorized": mean_interval(drop[free, "not memorized"]),
         "drop_difference": group_difference(drop[free, "memorized"], drop[free, "not memorized"]),
     },
-    "B4": {"log_ratio_after": interval(log_ratio), "share_at_end": interval(share_at_end)},
+    "B4": {
+        "log_ratio_after": mean_of_those(log_ratio_after(guided_pull, free_pull, transitions["memorized"])),
+        "share_at_end": mean_of_those(share_at_end(guided_pull, transitions["memorized"])),
+    },
     "B9": {
         "auc_first_step": auc_interval(first["memorized"][:, 0], first["not memorized"][:, 0]),
         "share_with_transition": share_interval(transitions["not memorized"] >= 0),
     },
 }
-verdicts = {name: judge(claim(name), found, run.thresholds, run.substrate.name) for name, found in quantities.items()}
-display(*verdicts.values())
+page.judge({}, run, own=quantities);
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -313,7 +265,7 @@ display(*verdicts.values())
 # %%
 contrast = {
     f"memorized minus {group.label}": {
-        "log of the first step's magnitude": group_difference(logarithm(first["memorized"]), logarithm(first[group.label])).text(2),
+        "log of the first step's magnitude": group_difference(log_magnitude(first["memorized"]), log_magnitude(first[group.label])).text(2),
         "drop without guidance": group_difference(drop[free, "memorized"], drop[free, group.label]).text(2),
         "drop with guidance": group_difference(drop[guided, "memorized"], drop[guided, group.label]).text(2),
     }
@@ -323,22 +275,15 @@ pd.DataFrame(contrast)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
 for name, label in (("mem", "memorized"), ("other", "not memorized")):
-    glue(f"first_{name}", mean_interval(first[label]).text(2), display=False)
-    glue(f"drop_{name}", mean_interval(drop[free, label]).text(2), display=False)
-    glue(f"drop_guided_{name}", mean_interval(drop[guided, label]).text(2), display=False)
-    glue(f"transition_{name}", described(transitions[label], transitions[label] < 0), display=False)
-    glue(f"none_{name}", f"{(transitions[label] < 0).sum()} of {transitions[label].size}", display=False)
-for name, estimate in {**quantities["B4"], **quantities["B9"]}.items():
-    glue(name, "not measured" if estimate is None else estimate.text(2), display=False)
-control_auc = "not measured" if third is None else auc_interval(first["memorized"][:, 0], first[third.label][:, 0]).text(2)
-glue("auc_control", control_auc, display=False)
-for verdict in verdicts.values():
-    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
+    page.glue({f"first_{name}": mean_interval(first[label]), f"drop_{name}": mean_interval(drop[free, label])})
+    page.glue({f"drop_guided_{name}": mean_interval(drop[guided, label]), f"transition_{name}": median_step(transitions[label])})
+    page.glue({f"none_{name}": f"{(transitions[label] < 0).sum()} of {transitions[label].size}"})
+page.glue(quantities["B4"] | quantities["B9"])
+page.glue({"auc_control": None if third is None else auc_interval(first["memorized"][:, 0], first[third.label][:, 0])})
 
 # %% [markdown]
 # On this substrate B1 {glue:text}`verdict_B1`, B4 {glue:text}`verdict_B4` and B9 {glue:text}`verdict_B9`. At the first step the

@@ -34,20 +34,20 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
-from myst_nb import glue
+from IPython.display import HTML
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.experiment.tables import mean_of_those
+from memlib.judging.estimates import mean_interval
 from memlib.models.devices import device_of
-from memlib.experiment import Experiment
-from memlib.results.figures.interactive import Story, switch_figure
 from memlib.models.speed import Speed
-from memlib.judging.estimates import Estimate, mean_interval, share_interval
 from memlib.models.substrate import load
-from memlib.probes.switch_on import REFERENCE_STEPS, comes_back, crossing_step, prediction_error, sweep, swept_score, switch_steps
+from memlib.probes.flips import Flips
+from memlib.probes.switch_on import REFERENCE_STEPS, sweep, swept_score, switch_steps
 from memlib.probes.transitions import VARIANTS, trace
+from memlib.results import figures as plots
+from memlib.results.figures.interactive import Story, switch_figure
+from memlib.results.figures.style import short
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -66,14 +66,11 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("B2")
 plots.style()
 # Before the switch the prompt does not count: these steps are done once for all prompts and switches with a seed (see memlib.sampling.prefix).
 sharing = replace(Speed.on(device_of(device)), skip_unused=True, shared_prefix=True)
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size,
-    loaded=load(substrate, device, dtype, sharing),
-)  # fmt: skip
+run = page.experiment(loaded=load(substrate, device, dtype, sharing))
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 groups = [known, other]
 swept = switch_steps(steps, every)
@@ -84,11 +81,7 @@ threshold = run.thresholds.get("copy_threshold")
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c = claim("B2")
-print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
-for name, words in c.quantities.items():
-    print(f"     {name}: {words}")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds, quantities=True)
 
 # %% [markdown]
 # ## The pictures
@@ -109,11 +102,10 @@ def strip(group, count=8, columns=13):
     """The first prompts' pictures of the first seed, and the columns they belong to."""
     chosen = sorted(set(np.linspace(0, len(switches) - 1, min(columns, len(switches))).round().astype(int)))
     rows = {
-        f"{i + 1}  {prompt if len(prompt) < 30 else prompt[:29] + '…'}".replace("$", r"\$"): pictures[group.label][i, 0, chosen]
+        short(f"{i + 1}  {prompt}", 33).replace("$", r"\$"): pictures[group.label][i, 0, chosen]
         for i, prompt in enumerate(group.prompts.prompts[:count])
     }
     return rows, ["never" if switches[k] == steps else f"step {switches[k]}" for k in chosen]
-
 
 # %% mystnb={"image": {"alt": "Memorized prompts: one row of pictures per prompt, guidance switched on later and later from left to right", "width": "100%"}}
 plots.montage(*strip(known), "Memorized prompts");
@@ -147,7 +139,6 @@ def stories(group, count):
 
 HTML(switch_figure([*stories(known, n_shown), *stories(other, 1)], threshold))
 
-
 # %% [markdown]
 # ## The curves
 #
@@ -161,25 +152,22 @@ def curve(label, name):
     return None if found is None else {k: mean_interval(found[..., i]) for i, k in enumerate(switches)}
 
 
-panels = {
-    f"{group.label} ({len(group)} prompts, {n_seeds} seeds)": {
-        f"to {name}": points for name in ("original", "training") if (points := curve(group.label, name)) is not None
-    }
-    for group in groups
-}
+curves = {(group.label, name): curve(group.label, name) for group in groups for name in ("training", "original")}
 some = [switches[i] for i in np.unique(np.linspace(0, len(switches) - 1, 11).round().astype(int))]
 pd.DataFrame(
     {
-        f"{group.label}, to {name}": {
-            ("never" if k == steps else f"step {k}"): "not measured" if points is None else points[k].text(2) for k in some
-        }
-        for group in groups
-        for name in ("training", "original")
-        for points in [curve(group.label, name)]
+        f"{label}, to {name}": {("never" if k == steps else f"step {k}"): told(None if points is None else points[k]) for k in some}
+        for (label, name), points in curves.items()
     }
 )
 
 # %% mystnb={"image": {"alt": "Similarity to training and to the original against the step at which guidance starts, with bands, memorized beside not memorized, and the copy threshold", "width": "100%"}}
+panels = {
+    f"{group.label} ({len(group)} prompts, {n_seeds} seeds)": {
+        f"to {name}": curves[group.label, name] for name in ("original", "training") if curves[group.label, name] is not None
+    }
+    for group in groups
+}
 if all(panels.values()):
     figure = plots.bands(panels, "step at which guidance starts", "copy similarity")
     for axis in figure.axes:
@@ -194,54 +182,35 @@ if all(panels.values()):
 # schedule: below zero the picture stopped being a copy before the predicted step.
 
 # %%
-label = known.label
-to_training = scores[label, "training"]
-measured = to_training is not None
-found = crossing_step(to_training[..., : len(swept)], swept, threshold) if measured else None
-error = prediction_error(found, predicted[label], steps) if measured else None
-crosses = ~np.isnan(found) if measured else None
-again = comes_back(to_training[..., : len(swept)], threshold) if measured else None
-
-
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
-def over_runs(values):
-    """Mean over the prompts and seeds that have a value; None if none has."""
-    return None if not measured or np.isnan(values).all() else mean_interval(values, missing="drop")
-
-
+steps_predicted, to_training = predicted[known.label], scores[known.label, "training"]
+flips = None if to_training is None else Flips(to_training[..., : len(swept)], swept, steps_predicted, threshold, steps)
 facts = {
-    "runs (prompts x seeds)": predicted[label].size,
-    "found: similarity falls below the threshold": int(crosses.sum()) if measured else "not measured",
-    "of these, above it again later on": int((crosses & again).sum()) if measured else "not measured",
-    "predicted: the trace has a local minimum": int((predicted[label] >= 0).sum()),
-    "found step, mean": told(over_runs(found), 1),
-    "predicted step, mean": told(mean_interval(np.where(predicted[label] < 0, np.nan, predicted[label]), missing="drop"), 1)
-    if (predicted[label] >= 0).any()
-    else "none",
-    "error, mean (50-step schedule)": told(over_runs(error), 1),
-    "error without its sign, mean": told(over_runs(np.abs(error)) if measured else None, 1),
+    "runs (prompts x seeds)": steps_predicted.size,
+    "found: similarity falls below the threshold": NOT_MEASURED if flips is None else int(flips.crosses.sum()),
+    "of these, above it again later on": NOT_MEASURED if flips is None else int(flips.comes_back.sum()),
+    "predicted: the trace has a local minimum": int((steps_predicted >= 0).sum()),
+    "found step, mean": told(flips and mean_of_those(flips.found), 1),
+    "predicted step, mean": told(mean_of_those(np.where(steps_predicted < 0, np.nan, steps_predicted)), 1) if (steps_predicted >= 0).any() else "none",
+    "error, mean (50-step schedule)": told(flips and mean_of_those(flips.error()), 1),
+    "error without its sign, mean": told(flips and mean_of_those(np.abs(flips.error())), 1),
     "not memorized: predicted": f"{int((predicted[other.label] >= 0).sum())} of {predicted[other.label].size}",
 }
 pd.DataFrame({"memorized": facts})
 
 # %% mystnb={"image": {"alt": "Switch-on step at which the picture stops being a copy against the step predicted by the trace, one dot per prompt and seed, with the line of equality and the margin", "width": "70%"}}
-if measured and (crosses & (predicted[label] >= 0)).any():
-    both = crosses & (predicted[label] >= 0)
+if flips is not None and flips.both.any():
+    both = flips.both
     prompt_of = np.broadcast_to(np.arange(len(known))[:, None], both.shape)[both]
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
-    margin = next(c.threshold for c in claim("B2").criteria if c.quantity == "error") * steps / REFERENCE_STEPS
+    margin = next(c.threshold for c in page.claims["B2"].criteria if c.quantity == "error") * steps / REFERENCE_STEPS
     line = np.array([0, steps])
     axis.fill_between(line, line - margin, line + margin, color="0.88", label=f"within {margin:g} steps")
     axis.plot(line, line, color="black", linewidth=0.8)
-    axis.scatter(predicted[label][both], found[both], c=prompt_of, cmap="tab10", s=28, alpha=0.85, edgecolor="black", linewidth=0.4)
+    axis.scatter(steps_predicted[both], flips.found[both], c=prompt_of, cmap="tab10", s=28, alpha=0.85, edgecolor="black", linewidth=0.4)
     axis.set(xlabel="predicted by the trace (step)", ylabel="found by the sweep (step)", xlim=(0, steps), ylim=(0, steps),
              title="One dot per run, one colour per prompt")  # fmt: skip
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
-
 
 # %% [markdown]
 # Other readings of the same traces: the published code's way to find the transition (see [the discrepancies](../book/discrepancies)),
@@ -249,61 +218,36 @@ if measured and (crosses & (predicted[label] >= 0)).any():
 # trace should be nearer than that.
 
 # %%
-def reading(steps_predicted):
+def reading(expected):
     """Runs with a prediction, and the mean error with and without its sign."""
-    if not measured:
-        return ["not measured"] * 3
-    wrong = prediction_error(found, steps_predicted, steps)
-    return [int((crosses & (steps_predicted >= 0)).sum()), told(over_runs(wrong), 1), told(over_runs(np.abs(wrong)), 1)]
+    wrong = flips.error(expected)
+    return [int((flips.crosses & (expected >= 0)).sum()), told(mean_of_those(wrong), 1), told(mean_of_those(np.abs(wrong)), 1)]
 
 
-readings = {f"trace, {variant}": reading(traces[label].transition(variant)) for variant in VARIANTS}
-if measured and crosses.any():
-    readings["one step for all (mean of those found)"] = reading(np.full(found.shape, np.nanmean(found)))
+readings = {f"trace, {v}": [NOT_MEASURED] * 3 if flips is None else reading(traces[known.label].transition(v)) for v in VARIANTS}
+if flips is not None and flips.crosses.any():
+    readings["one step for all (mean of those found)"] = reading(np.full(flips.found.shape, np.nanmean(flips.found)))
 pd.DataFrame(readings, index=["runs with both", "error", "error without its sign"]).T
 
 # %% [markdown]
 # ## Verdict
 
 # %%
-quantities = dict.fromkeys(claim("B2").quantities)
-if measured:
-    has_both = (crosses & (predicted[label] >= 0)).astype(float)
-    quantities["similarity_first"] = mean_interval(to_training[..., 0])
-    quantities["similarity_last"] = mean_interval(to_training[..., len(swept) - 1])
-    with_crossing = crosses.any(axis=1)
-    if with_crossing.any():
-        shares = np.where(crosses, has_both, np.nan)[with_crossing]
-        one_or_all = np.nanmean(shares) in (0, 1)
-        # All or none of the runs: the bootstrap has no width there, Wilson's interval over prompts has.
-        quantities["share_predicted"] = share_interval(np.nanmean(shares, axis=1)) if one_or_all else mean_interval(shares, missing="drop")
-        quantities["error"] = over_runs(np.abs(error))
-    if quantities["error"] is None or quantities["error"].n_prompts < 2:
-        # Hardly any run has both steps: the claim counts the whole schedule then.
-        whole = float(REFERENCE_STEPS)
-        quantities["error"] = Estimate(whole, whole, whole, len(known), n_seeds)
-    if not with_crossing.any():
-        quantities["share_predicted"] = share_interval(np.zeros(len(known)))
-verdict = judge(claim("B2"), quantities, run.thresholds, run.substrate.name)
-display(verdict)
+quantities = page.unmeasured() if flips is None else flips.quantities()
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-for name, value in quantities.items():
-    glue(f"b2_{name}", told(value, 1 if name == "error" else 2), display=False)
-for group in groups:
-    points = curve(group.label, "original")
-    short = "mem" if group is known else "other"
-    for name, k in (("half", switches[len(swept) // 2]), ("last", swept[-1])):
-        glue(f"b2_original_{name}_{short}", "not measured" if points is None else points[k].text(2), display=False)
-glue("b2_half", str(switches[len(swept) // 2]), display=False)
-glue("b2_last", str(swept[-1]), display=False)
-glue("b2_signed", told(over_runs(error), 1), display=False)
-glue("b2_runs", f"{int((crosses & (predicted[label] >= 0)).sum())} of {predicted[label].size}" if measured else "not measured", display=False)
-glue("verdict_B2", verdict.verdict, display=False)
+half, last = switches[len(swept) // 2], swept[-1]
+page.glue({f"b2_{name}": told(value, 1 if name == "error" else 2) for name, value in quantities.items()})
+for group, kind in ((known, "mem"), (other, "other")):
+    points = curves[group.label, "original"]
+    page.glue({f"b2_original_{name}_{kind}": points and points[k] for name, k in (("half", half), ("last", last))})
+page.glue({"b2_half": str(half), "b2_last": str(last), "b2_signed": told(flips and mean_of_those(flips.error()), 1)})
+page.glue({"b2_runs": NOT_MEASURED if flips is None else f"{int(flips.both.sum())} of {steps_predicted.size}"})
 
 # %% [markdown]
 # On this substrate B2 {glue:text}`verdict_B2`. Similarity to training is {glue:text}`b2_similarity_first` with guidance from step 0 on and

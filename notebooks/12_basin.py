@@ -45,15 +45,12 @@
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.estimates import share_interval
 from memlib.probes.basin import KINDS, Basin
 from memlib.probes.basin_width import widths
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.experiment import Experiment
-from memlib.judging.estimates import share_interval
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -73,11 +70,9 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("B10")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
+run = page.experiment()
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 cuts = sorted({int(k) for k in np.linspace(0, 0.8 * steps, n_cuts).round() if k < steps})
 radii = {"noise": [0.0, *radii_noise], "mixed": [0.0, *radii_mixed], "unguided": [0.0, *radii_mixed]}
@@ -91,12 +86,8 @@ balls = {known.label: "training" if known.training is not None else "original", 
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c = claim("B10")
-print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
-for name, words in c.quantities.items():
-    print(f"     {name}: {words}")
-print({k: round(v, 3) for k, v in run.thresholds.items()}, "cut at steps", cuts)
-
+page.show_claims(run.thresholds, quantities=True)
+print("cut at steps", cuts)
 
 # %% [markdown]
 # ## The pictures
@@ -112,7 +103,6 @@ def rows(group, kind):
 
 def columns(kind):
     return [f"{r:g}" for r in radii[kind]]
-
 
 # %% mystnb={"image": {"alt": "A memorized prompt: pictures from latents moved off the guided trajectory by added noise, distance from left to right, step from top to bottom", "width": "70%"}}
 plots.montage(rows(known, "noise"), columns("noise"), f"Memorized, {KINDS['noise']} (norms of the noise)");
@@ -150,10 +140,10 @@ def share_table(ball):
         measured = found.get((group.label, kind, ball))
         for i, k in enumerate(cuts):
             for j, r in enumerate(radii[kind]):
-                share = "not measured" if measured is None else f"{measured.shares[i, j]:.2f}"
+                share = NOT_MEASURED if measured is None else f"{measured.shares[i, j]:.2f}"
                 parts.setdefault((group.label, kind, f"{r:g}"), {})[f"step {k}"] = share
     table = pd.DataFrame(parts).T
-    return table[(table != "not measured").any(axis=1)].rename_axis(["prompts", "kind", "distance"]) if found else "not measured"
+    return table[(table != NOT_MEASURED).any(axis=1)].rename_axis(["prompts", "kind", "distance"]) if found else NOT_MEASURED
 
 
 share_table("training")
@@ -203,7 +193,6 @@ pair = {
 if pair and len(cuts) > 1:
     plots.funnels(pair, ["distance (norms of the noise)"] * len(pair), apart[known.label].mean((0, 1)), "zero guidance (memorized)")
 
-
 # %% [markdown]
 # ## Without the trajectory
 #
@@ -216,7 +205,7 @@ def occupancy(kind):
     """Share [K] of the states at distance 1 that end in the ball, as text."""
     values = similarity[known.label, kind, balls[known.label]]
     if values is None:
-        return {f"step {k}": "not measured" for k in cuts}
+        return {f"step {k}": NOT_MEASURED for k in cuts}
     last = values[..., radii[kind].index(1.0)] >= threshold
     return {f"step {k}": share_interval(last[..., i] if n_seeds > 1 else last[:, 0, i]).text(2) for i, k in enumerate(cuts)}
 
@@ -228,37 +217,26 @@ if radii_mixed[-1:] == [1.0]:
 # ## Verdict
 
 # %%
-quantities = dict.fromkeys(claim("B10").quantities)
+quantities = page.unmeasured()
 for kind in ("noise", "mixed"):
     measured = found.get((known.label, kind, "training"))
     if measured is not None:
         quantities[f"half_{kind}_first"], quantities[f"half_{kind}_last"] = measured.half[0], measured.half[-1]
         quantities[f"narrowing_{kind}"], quantities[f"order_{kind}"] = measured.narrowing, measured.order
-verdict = judge(claim("B10"), quantities, run.thresholds, run.substrate.name)
-display(verdict)
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate):
-    return "not measured" if estimate is None else estimate.text(2)
-
-
-for name, value in quantities.items():
-    glue(f"b10_{name}", told(value), display=False)
-for group, short in ((known, "mem"), (other, "other")):
-    measured = found.get((group.label, "noise", "original"))
-    for name, i in (("first", 0), ("last", -1)):
-        glue(f"b10_axis_{name}_{short}", "not measured" if measured is None else measured.half[i].text(2), display=False)
-measured = found.get((known.label, "unguided", balls[known.label]))
+page.glue({f"b10_{name}": value for name, value in quantities.items()})
+page.glue({"b10_last": str(cuts[-1])})
+unguided = found.get((known.label, "unguided", balls[known.label]))
 for name, i in (("first", 0), ("last", -1)):
-    at_least = "at least " if measured is not None and measured.at_least[i] else ""
-    glue(f"b10_unguided_{name}", "not measured" if measured is None else at_least + measured.half[i].text(2), display=False)
-glue("b10_last", str(cuts[-1]), display=False)
-glue("verdict_B10", verdict.verdict, display=False)
+    around_axis = {short: found.get((group.label, "noise", "original")) for group, short in ((known, "mem"), (other, "other"))}
+    page.glue({f"b10_axis_{name}_{short}": measured and measured.half[i] for short, measured in around_axis.items()})
+    page.glue({f"b10_unguided_{name}": unguided and ("at least " if unguided.at_least[i] else "") + told(unguided.half[i])})
 
 # %% [markdown]
 # On this substrate B10 {glue:text}`verdict_B10`. In norms of the noise the half distance is {glue:text}`b10_half_noise_first` at step 0 and

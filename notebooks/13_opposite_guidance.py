@@ -32,18 +32,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
 from memlib.companion import bench
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, reported
-from memlib.experiment import Experiment
+from memlib.experiment.page import Page, listed, reported_at, told
+from memlib.experiment.tables import mean_of_those, median_step, middle_half, summary
+from memlib.judging.estimates import paired_difference, share_interval
 from memlib.mitigations import describe, get
-from memlib.judging.estimates import Estimate, mean_interval, paired_difference, share_interval
-from memlib.experiment.tables import summary
 from memlib.probes.transitions import trace
+from memlib.results import edits as show
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -62,14 +59,11 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("B5", "B8")
 plots.style()
 pd.set_option("display.max_colwidth", None)
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
-known, other = groups
+run = page.experiment()
+known, other = groups = run.pair(memorized, not_memorized, n_prompts)
 methods = [get(name) for name in ("static-transition", "static-transition-opposite", "dynamic-transition", "dynamic-transition-opposite")]
 as_published = get("dynamic-transition", variant="as_published")
 FREE, OPPOSITE, WEAKER = "no guidance", f"opposite guidance {-guidance:g}", f"opposite guidance {weaker:g}"
@@ -79,14 +73,10 @@ regimes = {FREE: 0.0, OPPOSITE: -guidance, WEAKER: weaker}
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("B5", "B8")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+page.show_claims()
 
 # %%
-table = pd.DataFrame(describe()).set_index("mitigation")
-table.loc[[m.name for m in methods], ["what it does", "source", "extra cost"]]
+pd.DataFrame(describe()).set_index("mitigation").loc[[m.name for m in methods], ["what it does", "source", "extra cost"]]
 
 # %% [markdown]
 # ## The pictures
@@ -96,10 +86,10 @@ table.loc[[m.name for m in methods], ["what it does", "source", "extra cost"]]
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures under static and dynamic transition points with and without opposite guidance, and training pictures, one column per prompt", "width": "100%"}}
 few_known, few_other = (group.part(n_pictures) for group in groups)
 shown = ["none", *methods]
-plots.montage(few_known.rows(shown), few_known.prompts.prompts[:8], "Memorized prompts");
+show.pictures(few_known, shown, "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures under static and dynamic transition points with and without opposite guidance, one column per prompt", "width": "100%"}}
-plots.montage(few_other.rows(shown), few_other.prompts.prompts[:8], "Prompts that are not memorized");
+show.pictures(few_other, shown, "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The magnitude under opposite guidance
@@ -110,16 +100,9 @@ plots.montage(few_other.rows(shown), few_other.prompts.prompts[:8], "Prompts tha
 # %%
 traces = {(group.label, regime): trace(group, scale) for group in groups for regime, scale in regimes.items()}
 
-
-def band(values):
-    """Median and middle half over prompts and seeds, by step, of values [N, S, T]."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=(0, 1))
-    return {i: Estimate(middle[i], low[i], high[i], *values.shape[:2], level=0.5) for i in range(len(middle))}
-
-
 # %% mystnb={"image": {"alt": "Magnitude of the difference of the predictions by step without guidance and under opposite guidance of two strengths, memorized beside not memorized", "width": "100%"}}
 plots.bands(
-    {group.label: {regime: band(traces[group.label, regime].difference) for regime in regimes} for group in groups},
+    {group.label: {regime: middle_half(traces[group.label, regime].difference) for regime in regimes} for group in groups},
     "step (0 is the noisiest)", "magnitude of the difference",
 );  # fmt: skip
 
@@ -139,7 +122,6 @@ single = {
 # %% mystnb={"image": {"alt": "Single traces of four memorized prompts without guidance and under opposite guidance of two strengths, with the transition step marked", "width": "100%"}}
 plots.marked_traces(single, "magnitude of the difference");
 
-
 # %% [markdown]
 # ## Transition steps with and without opposite guidance
 #
@@ -155,12 +137,7 @@ def filled(transition):
 
 def change_where_both(first, second):
     """Mean of first - second over the pairs that have a transition step either way; None where there are none."""
-    both = (first >= 0) & (second >= 0)
-    return mean_interval(np.where(both, first - second, np.nan), missing="drop") if both.any() else None
-
-
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
+    return mean_of_those(np.where((first >= 0) & (second >= 0), first - second, np.nan))
 
 
 rows = []
@@ -171,10 +148,9 @@ for group in groups:
         changes = ("–", "–") if regime == FREE else (
             told(paired_difference(filled(step), filled(without))), told(change_where_both(step, without))
         )  # fmt: skip
-        quartiles = "–" if (step < 0).all() else "{1:.0f} [{0:.0f}, {2:.0f}]".format(*np.quantile(step[step >= 0], (0.25, 0.5, 0.75)))
         rows.append(
             {"prompts": f"{group.label} ({len(group)})", "before the transition": regime, "runs that switch": f"{(step >= 0).sum()} of {step.size}",
-             "step, median [quartiles]": quartiles, "change, all pairs": changes[0], "change, where both switch": changes[1]}
+             "step, median [quartiles]": median_step(step), "change, all pairs": changes[0], "change, where both switch": changes[1]}
         )  # fmt: skip
 pd.DataFrame(rows).set_index(["prompts", "before the transition"])
 
@@ -192,7 +168,6 @@ for axis, group, colour in zip(axes, groups, plots.COLOURS):
     axis.set_yticks(ticks, [*map(str, ticks[:-1]), "never"])
 axes[0].set_ylabel(f"with {OPPOSITE}")
 figure.tight_layout();
-
 
 # %% [markdown]
 # Prompt by prompt and seed by seed, memorized prompts ("never": no local minimum).
@@ -225,10 +200,8 @@ summary([few_known, few_other], [*shown, as_published], columns)
 # `basin`'s own figures, *reported*: other models and other metrics, so compare directions and order, not values.
 
 # %%
-rows_reported = reported(text="basin")
-rows_reported = rows_reported[rows_reported["method"].isin(["none", *(key for m in methods for key in m.reported)])]
-rows_reported = rows_reported[rows_reported["place"].isin(["Table 1", "Table 3", "Table 4"]) & (rows_reported["metric"] != "fid")]
-rows_reported[["place", "setting", "method", "metric", "value", "sd", "source"]].reset_index(drop=True).astype(object).fillna("–")
+rows_reported = reported_at("basin", ("Table 1", "Table 3", "Table 4"), ["none", *(key for m in methods for key in m.reported)])
+listed(rows_reported[rows_reported["metric"] != "fid"])
 
 # %% [markdown]
 # ## What it costs
@@ -244,7 +217,7 @@ print(times.source)
 times.table()
 
 # %%
-claim("B8").reported_rows()[["place", "method", "metric", "value", "setting", "source"]]
+listed(page.claims["B8"].reported_rows())
 
 # %% [markdown]
 # ## Verdicts
@@ -262,31 +235,22 @@ for what in ("evaluations", "seconds"):
     dearest = times.extreme(what, [m.title for m in methods], largest=True)
     quantities[f"{what}_to_none"] = times.ratio(what, dearest)
 
-verdicts = {
-    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names
-}
-display(*verdicts.values())
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("B5", verdicts["B5"].verdict)  # B8 is about time, which differs from machine to machine
+page.print_verdicts("B5")  # B8 is about time, which differs from machine to machine
 
 # %% tags=["remove-cell"]
-change = quantities["change_of_transition"]
-glue("change", told(change), display=False)
-glue("change_both", told(change_where_both(opposed, without)), display=False)
-glue("change_weaker", told(paired_difference(filled(found[known.label, WEAKER]), filled(without))), display=False)
-glue("change_other", told(paired_difference(filled(found[other.label, OPPOSITE]), filled(found[other.label, FREE]))), display=False)
-glue("share", told(quantities["share_with_transition"]), display=False)
-glue("share_opposite", told(quantities["share_with_transition_opposite"]), display=False)
-glue("share_other", told(share_interval(found[other.label, FREE] >= 0)), display=False)
-for short, group in (("mem", few_known), ("other", few_other)):
-    for m in methods:
-        glue(f"sim_{m.name.replace('-', '_')}_{short}", told(group.mean("similarity to original", m)), display=False)
-glue("times", told(quantities["seconds_to_none"], 3), display=False)
-glue("weaker", f"{weaker:g}", display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
+elsewhere = found[other.label, FREE]
+page.glue({
+    "change": quantities["change_of_transition"], "change_both": change_where_both(opposed, without),
+    "change_weaker": paired_difference(filled(found[known.label, WEAKER]), filled(without)),
+    "change_other": paired_difference(filled(found[other.label, OPPOSITE]), filled(elsewhere)),
+    "share": quantities["share_with_transition"], "share_opposite": quantities["share_with_transition_opposite"],
+    "share_other": share_interval(elsewhere >= 0), "times": told(quantities["seconds_to_none"], 3), "weaker": f"{weaker:g}",
+})  # fmt: skip
+page.glue(show.numbers(few_known, few_other, {m.name.replace("-", "_"): m for m in methods}))
 
 # %% [markdown]
 # On this substrate B5 {glue:text}`verdict_B5` and B8 {glue:text}`verdict_B8`. With opposite guidance the transition step of memorized prompts

@@ -40,23 +40,22 @@
 # below one half means that the score points the other way here.
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
-from dataclasses import replace
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers
-from memlib.sampling.attention.runs import last_maps
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
+from memlib.experiment.page import NOT_MEASURED, Page
+from memlib.judging.estimates import group_difference, mean_interval
+from memlib.judging.roc import auc_interval, roc_curve, tpr_at_fpr
 from memlib.probes.detectors import describe, get
 from memlib.probes.detectors.evaluation import evaluate_all, measure_all, table
 from memlib.probes.detectors.runs import whole_run
-from memlib.experiment import Experiment
-from memlib.judging.roc import auc_interval, roc_curve, tpr_at_fpr
-from memlib.judging.estimates import group_difference, mean_interval
+from memlib.results import figures as plots
+from memlib.sampling.attention.positions import finest_down_layers, short_names
+from memlib.sampling.attention.runs import last_maps
+from memlib.sampling.attention.taps import cross_attention_layers
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -74,15 +73,13 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("A1", "A2")
 plots.style()
 pd.set_option("display.max_colwidth", None)
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
-groups = [run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_prompts, "not memorized")]
+run = page.experiment()
+known, other = groups = run.pair(memorized, not_memorized, n_prompts)
 third = run.control(control, n_prompts)
-shown = groups if third is None else [*groups, third]
+shown = groups if third is None else (*groups, third)
 contrasts = {f"against {group.label} ({len(group)})": number for number, group in enumerate(shown) if number}
 layers = list(cross_attention_layers(run.substrate))
 finest = finest_down_layers(layers)
@@ -91,10 +88,7 @@ finest = finest_down_layers(layers)
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("A1", "A2")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+page.show_claims()
 {group.label: len(group) for group in shown}
 
 # %% [markdown]
@@ -131,7 +125,6 @@ def show(number):
     group, own = groups[number], masks[number]
     pictures = group.pictures()[: len(own), 0]
     return plots.attention_maps(own, pictures, group.prompts.prompts[: len(own)], ["<eot>"], group.label, limits)
-
 
 # %% mystnb={"image": {"alt": "Memorized prompts, one row each: the picture and the attention to the end token at the last step", "width": "45%"}}
 show(0);
@@ -184,7 +177,6 @@ def oriented(detector, number):
     values = detector.sign * found[detector][number].values
     return values if values.ndim == 1 else values.mean(1)
 
-
 # %% mystnb={"image": {"alt": "ROC curves of eight detectors, memorized prompts against each of the other sets", "width": "100%"}}
 plots.roc_curves(
     {title: {d.label: roc_curve(oriented(d, 0), oriented(d, number)) for d in drawn} for title, number in contrasts.items()}
@@ -218,10 +210,9 @@ pd.DataFrame(
 )
 
 # %% mystnb={"image": {"alt": "Heat maps of the difference in attention entropy by layer and denoising step, memorized minus each of the other sets", "width": "100%"}}
-short = [name.split(".transformer_blocks")[0].replace("_blocks", "").replace("_block", "").replace(".attentions", "") for name in layers]
 by_layer = {label: values["entropy_layers"].mean((0, 1)) for label, values in runs.items()}
 panels = {f"memorized minus {group.label}": by_layer["memorized"] - by_layer[group.label] for group in shown[1:]}
-plots.heat_maps(panels, short, "step (0 is the noisiest)", "difference of entropy (nats)");
+plots.heat_maps(panels, short_names(layers), "step (0 is the noisiest)", "difference of entropy (nats)");
 
 # %% [markdown]
 # ## Papers, their programs, and what the difference does
@@ -241,7 +232,7 @@ others_found = measure_all(groups, readings.values())
 
 def area(scores, detector):
     if isinstance(scores, str):
-        return "not measured"
+        return NOT_MEASURED
     return auc_interval(detector.sign * scores[0].values, detector.sign * scores[1].values).text(3)
 
 
@@ -268,7 +259,6 @@ pd.DataFrame(
     }
 )
 
-
 # %% [markdown]
 # ## Verdicts
 
@@ -290,32 +280,19 @@ quantities = {
     "A1": {"entropy_apart_first": first_apart, "entropy_apart_last": last_apart},
     "A2": {"auc_run": entropy_run.auc, "auc_first": entropy_first.auc, "tpr_1": entropy_run.tpr_1, "tpr_3": entropy_run.tpr_3},
 }
-verdicts = {name: judge(claim(name), quantities[name], run.thresholds, run.substrate.name) for name in names}
-display(*verdicts.values())
+page.judge({}, run, own=quantities);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
 fair = {} if third is None else {e.detector.name: e for e in judged[f"against {third.label} ({len(third)})"]}
 for name in ("magnitude", "magnitude-all", "attention-entropy", "attention-entropy-first", "bright-ending", "sharpness", "anisotropy",
              "one-step", "prompt-length", "tile-agreement"):  # fmt: skip
     tag = name.replace("-", "_")
-    glue(f"auc_{tag}", told(best[name].auc), display=False)
-    glue(f"fair_{tag}", told(fair[name].auc if name in fair else None), display=False)
-glue("side_first", first_side, display=False)
-glue("side_last", last_side, display=False)
-glue("apart_first", first_apart.text(3), display=False)
-glue("apart_last", last_apart.text(3), display=False)
-for verdict in verdicts.values():
-    glue(f"verdict_{verdict.claim}", verdict.verdict, display=False)
+    page.glue({f"auc_{tag}": best[name].auc, f"fair_{tag}": fair[name].auc if name in fair else None})
+page.glue({"side_first": first_side, "side_last": last_side, "apart_first": first_apart.text(3), "apart_last": last_apart.text(3)})
 
 # %% [markdown]
 # On this substrate A1 {glue:text}`verdict_A1` and A2 {glue:text}`verdict_A2`. The attention entropy of memorized prompts is

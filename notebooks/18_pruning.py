@@ -38,30 +38,24 @@
 # The criteria were fixed in `data/claims.yml` before anything ran.
 
 # %%
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.probes.attack import Attack, Budget
-from memlib.probes.attack import targets
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.prompts.embedding import encode_prompts
-from memlib.judging.equivalence import relative_change
 from memlib.base.errors import InputError, NotMeasured
-from memlib.experiment import Experiment
+from memlib.experiment.page import NOT_MEASURED, Page
+from memlib.experiment.tables import summary
+from memlib.judging.equivalence import relative_change
+from memlib.judging.estimates import mean_interval
 from memlib.mitigations import get
 from memlib.mitigations.pruning import PrunedFor
-from memlib.mitigations.weights import WeightSet, pruned
 from memlib.mitigations.weights.weight_sets import union
-from memlib.judging.estimates import mean_interval, paired_difference
-from memlib.experiment.tables import long_table, summary
-from memlib.probes.triggers import by_chance, most_active, overlaps, trigger_embedding
+from memlib.probes.attack import Attack, Budget, targets
+from memlib.probes.locality import agreement, found_for, removed, sizes
+from memlib.probes.triggers import trigger_embedding
+from memlib.prompts.embedding import encode_prompts
+from memlib.results import edits as show
+from memlib.results import figures as plots
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -83,11 +77,9 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("D1", "D4")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
+run = page.experiment()
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 methods = {name: get(name) for name in ("nemo", "wanda")}
 at_random = {name: get(name, random=0) for name in methods}
@@ -98,14 +90,7 @@ all_at_once = {name: get(name, scope="all", count=len(known)) for name in method
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("D1", "D4")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
-    for quantity, words in c.quantities.items():
-        print(f"     {quantity}: {words}")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
-
+page.show_claims(run.thresholds, quantities=True)
 
 # %% [markdown]
 # ## What is removed
@@ -114,53 +99,16 @@ print({k: round(v, 3) for k, v in run.thresholds.items()})
 # resemble each other no more than those of ordinary prompts do; Wanda-type pruning always finds something.
 
 # %%
-def found_for(group, method):
-    """The sets of weights for each prompt of a group."""
-    return method.for_prompts(run.substrate, group.embedding.tokens)
-
-
-def width(name):
-    """Weights of one neuron in a layer."""
-    return run.substrate.unet.get_submodule(name).in_features
-
-
-def size_table():
-    """Median and range of the number of neurons or weights found, and of prompts for which nothing was."""
-    rows = {}
-    for group in (known, other):
-        for name, method in methods.items():
-            sets = found_for(group, method)
-            counts = np.array([sum(len(p) // (width(n) if name == "nemo" else 1) for n, p in one.chosen.items()) for one in sets])
-            rows[group.label, name] = {
-                "unit": "neurons" if name == "nemo" else "weights", "median": f"{np.median(counts):.0f}", "fewest": counts.min(),
-                "most": counts.max(), "nothing found for": f"{(counts == 0).sum()} of {len(counts)}",
-            }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis(["prompts", "method"])
-
-
-size_table()
+sizes([known, other], list(methods))
 
 # %% [markdown]
 # A pruned model is the same model inside a context: the weights are zero there and are given back to the last bit after it. A set of weights can be
 # kept as a small file, and the model pruned with it another time.
 
 # %%
-for name, method in methods.items():
-    together = union(found_for(known, method))
-    if not len(together):
-        print(f"{name}: nothing was found")
-        continue
-    layers = [run.substrate.unet.get_submodule(place) for place in together.chosen]
-    before = [layer.weight.detach().clone() for layer in layers]
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        together.save(path)
-        size, again = path.stat().st_size, WeightSet.read(path)
-    with pruned(run.substrate, again):
-        inside = sum(int((layer.weight == 0).sum()) for layer in layers)
-    same = all(bool((layer.weight == own).all()) for layer, own in zip(layers, before, strict=True))
-    print(f"{name}: {len(together):,} weights of all memorized prompts in a file of {size / 1e3:,.0f} kB; {inside:,} zeros inside the context, "
-          f"{sum(int((own == 0).sum()) for own in before):,} before it; the same weights after it: {same}")  # fmt: skip
+for name in methods:
+    together = union(found_for(known, name))
+    print(f"{name}: {removed(run.substrate, together) if len(together) else 'nothing was found'}")
 
 # %% [markdown]
 # ## The pictures
@@ -172,10 +120,10 @@ for name, method in methods.items():
 rows = ["none", *methods.values(), *at_random.values(), *all_at_once.values()]
 
 # %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures with neurons or weights removed, the same number at random, and all at once, one column per prompt", "width": "100%"}}
-plots.montage(known.rows(rows), known.prompts.prompts[:8], "Memorized prompts");
+show.pictures(known, rows, "Memorized prompts");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures with neurons or weights removed for each prompt, and all those of memorized prompts at once", "width": "100%"}}
-plots.montage(other.rows(["none", *methods.values(), *all_at_once.values()]), other.prompts.prompts[:8], "Prompts that are not memorized");
+show.pictures(other, ["none", *methods.values(), *all_at_once.values()], "Prompts that are not memorized");
 
 # %% [markdown]
 # ## The figures
@@ -184,14 +132,11 @@ plots.montage(other.rows(["none", *methods.values(), *all_at_once.values()]), ot
 # `wanda` remove what was found for each of *these* prompts; with scope `all`, what was found for the memorized ones.
 
 # %%
-table = summary([known], rows, ("similarity to training", "similarity to original", "alignment", "quality"))
-display(table)
+display(summary([known], rows, ("similarity to training", "similarity to original", "alignment", "quality")))
 summary([other], ["none", *methods.values(), *all_at_once.values()], ("similarity to original", "alignment", "quality"))
 
 # %% mystnb={"image": {"alt": "Similarity to the training picture by kind of pruning, one dot per memorized prompt, with the copy threshold", "width": "100%"}}
-similarity = long_table([known], ["none", *methods.values(), *at_random.values(), *all_at_once.values()], "similarity to training")
-if len(similarity):
-    plots.distributions(similarity, "similarity to training", run.thresholds.get("copy_threshold"))
+show.dots([known], rows, "similarity to training");
 
 # %% [markdown]
 # ### Picture by picture
@@ -204,7 +149,7 @@ if len(similarity):
 training, few = "similarity to training", other.part(n_damaged, 1)
 aligned, damage, by_picture = few.score("alignment with prompt"), {}, {}
 for name, method in methods.items():
-    sets, after = found_for(known, method), {m: known.score(training, m) for m in ("none", method)}
+    sets, after = found_for(known, name), {m: known.score(training, m) for m in ("none", method)}
     for row, prompt in enumerate(known.prompts.prompts):
         line, alone = by_picture.setdefault(prompt, {}), PrunedFor(name, prompt)
         likeness, changed = few.score("similarity to original", alone), few.score("alignment with prompt", alone)
@@ -214,13 +159,13 @@ for name, method in methods.items():
             line["", "similarity before"] = f"{after['none'][row].mean():.2f}"
             line[name, "similarity after"] = f"{after[method][row].mean():.2f}"
         line[name, "weights"] = f"{len(sets[row]):,}"
-        line[name, "others: similarity to original"] = "not measured" if likeness is None else f"{likeness.mean():.2f}"
-        line[name, "others: change of alignment"] = f"{damage[name][-1].mean():+.3f}" if name in damage else "not measured"
+        line[name, "others: similarity to original"] = NOT_MEASURED if likeness is None else f"{likeness.mean():.2f}"
+        line[name, "others: change of alignment"] = f"{damage[name][-1].mean():+.3f}" if name in damage else NOT_MEASURED
 damage = {name: mean_interval(np.stack(values)) for name, values in damage.items()}
 pd.DataFrame(by_picture).T.rename_axis("memorized prompt")
 
 # %%
-quantities = dict.fromkeys([*claim("D1").quantities, *claim("D4").quantities])
+quantities = page.unmeasured()
 for name, method in methods.items():
     quantities[f"similarity_{name}"] = known.mean(training, method)
     quantities[f"{name}_minus_random"] = known.change(training, method, at_random[name])
@@ -267,39 +212,12 @@ if triggers:
         shown[label[:28]] = np.stack([aims.pictures[aims.prompts.index(label)], *made])
     plots.montage(shown, ["training", "own prompt", *(f"trigger {i + 1}" for i in range(n_triggers))], "Triggers of one picture")
 
-
 # %%
-def sets_of(kind, first_seed):
-    """What is found from every trigger of every picture: "activations", or a method's weights."""
-    if kind == "activations":
-        looking = get("wanda", first_seed=first_seed)
-        return [[most_active(looking.norms(run.substrate, one)[0]) for one in own] for own in triggers]
-    return [[get(kind, first_seed=first_seed).weights(run.substrate, one)[0] for one in own] for own in triggers]
-
-
-def units_in(kind, sets):
-    """How many inputs, neurons or weights each layer has, and how many places of a set one of them stands for."""
-    layers = {name: run.substrate.unet.get_submodule(name) for own in sets for one in own for name in one.chosen}
-    units = {"activations": lambda x: (x.in_features, 1), "nemo": lambda x: (x.out_features, x.in_features), "wanda": lambda x: (x.weight.numel(), 1)}
-    return {name: units[kind](layer) for name, layer in layers.items()}
-
-
 lines = {}
 for kind in ("activations", "nemo", "wanda") if len(triggers) > 1 else ():
-    sets = sets_of(kind, 0)
-    measured = overlaps(sets, sets_of(kind, 100))
-    usable = ~np.isnan(measured.same) & ~np.isnan(measured.repeat)
-    if usable.any():
-        quantities[f"short_{kind}"] = mean_interval((measured.same - measured.repeat / 2)[usable])
-        quantities[f"overlap_{kind}"] = mean_interval(measured.same[usable])
-    both = usable & ~np.isnan(measured.others)
-    if both.any():
-        quantities[f"excess_{kind}"] = paired_difference(measured.same[both], measured.others[both])
-    kinds = {
-        "same trigger, other noise": measured.repeat, "two triggers of one picture": measured.same, "triggers of two pictures": measured.others,
-        "as many at random": by_chance(sets, units_in(kind, sets)),
-    }  # fmt: skip
-    lines[kind] = {what: mean_interval(values, missing="drop") if (~np.isnan(values)).any() else None for what, values in kinds.items()}
+    found = agreement(run.substrate, triggers, kind)
+    quantities |= found.quantities
+    lines[kind] = found.lines
 pd.DataFrame({kind: {what: "nothing found" if e is None else e.text(2) for what, e in line.items()} for kind, line in lines.items()}).T
 
 # %% mystnb={"image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, from triggers of two pictures, and by chance", "width": "80%"}}
@@ -311,34 +229,18 @@ if drawn:
 # ## Verdicts
 
 # %%
-verdicts = {
-    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names
-}
-display(*verdicts.values())
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
-for name, value in quantities.items():
-    glue(f"d14_{name}", told(value), display=False)
-for name in methods:
-    glue(f"d14_damage_{name}", told(damage.get(name), 3), display=False)
-for kind in ("activations", "nemo", "wanda"):
-    glue(f"d14_chance_{kind}", told(lines.get(kind, {}).get("as many at random")), display=False)
-glue("d14_before", told(known.mean(training)), display=False)
-for name, method in at_random.items():
-    glue(f"d14_random_{name}", told(known.mean(training, method)), display=False)
-glue("d14_pictures", str(len(triggers)), display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
+page.glue({f"d14_{name}": value for name, value in quantities.items()})
+page.glue({f"d14_damage_{name}": damage.get(name) for name in methods}, digits=3)
+page.glue({f"d14_chance_{kind}": lines.get(kind, {}).get("as many at random") for kind in ("activations", "nemo", "wanda")})
+page.glue({"d14_before": known.mean(training), "d14_pictures": str(len(triggers))})
+page.glue({f"d14_random_{name}": known.mean(training, method) for name, method in at_random.items()})
 
 # %% [markdown]
 # On this substrate D1 {glue:text}`verdict_D1` and D4 {glue:text}`verdict_D4`. Similarity to training is {glue:text}`d14_before` without

@@ -41,22 +41,18 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
-from myst_nb import glue
-from sklearn.manifold import TSNE
 
-from memlib.results import figures as plots
-from memlib.probes.attack import Attack, Budget, Targets, controls
-from memlib.probes.attack import reach, targets
-from memlib.probes.attack.outcomes import apart, excess, share, survival
-from memlib.experiment.parameters import refuse_unknown
-from memlib.sampling.calibration import reference_prompts
-from memlib.judging.claims import claim, judge
-from memlib.prompts.embedding import encode_prompts
-from memlib.base.errors import InputError, NotMeasured
-from memlib.experiment import Experiment
-from memlib.mitigations import REGISTRY, get
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.experiment.tables import mean_of_those
 from memlib.judging.estimates import mean_interval, share_interval
-from memlib.probes.triggers import between, spread
+from memlib.mitigations import REGISTRY
+from memlib.probes.attack import Attack, Budget, controls, targets
+from memlib.probes.attack.outcomes import apart, excess, share, survival
+from memlib.probes.attack.survey import outcome_table, survey
+from memlib.probes.triggers import between, plane, spread
+from memlib.prompts.embedding import encode_prompts
+from memlib.results import figures as plots
+from memlib.sampling.calibration import reference_prompts
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -80,34 +76,23 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("D2", "D3")
 plots.style()
-run = Experiment(
-    substrate, n_seeds=check_seeds, steps=check_steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size
-)
+run = page.experiment(n_seeds=check_seeds, steps=check_steps)
 known = run.group(memorized, n_prompts, "memorized")
 budget = Budget(attack_steps, attack_samples, attack_lr, attack_every, check_seeds, check_steps)
-aims: dict[str, Targets] = {}
-if (own := targets(known)) is not None and run.metrics.copy.available:
-    aims = {"memorized": own, **controls(run, n_controls)}
+own = targets(known) if run.metrics.copy.available else None
+aims = {} if own is None else {"memorized": own, **controls(run, n_controls)}
 names_of_others = [name for name in REGISTRY if name not in ("none", "nemo", "wanda")] if methods is None else methods
+of_controls = [label for label in aims if label != "memorized"]
 print({label: len(found) for label, found in aims.items()} or "No training pictures, or no copy descriptor: nothing can be attacked here.")
-print(
-    f"A run that never succeeds: {budget.steps} steps of {budget.samples} rows, forward and backward, and {len(budget.tests)} tests of "
-    f"{check_seeds} picture(s) in {check_steps} steps; {budget.rows} U-Net rows"
-)
+print(budget)
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("D2", "D3")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
-    for quantity, words in c.quantities.items():
-        print(f"     {quantity}: {words}")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds, quantities=True)
 
 # %% [markdown]
 # ## After pruning
@@ -122,18 +107,7 @@ attacks = {name: Attack(run, budget, name) for name in models} if aims else {}
 found = {(name, label): attacks[name].run(aim) for name in attacks for label, aim in aims.items()}
 
 
-def outcome_row(one):
-    """What a table says of one set of attacks."""
-    back = share(one.brought_back[~one.at_once[:, 0]])
-    steps = one.steps[one.steps > 0]
-    return {
-        "pictures": len(one.targets), "at once": int(one.at_once.sum()), "brought back": int((one.steps > 0).sum()),
-        "share of the others brought back": "-" if back is None else back.text(2),
-        "median steps": f"{np.median(steps):.0f}" if len(steps) else "-", "highest similarity": f"{one.best.mean():.2f}",
-    }  # fmt: skip
-
-
-pd.DataFrame({key: outcome_row(one) for key, one in found.items()}).T.rename_axis(["model", "pictures of"]) if found else "not measured"
+outcome_table(found, ["model", "pictures of"]) if found else NOT_MEASURED
 
 # %% [markdown]
 # Steps to success as survival curves (Kaplan-Meier, 95 % intervals): the share of pictures not yet brought up. Success shows at a test only, so
@@ -145,12 +119,12 @@ if found:
     plots.survival_curves({titles[name]: {label: survival(found[name, label].steps[:, 0], budget.steps) for label in aims} for name in models})
 
 # %%
-tests = {}
-for name in attacks:
-    for label in [label for label in aims if label != "memorized"]:
-        value = apart(found[name, "memorized"].steps[:, 0], found[name, label].steps[:, 0], budget.steps)
-        tests[name, f"memorized against {label}"] = "not to be told" if value != value else f"{value:.3f}"
-pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"]) if tests else "not measured"
+tests = {
+    (name, f"memorized against {label}"): apart(found[name, "memorized"].steps[:, 0], found[name, label].steps[:, 0], budget.steps)
+    for name in attacks for label in of_controls
+}  # fmt: skip
+tests = {key: "not to be told" if np.isnan(value) else f"{value:.3f}" for key, value in tests.items()}
+pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"]) if tests else NOT_MEASURED
 
 # %% [markdown]
 # The same in the pruned models from elsewhere: searches begun at prompts that are not memorized and at random points (each state of the length
@@ -161,27 +135,27 @@ elsewhere = {
     (name, label, start): attacks[name].run(aims[label].first(n_table), start)
     for name in ("nemo", "wanda") for label, start in (("memorized", "other"), ("memorized", "random"), ("never seen", "other")) if label in aims
 }  # fmt: skip
-columns = ["model", "pictures of", "start"]
-pd.DataFrame({key: outcome_row(one) for key, one in elsewhere.items()}).T.rename_axis(columns) if elsewhere else "not measured"
+outcome_table(elsewhere, ["model", "pictures of", "start"]) if elsewhere else NOT_MEASURED
 
 # %% mystnb={"image": {"alt": "Memorized pictures: the training picture, what the prompt gives after pruning, and what the embedding found by attack gives", "width": "100%"}}
-strips = {}
+def drawn(name, one, states):
+    """What the model gives under a mitigation for the first run of the first pictures' embeddings."""
+    some = encode_prompts(run.substrate, list(one.targets.prompts[:8]))
+    return attacks[name].pictures(torch.from_numpy(states[:8, 0]), some)[:, 0]
+
+
 if found:
-    strips["training picture"] = aims["memorized"].pictures[:8]
+    strips = {"training picture": aims["memorized"].pictures[:8]}
     for name in ("nemo", "wanda"):
         one = found[name, "memorized"]
-        some = encode_prompts(run.substrate, list(one.targets.prompts[:8]))
-        for what, states in (("its prompt", one.starts), ("after attack", one.states)):
-            strips[f"{name}: {what}"] = attacks[name].pictures(torch.from_numpy(states[:8, 0]), some)[:, 0]
+        strips |= {f"{name}: its prompt": drawn(name, one, one.starts), f"{name}: after attack": drawn(name, one, one.states)}
     plots.montage(strips, aims["memorized"].prompts[:8], "Memorized pictures, pruned models")
 
 # %% mystnb={"image": {"alt": "Control pictures: those seen once and never seen, with what the embeddings found by attack give in the unpruned model", "width": "100%"}}
 strips = {}
-for label in [label for label in aims if label != "memorized"]:
+for label in of_controls:
     one = found["none", label]
-    some = encode_prompts(run.substrate, list(one.targets.prompts[:8]))
-    strips[label] = one.targets.pictures[:8]
-    strips[f"{label}: after attack"] = attacks["none"].pictures(torch.from_numpy(one.states[:8, 0]), some)[:, 0]
+    strips |= {label: one.targets.pictures[:8], f"{label}: after attack": drawn("none", one, one.states)}
 if strips:
     plots.montage(strips, None, "Controls, no mitigation")
 
@@ -196,38 +170,15 @@ if strips:
 # given to the model with it. The share is over the pictures that had such a trigger.
 
 # %%
-few = aims["memorized"].first(n_table) if aims else None
-under, left_out = {}, {}
-for name in ["none", "nemo", "wanda", *names_of_others] if aims else ():
-    try:
-        under[name] = Attack(run, budget, name).run(few)
-    except (InputError, NotMeasured) as error:
-        left_out[name] = str(error)
-for name, why in left_out.items():
+every = survey(run, budget, ["none", "nemo", "wanda", *names_of_others], aims["memorized"].first(n_table)) if aims else None
+for name, why in every.left_out.items() if every else ():
     print(f"{name}: {why}")
-lines = {name: [share(one.at_once[:, 0]), share(one.brought_back)] for name, one in under.items()}
-unaware, blind = {}, attacks["none"].run(few, "other") if aims else None
-if blind is not None and blind.brought_back.any():
-    blind = blind.of(blind.brought_back)
-    given = encode_prompts(run.substrate, list(blind.targets.prompts))
-    for name in under:
-        attack = Attack(run, budget, name)
-        unaware[name] = share((attack.similarities(torch.from_numpy(blind.states[:, 0]), given, blind.targets.pictures) >= attack.threshold).all(1))
-pd.DataFrame(
-    {
-        name: {
-            "without attack": share(one.at_once[:, 0]).text(2),
-            "triggers found without it": unaware[name].text(2) if name in unaware else "-", "after attack": share(one.brought_back).text(2),
-            "median steps": f"{np.median(one.steps[one.steps > 0]):.0f}" if (one.steps > 0).any() else "-",
-            "highest similarity": f"{one.best.mean():.2f}", "what the attacker sees": reach(get(name), guidance).words,
-        }
-        for name, one in under.items()
-    }
-).T  # fmt: skip
+lines = every.shares() if every else {}
+every.table(guidance) if every else NOT_MEASURED
 
 # %% mystnb={"image": {"alt": "Share of memorized pictures brought up by their prompt, by an attack and by triggers found without the mitigation, one line per mitigation, with intervals", "width": "90%"}}
-if under:
-    labelled = {REGISTRY[name].label: [pair[0], pair[1], unaware.get(name)] for name, pair in lines.items()}
+if lines:
+    labelled = {REGISTRY[name].label: [*pair, every.unaware.get(name)] for name, pair in lines.items()}
     plots.hidden_or_removed(labelled, ["by the prompt", "after attack", "triggers found without it"], "share of memorized pictures")
 
 # %% [markdown]
@@ -244,8 +195,8 @@ if under:
 # too it is shown how often.
 
 # %%
-quantities = dict.fromkeys([*claim("D2").quantities, *claim("D3").quantities])
-wide, places = {}, {}
+quantities = page.unmeasured()
+wide = {}
 if aims:
     wide = {("memorized", start): attacks["none"].run(aims["memorized"], start, restarts if start == "other" else 1) for start in ("other", "random")}
     if "never seen" in aims:
@@ -254,21 +205,16 @@ if aims:
     spreads = {key: spread(one.states, one.starts, one.succeeded, ordinary) for key, one in wide.items()}
 
 
-def mean_of(values):
-    """Mean with its interval over the pictures that have a value, as text."""
-    return "-" if np.isnan(values).all() else mean_interval(values, missing="drop").text(2)
-
-
 pd.DataFrame(
     {
         key: {
             "runs": one.succeeded.size, "share that end at a trigger": share_interval(one.succeeded).text(2),
-            "distance among triggers": mean_of(spreads[key].triggers), "distance among their starts": mean_of(spreads[key].starts),
-            "distance from start to trigger": mean_of(spreads[key].moved),
+            "distance among triggers": told(mean_of_those(spreads[key].triggers)), "distance among their starts": told(mean_of_those(spreads[key].starts)),
+            "distance from start to trigger": told(mean_of_those(spreads[key].moved)),
         }
         for key, one in wide.items()
     }
-).T if wide else "not measured"  # fmt: skip
+).T if wide else NOT_MEASURED  # fmt: skip
 
 # %% mystnb={"image": {"alt": "Plane by t-SNE of embeddings: prompts that are not memorized, memorized prompts, and the triggers of each of some pictures found from other prompts", "width": "80%"}}
 if wide:
@@ -276,11 +222,8 @@ if wide:
     groups = {"not memorized": ordinary.numpy(), "memorized prompts": found["none", "memorized"].starts[:, 0]}
     for row in np.flatnonzero(one.succeeded.any(1))[:5]:
         groups[f"triggers: {one.targets.prompts[row]}"] = one.states[row, one.succeeded[row]]
-    flat = np.concatenate([states.reshape(len(states), -1) for states in groups.values()])
-    if len(flat) > 5:
-        plane = TSNE(perplexity=min(10, (len(flat) - 1) / 3), init="pca", random_state=0).fit_transform(flat)
-        ends = np.cumsum([len(states) for states in groups.values()])[:-1]
-        plots.trigger_map(dict(zip(groups, np.split(plane, ends), strict=True)), "t-SNE of all 77 states")
+    if places := plane(groups):
+        plots.trigger_map(places, "t-SNE of all 77 states")
 
 # %% [markdown]
 # Is the straight line between two triggers of one picture a trigger too? Copy similarity to the training picture along it.
@@ -291,10 +234,8 @@ if line is not None:
     display(
         pd.DataFrame(
             {
-                f"{part:.0%} of the second": {
-                    "similarity": mean_interval(line[:, i]).text(2),
-                    "share that trigger": share((line[:, i] >= attacks["none"].threshold).all(1)).text(2),
-                }
+                f"{part:.0%} of the second": {"similarity": mean_interval(line[:, i]).text(2),
+                    "share that trigger": share((line[:, i] >= attacks["none"].threshold).all(1)).text(2)}
                 for i, part in enumerate((0.0, 0.25, 0.5, 0.75, 1.0))
             }
         )
@@ -312,44 +253,29 @@ for name in ("nemo", "wanda") if found else ():
     quantities[f"share_{name}"] = share(hidden["memorized"])
     if "never seen" in hidden:
         quantities[f"excess_{name}"] = excess(hidden["memorized"], hidden["never seen"])
-for label in [label for label in aims if label != "memorized"]:
+for label in of_controls:
     quantities[f"share_{label.replace(' ', '_')}"] = share(found["none", label].brought_back)
 if wide:
     others = wide["memorized", "other"]
     quantities["share_other"] = share_interval(others.succeeded)
     quantities["share_random"] = share_interval(wide["memorized", "random"].succeeded[:, 0])
-    of_others = spreads["memorized", "other"]
-    if (~np.isnan(of_others.triggers)).any():
-        quantities["distance_ratio"] = mean_interval(of_others.triggers, missing="drop")
-        quantities["moved"] = mean_interval(of_others.moved, missing="drop")
+    quantities["distance_ratio"] = mean_of_those(spreads["memorized", "other"].triggers)
+    quantities["moved"] = mean_of_those(spreads["memorized", "other"].moved)
     if ("never seen", "other") in wide:
         quantities["excess_other"] = excess(others.succeeded[:, 0], wide["never seen", "other"].succeeded[:, 0])
-verdicts = {
-    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, run.thresholds, run.substrate.name) for name in names
-}
-display(*verdicts.values())
+page.judge(quantities, run);
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
-for name, value in quantities.items():
-    glue(f"d23_{name}", told(value), display=False)
+page.glue({f"d23_{name}": value for name, value in quantities.items()})
 for what, chosen in (("hides", lambda pair: pair[1].value > 0.5 >= pair[0].value), ("removes", lambda pair: pair[1].value <= 0.5)):
-    glue(f"d23_{what}", ", ".join(name for name, pair in lines.items() if chosen(pair)) or "none", display=False)
-for name in ("nemo", "wanda"):
-    one = elsewhere.get((name, "memorized", "other"))
-    glue(f"d23_{name}_other", told(None if one is None else share(one.brought_back)), display=False)
-glue("d23_rows", f"{run.cost.evaluations:,}" if run.cost.evaluations else "no new", display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
+    page.glue({f"d23_{what}": ", ".join(name for name, pair in lines.items() if chosen(pair)) or "none"})
+begun = {name: elsewhere.get((name, "memorized", "other")) for name in ("nemo", "wanda")}
+page.glue({f"d23_{name}_other": one and share(one.brought_back) for name, one in begun.items()})
+page.glue({"d23_rows": f"{run.cost.evaluations:,}" if run.cost.evaluations else "no new"})
 
 # %% [markdown]
 # On this substrate D2 {glue:text}`verdict_D2` and D3 {glue:text}`verdict_D3`. Of the pictures that pruning had suppressed the attack brings

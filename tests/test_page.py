@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import ClassVar
 
 import matplotlib as mpl
 import nbformat
@@ -81,7 +82,7 @@ def test_values_are_checked_before_any_notebook_is_executed():
 
 def test_the_names_that_imports_bring_are_no_parameters(monkeypatch):
     class Shell:
-        user_ns = {"In": ["from somewhere import measure", "n_seeds = 2", "# Parameters\nn_seeds = '3'\n"]}
+        user_ns: ClassVar = {"In": ["from somewhere import measure", "n_seeds = 2", "# Parameters\nn_seeds = '3'\n"]}
 
     monkeypatch.setattr(parameters, "shell", Shell)
     namespace = {"measure": test_every_kind_is_some_parameter_s, "n_seeds": "3"}

@@ -70,15 +70,20 @@ class Page:
         rows = pd.concat([each.reported_rows() for each in self.claims.values()]).drop_duplicates()
         return listed(rows, columns)
 
+    def unmeasured(self) -> dict[str, Estimate | None]:
+        """The quantities of this page's claims, all of them None: what a page begins with that fills in what it can measure."""
+        return dict.fromkeys(name for each in self.claims.values() for name in each.quantities)
+
     def judge(
         self,
         quantities: Mapping[str, Estimate | None],
         on: Experiment | str,
         own: Mapping[str, Mapping[str, Estimate | None]] | None = None,
         not_testable_because: Mapping[str, str] | None = None,
+        show: bool = True,
         **options: Any,
     ) -> dict[str, Verdict]:
-        """Judge every claim of the page, show the verdicts and return them by claim.
+        """Judge every claim of the page, show the verdicts (unless `show` is False) and return them by claim.
 
         `quantities` serve all claims; `own` has, by claim, those that go before them; `on` is the run, or the name of what was measured;
         `not_testable_because` has by claim the sentence why it cannot be tested here. `options` go to `memlib.judging.claims.judge`.
@@ -93,7 +98,8 @@ class Page:
                 continue
             at_hand = {**quantities, **(own or {}).get(name, {})}
             self.verdicts[name] = judge(each, {q: at_hand[q] for q in each.quantities if q in at_hand}, thresholds, substrate, **options)
-        display(*self.verdicts.values())
+        if show:
+            display(*self.verdicts.values())
         return self.verdicts
 
     def print_verdicts(self, *only: str) -> None:

@@ -48,11 +48,11 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("n_seeds", "steps", "n_controls", "n_cuts", "n_damaged", "n_exchanged", "n_held_out", "n_other_seeds", "n_others", "n_pictures",
          "n_seeds_exchanged", "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_triggered", "n_triggers", "held_out_seeds", "restarts", "at_once",
-         "behind", "every", "attack_every", "attack_samples", "attack_steps", "check_seeds", "check_steps"),
+         "behind", "every", "attack_every", "attack_samples", "check_seeds", "check_steps"),
         COUNT,
     ),
     **dict.fromkeys(("n_prompts", "n_timed", "batch_size"), Annotated[COUNT | None, _OR_NONE]),
-    "seed": WHOLE,
+    **dict.fromkeys(("seed", "attack_steps"), WHOLE),
     **dict.fromkeys(("guidance", "weaker"), NUMBER),
     "opposite": Annotated[NUMBER | None, _OR_NONE],
     "attack_lr": POSITIVE,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from memlib.experiment.group import Edit, Group, edit_name
 from memlib.experiment.page import told
 from memlib.experiment.scores import SCORES
+from memlib.judging.estimates import Estimate, mean_interval
 
 
 def summary(groups: Sequence[Group], edits: Sequence[Edit], scores: Sequence[str] = SCORES, digits: int = 2) -> pd.DataFrame:
@@ -33,3 +36,26 @@ def long_table(groups: Sequence[Group], edits: Sequence[Edit], score: str) -> pd
             per_prompt = values if values.ndim == 1 else values.mean(1)
             rows += [{"prompts": group.label, "edit": edit_name(key), score: float(v)} for v in per_prompt]
     return pd.DataFrame(rows, columns=["prompts", "edit", score])
+
+
+def mean_of_those(values: Any, **options: Any) -> Estimate | None:
+    """Mean over the prompts and seeds of [N] or [N, S] that have a value, with its interval; None if none has (all NaN).
+
+    `options` go to `memlib.judging.estimates.mean_interval`.
+    """
+    table = np.asarray(values, dtype=float)
+    return mean_interval(table, missing="drop", **options) if np.isfinite(table).any() else None
+
+
+def middle_half(values: np.ndarray) -> dict[int, Estimate]:
+    """Median and quartiles over prompts and seeds at each step of [N, S, T], for bands of `memlib.results.figures`."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=(0, 1))
+    return {i: Estimate(*numbers, *values.shape[:2], level=0.5) for i, numbers in enumerate(zip(middle, low, high, strict=True))}
+
+
+def median_step(steps: np.ndarray) -> str:
+    """Median and quartiles of those steps that exist (0 and above) as ``12 [9, 15]``; "none" if none does."""
+    if not (steps >= 0).any():
+        return "none"
+    low, middle, high = np.quantile(steps[steps >= 0], (0.25, 0.5, 0.75))
+    return f"{middle:.0f} [{low:.0f}, {high:.0f}]"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_number, is_whole
+from memlib.base.numbers import counted, is_number, is_whole
 
 # Powers of two are exact, and half precision has no small gradients.
 HALF_SCALE = 2.0**10
@@ -51,6 +51,12 @@ class Budget:
     def rows(self) -> int:
         """U-Net rows of a run that never succeeds, without mitigation: rows that a gradient goes through count twice."""
         return 2 * self.steps * self.samples + 2 * self.sampling_steps * self.seeds * len(self.tests)
+
+    def __str__(self) -> str:
+        return (
+            f"A run that never succeeds: {self.steps} steps of {self.samples} rows, forward and backward, and {len(self.tests)} tests of "
+            f"{counted(self.seeds, 'picture')} in {self.sampling_steps} steps; {self.rows} U-Net rows"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The settings by name."""
