@@ -11,12 +11,12 @@ from memlib.judging.bounded import FEWEST, bounded_mean, coverage
 
 
 def test_one_prompt_at_either_end_is_added_before_students_interval():
-    values = np.array([[0.2, 0.4], [0.9, 0.7], [0.5, 0.5]])
-    filled = [0.3, 0.8, 0.5, 0.0, 1.0]
-    expected = stats.t.interval(0.95, 4, loc=np.mean(filled), scale=stats.sem(filled))
+    values = np.array([[0.2, 0.4], [0.9, 0.7], [0.5, 0.5]] * 4)
+    filled = [0.3, 0.8, 0.5] * 4 + [0.0, 1.0]
+    expected = stats.t.interval(0.95, 13, loc=np.mean(filled), scale=stats.sem(filled))
     estimate = bounded_mean(values)
     assert (estimate.low, estimate.high) == pytest.approx(expected)
-    assert estimate.value == pytest.approx(1.6 / 3) and (estimate.n_prompts, estimate.n_seeds) == (3, 2)
+    assert estimate.value == pytest.approx(1.6 / 3) and (estimate.n_prompts, estimate.n_seeds) == (12, 2)
 
 
 def test_scores_that_are_all_alike_keep_a_width_and_their_mean():
