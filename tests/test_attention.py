@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -234,7 +235,7 @@ def test_worked_out_layers_equal_diffusers_processors(processor, options):
             with torch.no_grad():
                 expected = layer(pixels, encoder_hidden_states=text, attention_mask=bias)
                 tap = TappedProcessor("layer", layer.processor)
-                tap.taps.append(identity)
+                tap.taps.append((get_ident(), identity))
                 layer.set_processor(tap)
                 found = layer(pixels, encoder_hidden_states=text, attention_mask=bias)
                 layer.set_processor(tap.original)

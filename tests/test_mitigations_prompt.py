@@ -420,6 +420,13 @@ def test_as_published_two_equal_samples_come_out_different(sd1):
     torch.testing.assert_close(published, ren_by_logits(sd1, twins, [1, 1.25, 1, 1.25]), rtol=1e-3, atol=1e-3)
 
 
+def test_without_a_mask_the_start_token_alone_is_rescaled(sd1):
+    batch = real_batch(sd1)
+    keep, factors = get("ren", mask=False, scale=1.5).rows(batch)
+    assert keep.all() and factors.tolist() == [1, 1, 1.5, 1.5]
+    assert torch.equal(denoised(sd1, batch, get("ren", mask=False, scale=1.0)), denoised(sd1, batch))
+
+
 def test_lengths_are_each_prompts_own(sd1):
     batch = real_batch(sd1)
     together = denoised(sd1, batch, get("ren"))

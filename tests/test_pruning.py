@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +18,7 @@ from memlib.base.store import Store
 from memlib.mitigations import get
 from memlib.mitigations import pruning as registered
 from memlib.mitigations.weights import WeightSet, nemo, overlap, pruned, pruned_rows, wanda
-from memlib.mitigations.weights.ssim import C1, C2, fitting, ms_ssim, ssim, window
+from memlib.mitigations.weights.ssim import C1, C2, fitting, ms_ssim, published_ms_ssim, ssim, window
 from memlib.mitigations.weights.weight_sets import shuffled, union
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
@@ -75,6 +78,58 @@ def test_taken_out_inside_and_given_back_to_the_last_bit():
     with pytest.raises(RuntimeError, match="stop"), pruned(net, chosen), pruned(net, WeightSet({"a": [0, 1]})):
         raise RuntimeError("stop")
     assert same(net, before)
+
+
+SETS = [WeightSet({"a": [0, 5], "b": [1]}), WeightSet({"a": [0, 1]}), WeightSet({"a": [0, 5], "b": [1]})]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("threads", [False, True])
+def test_contexts_may_be_left_in_any_order_and_in_any_thread(order, threads):
+    net = Two()
+    before, own = bits(net), net.a.weight
+    with ThreadPoolExecutor(3) as pool:
+        do = (lambda work, *args: pool.submit(work, *args).result()) if threads else (lambda work, *args: work(*args))
+        contexts = [pruned(net, one) for one in SETS]
+        for context in contexts:
+            do(context.__enter__)
+        for turn, place in enumerate(order):
+            out = {p for other in order[turn:] for p in SETS[other].chosen["a"].tolist()}
+            assert (net.a.weight == 0).flatten().nonzero().flatten().tolist() == sorted(out)
+            do(contexts[place].__exit__, None, None, None)
+    assert same(net, before) and net.a.weight is own
+
+
+def test_a_set_of_another_model_leaves_nothing_behind_in_the_middle():
+    net = Two()
+    before = bits(net)
+    with ExitStack() as stack:
+        stack.enter_context(pruned(net, SETS[0]))
+        with pytest.raises(InputError, match="no layer 'c'"):
+            stack.enter_context(pruned(net, WeightSet({"a": [1], "c": [0]})))
+        assert net.a.weight.count_nonzero() == 4
+    assert same(net, before)
+
+
+def test_weights_may_be_multiplied_in_place_of_taken_out():
+    net = Two()
+    before = bits(net)
+    with pruned(net, SETS[0], factor=-0.5), pruned(net, SETS[1], factor=2.0):
+        expected = before["a.weight"].flatten() * torch.tensor([-1.0, 2, 1, 1, 1, -0.5])
+        torch.testing.assert_close(net.a.weight.flatten(), expected)
+    x = torch.randn(4, 3)
+    with pruned(net, SETS[0], factor=3.0):
+        alone = net(x[1:2])
+    with pruned_rows(net, [WeightSet({}), SETS[0]], factor=3.0):
+        torch.testing.assert_close(net(x)[1:2], alone)
+    assert same(net, before)
+
+
+def test_rows_of_other_threads_keep_their_weights():
+    net, x = Two(), torch.randn(2, 3)
+    plain = net(x)
+    with pruned_rows(net, [SETS[0], SETS[1]]), ThreadPoolExecutor(1) as pool:
+        assert not torch.equal(net(x), plain) and torch.equal(pool.submit(net, x).result(), plain)
 
 
 def test_a_gradient_can_be_followed_back_after_the_weights_were_given_back():
@@ -167,7 +222,46 @@ def test_similarity_orders_maps_and_takes_any_batch():
         ms_ssim(maps, maps[:1])
 
 
+def test_the_published_similarity_by_hand():
+    """The range is that of the batch, taken anew at every scale; weights of 0.33 leave a little over; the last scale counts reflected borders."""
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.rand(3, 4, 64, 64, generator=generator)
+    others = 0.6 * maps + 0.4 * torch.rand(3, 4, 64, 64, generator=generator)
+    product, a, b = torch.ones(3), maps, others
+    for scale in range(3):
+        span = max(float(a.max() - a.min()), float(b.max() - b.min()))
+        edges = 5 if scale == 2 else 0
+        framed = [torch.nn.functional.pad(m / span, (edges,) * 4, mode="reflect") if edges else m / span for m in (a, b)]
+        whole, structure = ssim(*framed, window(11))
+        product *= (whole if scale == 2 else structure) ** 0.33
+        a, b = (torch.nn.functional.avg_pool2d(m, 2) for m in (a, b))
+    torch.testing.assert_close(published_ms_ssim(maps, others), product, rtol=1e-3, atol=1e-4)
+    # What is compared at once matters, as it does not in ours.
+    loud = torch.cat([maps, 3 * maps[:1]])
+    assert not torch.allclose(published_ms_ssim(loud, loud * 0.9)[:3], published_ms_ssim(maps, maps * 0.9), rtol=1e-4)
+    torch.testing.assert_close(ms_ssim(loud, loud * 0.9)[:3], ms_ssim(maps, maps * 0.9))
+    noise = torch.rand(2, 3, 4, 64, 64, generator=generator)
+    assert (published_ms_ssim(*noise) < ms_ssim(*noise)).all()
+    with pytest.raises(InputError, match="needs maps of 44 x 44, not 16: leave as_published out"):
+        published_ms_ssim(maps[..., :16, :16], maps[..., :16, :16])
+
+
 # --- NeMo
+
+
+def test_the_published_limit_belongs_to_the_published_similarity(monkeypatch):
+    asked = []
+    monkeypatch.setattr(nemo, "limit", lambda substrate, *settings, alike: asked.append((settings, alike)) or 0.7)
+    big = SimpleNamespace(latent_shape=(4, 64, 64), prediction_type="epsilon")
+    assert nemo.limit_of(big, get("nemo", as_published=True)) == 0.428 and not asked
+    assert nemo.limit_of(big, get("nemo")) == 0.7 == nemo.limit_of(big, get("nemo", as_published=True, quantile=0.9))
+    assert asked == [((0.84, 10, 0), ms_ssim), ((0.9, 10, 0), published_ms_ssim)]
+
+
+def test_what_came_later_leaves_the_keys_as_they_were():
+    assert set(get("nemo").key) == {"mitigation", "version", "scope", "quantile", "seeds", "step", "count", "random", "first_seed"}
+    assert get("nemo", as_published=True).key["as_published"] and get("nemo", factor=-1.0).key["factor"] == -1.0
+    assert "as_published" not in get("wanda").key and "mask" not in get("ren").key
 
 
 def known_scores():
@@ -272,6 +366,11 @@ def test_weights_chosen_are_the_largest_products_above_the_base(monkeypatch):
     assert len(wanda.weights(None, target, target, 1.0)) == 0
     nothing = {"ff": np.zeros((2, 4), np.float32)}
     assert [len(wanda.weights(None, target, nothing, ratio)) for ratio in (0.25, 0.5, 1.0)] == [4, 5, 8]
+    # As published the number is cut off: 12 of 1,280 for a hundredth, 13 when rounded.
+    wide = nn.Linear(1280, 1)
+    monkeypatch.setattr(wanda, "feed_forward_layers", lambda model: {"ff": wide})
+    ones, nothing = {"ff": np.ones((1, 1280), np.float32)}, {"ff": np.zeros((1, 1280), np.float32)}
+    assert [len(wanda.weights(None, ones, nothing, 0.01, floor)) for floor in (False, True)] == [13, 12]
     with pytest.raises(InputError, match="ratio of 0 "):
         wanda.weights(None, target, base, 0)
 
@@ -318,13 +417,27 @@ def test_pictures_are_those_of_models_pruned_by_hand(sd1, here, monkeypatch, nam
 
 def test_bad_parameters_end_in_one_sentence():
     for params, sentence in [
-        ({"scope": "half"}, "Unknown scope 'half'"), ({"seeds": 1}, "seeds of nemo is 1: give a whole number from 2 on"), ({"quantile": 2}, "quantile of nemo is 2"),
+        ({"scope": "half"}, "Unknown scope 'half'"), ({"seeds": 1}, "seeds of nemo is 1: give a whole number from 2 on"),
+        ({"quantile": 2}, "quantile of nemo is 2"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=sentence):
             get("nemo", **params)
     for params, sentence in [({"ratio": 0}, "The ratio of wanda is 0"), ({"base": "x"}, "Unknown base 'x'"), ({"steps": 0}, "steps of wanda is 0")]:
         with pytest.raises(InputError, match=sentence):
             get("wanda", **params)
+
+
+def test_as_published_all_prompts_are_pooled_and_pruned_once(sd1, here, monkeypatch):
+    method = get("wanda", scope="all", steps=4, share=0.5, ratio=0.2, as_published=True)
+    monkeypatch.setattr(type(method), "_memorized", lambda self, substrate: tuple(PROMPTS))
+    embedding = encode_prompts(sd1, PROMPTS)
+    [found, again] = method.for_prompts(sd1, embedding.tokens)
+    sampling = {"seeds": (0,), "steps": 4, "share": 0.5, "guidance": 7.5}
+    norms = wanda.input_norms(sd1, embedding, **sampling)
+    pooled = {name: np.sqrt((norms[0][name] ** 2 + norms[1][name] ** 2) / 2) for name in norms[0]}
+    expected = wanda.weights(sd1, pooled, wanda.base_norms(sd1, "captions", **sampling), 0.2, floor=True)
+    assert found is again and found.fingerprint == expected.fingerprint and len(found)
+    assert len(found) < len(method.with_params(as_published=False).for_prompts(sd1, embedding.tokens)[0])
 
 
 def test_a_stronger_ratio_takes_out_more(sd1, here):

@@ -26,6 +26,7 @@ from memlib.base.hashing import digest
 from memlib.mitigations.base import Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
 from memlib.mitigations.wen import OptimizedEmbeddingStrict
+from memlib.models.hooks import hooked
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
@@ -91,11 +92,8 @@ def pushed_away(substrate: Substrate, rule: ReAnchoring, originals: Tensor, batc
         term[rows] = (weights[rows] - 1).view(-1, 1, 1, 1) * (cond[rows] - original)
         return (torch.cat([uncond + term, cond + term]),)
 
-    hook = substrate.unet.register_forward_hook(push, with_kwargs=True)
-    try:
+    with hooked(substrate.unet.register_forward_hook, push, with_kwargs=True):
         yield
-    finally:
-        hook.remove()
 
 
 def search(first: FirstStep, originals: Tensor, candidates: Sequence[Tensor], target: float, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:

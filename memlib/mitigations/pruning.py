@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from memlib.base.declared import Count, Part, Share, Whole
+from memlib.base.declared import LATER, Count, Part, Share, Whole
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.store import Store
@@ -48,6 +48,7 @@ class _Pruning(Mitigation):
     count: int | None
     random: int | None
     first_seed: int
+    factor: float = 0.0  # by which the weights found are multiplied
 
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         raise NotImplementedError
@@ -78,9 +79,12 @@ class _Pruning(Mitigation):
             return self._kept(substrate, [{"ids": row.tolist()} for row in tokens.ids], lambda row: encode(substrate, tokens.select([row])), cost)
         name = digest({"pruning": self.key, "weights": substrate.weights_hash, "dtype": str(substrate.dtype)})
         if name not in _found:
-            own = replace(self, scope="prompt", count=None)
-            _found[name] = union(own.for_prompts(substrate, tokenize(substrate.tokenizer, self._memorized(substrate))))
+            _found[name] = self.for_all(substrate, tokenize(substrate.tokenizer, self._memorized(substrate)))
         return [_found[name]] * len(tokens)
+
+    def for_all(self, substrate: Substrate, tokens: Tokens) -> WeightSet:
+        """Return the one set of weights for all these prompts: the union of their own."""
+        return union(replace(self, scope="prompt", count=None).for_prompts(substrate, tokens))
 
     def _random(self, substrate: Substrate, found: WeightSet) -> WeightSet:
         name = digest(["random", self.random, found.fingerprint])
@@ -90,7 +94,7 @@ class _Pruning(Mitigation):
 
     def _kept(self, substrate: Substrate, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
         """Sets from memory, from the store, or found now; `cost` is what finding them costs, now or earlier."""
-        settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random")}
+        settings = {name: value for name, value in self.key.items() if name not in ("scope", "count", "random", "factor")}
         keys = [{"pruning": settings, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), **one} for one in of]
         names = [digest(key) for key in keys]
         absent = [names.index(name) for name in dict.fromkeys(names) if name not in _found]
@@ -109,7 +113,7 @@ class _Pruning(Mitigation):
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost)):
+        with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost), self.factor):
             yield batch
 
 
@@ -118,10 +122,12 @@ class _Pruning(Mitigation):
 class Nemo(_Pruning):
     """Neurons of cross-attention's value projections, found by search and blocked. See `memlib.mitigations.weights.nemo`.
 
-    The limit of similarity is the published 0.428 on latents of 4 x 64 x 64, and elsewhere, or where another quantile is asked for,
-    the `quantile` over prompts that are not memorized. `seeds` maps take part in the search; `step` is that of the schedule whose time they
-    are made at. A prompt whose maps resemble each other no more than those of others keeps all its neurons.
-    Source: Hintersdorf et al. 2024; program.
+    The limit of similarity is the `quantile` over prompts that are not memorized. `seeds` maps take part in the search; `step` is that of
+    the schedule whose time they are made at. A prompt whose maps resemble each other no more than those of others keeps all its neurons.
+    `factor` multiplies the neurons found: 0 blocks them, values below 0 or above 1 are options of the program as well.
+
+    `as_published` measures similarity as the program does (`published_ms_ssim`), with its limit of 0.428 on latents of 4 x 64 x 64 unless another
+    quantile is asked for. Source: Hintersdorf et al. 2024; program.
     """
 
     scope: Scope = "prompt"
@@ -131,6 +137,8 @@ class Nemo(_Pruning):
     count: Count | None = None
     random: Whole | None = None
     first_seed: Whole = 0
+    factor: Annotated[float, LATER] = 0.0
+    as_published: Annotated[bool, LATER] = False
 
     neurons: ClassVar[bool] = True
     name: ClassVar[str] = "nemo"
@@ -140,12 +148,13 @@ class Nemo(_Pruning):
     cost: ClassVar[str] = "a search for each prompt beforehand: one U-Net row a seed for each selection and each neuron tried"
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("noise differences take the second step's time with the first step's latents", {"step": 1}, "14"),
+        Difference("similarity with the range of the batch, anew at every scale, and the limit that belongs to it", {"as_published": True}, "27"),
     )
 
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
-        bound = nemo.limit_of(substrate, self)
+        bound, alike = nemo.limit_of(substrate, self), nemo.similarity(self.as_published)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
-        return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost)]
+        return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost, alike=alike)]
 
 
 @register
@@ -155,7 +164,9 @@ class Wanda(_Pruning):
 
     `ratio` of each row's weights are looked at, in the first `share` of `steps` steps (10 of 51 in the published runs), against the `base`:
     prompts that are not memorized ("captions"), or the empty one. Pictures of the seeds 0 to `seeds` - 1 take part.
-    Source: Chavhan et al. 2024; program.
+
+    `as_published` cuts the number of weights off where it is rounded here, and with the scope "all" pools the norms of the prompts and prunes once,
+    where the sets of the prompts are united here. Source: Chavhan et al. 2024; program.
     """
 
     scope: Scope = "prompt"
@@ -168,6 +179,7 @@ class Wanda(_Pruning):
     count: Count | None = None
     random: Whole | None = None
     first_seed: Whole = 0
+    as_published: Annotated[bool, LATER] = False
 
     name: ClassVar[str] = "wanda"
     label: ClassVar[str] = "weights pruned"
@@ -175,6 +187,9 @@ class Wanda(_Pruning):
     source: ClassVar[str] = "Chavhan et al., 2024; dori"
     cost: ClassVar[str] = "a fifth of a sampling run for each prompt beforehand"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("ratio", (0.003, 0.01, 0.03))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the number of weights is cut off, not rounded; for all prompts norms are pooled and pruned once", {"as_published": True}, "28"),
+    )
 
     def norms(self, substrate: Substrate, embedding: Embedding, cost: Cost | None = None) -> list[wanda.Norms]:
         """The norms of the feed-forward layers' inputs for each row of `embedding`."""
@@ -184,8 +199,21 @@ class Wanda(_Pruning):
         return {"seeds": tuple(range(first, first + self.seeds)), "steps": self.steps, "share": self.share, "guidance": self.scale}
 
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+        return [self._pruned(substrate, own) for own in self.norms(substrate, embedding, cost)]
+
+    def _pruned(self, substrate: Substrate, own: wanda.Norms) -> WeightSet:
         base = wanda.base_norms(substrate, self.base, **self._sampling(self.first_seed))
-        return [wanda.weights(substrate, own, base, self.ratio) for own in self.norms(substrate, embedding, cost)]
+        return wanda.weights(substrate, own, base, self.ratio, self.as_published)
+
+    def for_all(self, substrate: Substrate, tokens: Tokens) -> WeightSet:
+        if not self.as_published:
+            return super().for_all(substrate, tokens)
+        key = {"pruning": self.key, "weights": substrate.weights_hash, "dtype": str(substrate.dtype), "pooled": digest(tokens.ids)}
+
+        def compute() -> dict[str, Any]:
+            return dict(self._pruned(substrate, wanda.together(self.norms(substrate, encode(substrate, tokens)))).chosen)
+
+        return WeightSet(Store().score(key, compute))
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from memlib.base.declared import Count
+from memlib.base.declared import LATER, Count
 from memlib.base.errors import InputError
 from memlib.mitigations.base import Difference, Mitigation, register
+from memlib.models.hooks import hooked
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import CONTEXT_LENGTH
 from memlib.sampling.attention.record import cross_attention_layers
@@ -54,10 +55,10 @@ def attention_edited(unet: Any, keep: Tensor, factors: Tensor) -> Iterator[None]
 
     with ExitStack() as patches:
         if not bool(keep.all()):
-            patches.callback(model.register_forward_pre_hook(mask, with_kwargs=True).remove)
+            patches.enter_context(hooked(model.register_forward_pre_hook, mask, with_kwargs=True))
         if bool((factors != 1).any()):
             for layer in layers:
-                patches.callback(layer.to_k.register_forward_hook(rescale).remove)
+                patches.enter_context(hooked(layer.to_k.register_forward_hook, rescale))
         yield
 
 
@@ -69,6 +70,7 @@ class MaskedAttention(Mitigation):
     The mask has each prompt's own length and acts on its conditional and, unless `mask_uncond` is False, on its unconditional row,
     as in the public program; `mask_eot` masks ``<eot>`` too. The logits of the conditional rows are multiplied.
 
+    Without `mask` every position keeps its attention and the start token alone is rescaled, an option of the program.
     `as_published` multiplies those of the rows that the program takes, every second one of the batch. That is the conditional row
     if one picture is made at once; with more (`images`: seeds 0 to `images` - 1, the next ones, ...) it is a half of the
     unconditional and a half of the conditional rows. Source: `attn`; `clip` Table 4.
@@ -79,6 +81,7 @@ class MaskedAttention(Mitigation):
     mask_uncond: bool = True
     as_published: bool = False
     images: Count = 10
+    mask: Annotated[bool, LATER] = True
 
     name: ClassVar[str] = "ren"
     label: ClassVar[str] = "attention masked and rescaled"
@@ -100,7 +103,7 @@ class MaskedAttention(Mitigation):
         """Return the positions kept [2B, 77] and the factors [2B] for the unconditional and then the conditional rows."""
         tokens = batch.embedding.tokens
         ends = tokens.lengths + (1 if self.mask_eot else 2)
-        cond = torch.arange(CONTEXT_LENGTH) < ends[:, None]
+        cond = (torch.arange(CONTEXT_LENGTH) < ends[:, None]) | (not self.mask)
         uncond = cond if self.mask_uncond else torch.ones_like(cond)
         factors = torch.ones(2, len(batch.rows))
         if self.as_published:

@@ -9,7 +9,7 @@ once each seed's difference no longer resembles its own unblocked one. What rese
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.store import Store
-from memlib.mitigations.weights.ssim import ms_ssim
+from memlib.mitigations.weights.ssim import ms_ssim, published_ms_ssim
 from memlib.mitigations.weights.weight_sets import WeightSet, pruned
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, encode_prompts
@@ -31,9 +31,12 @@ from memlib.sampling.calibration import published_applies, reference_prompts
 from memlib.sampling.loop import Cost, to_epsilon
 
 VERSION = 1
-PUBLISHED_LIMIT = 0.428
+PUBLISHED_LIMIT = 0.428  # of published_ms_ssim, on latents of Stable Diffusion 1
 FIRST_THETA, LAST_THETA, THETA_STEP = 5.0, 1.0, 0.25
 STATISTICS_PROMPTS = 1000
+
+
+Alike = Callable[[Tensor, Tensor], Tensor]  # ms_ssim or published_ms_ssim
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,16 @@ def differences(substrate: Substrate, states: Tensor, seeds: Sequence[int], cost
     return (maps - low) / (high - low).clamp_min(1e-12)
 
 
-def alike_across_seeds(maps: Tensor) -> Tensor:
+def alike_across_seeds(maps: Tensor, alike: Alike = ms_ssim) -> Tensor:
     """Return each seed's largest similarity [S] to another seed's map of [S, C, h, w]."""
     first, second = torch.triu_indices(len(maps), len(maps), 1)
-    values = ms_ssim(maps[first], maps[second])
+    values = alike(maps[first], maps[second])
     table = torch.full((len(maps), len(maps)), -1.0)
     table[first, second] = table[second, first] = values.cpu()
     return table.amax(1)
 
 
-def limit(substrate: Substrate, quantile: float = 0.84, seeds: int = 10, step: int = 0, store: Store | None = None) -> float:
+def limit(substrate: Substrate, quantile: float = 0.84, seeds: int = 10, step: int = 0, store: Store | None = None, alike: Alike = ms_ssim) -> float:
     """Return the `quantile` over prompts that are not memorized, and seeds, of `alike_across_seeds`.
 
     The published limit is the mean plus one standard deviation of such prompts, which is the 84th percentile of a normal distribution.
@@ -120,30 +123,37 @@ def limit(substrate: Substrate, quantile: float = 0.84, seeds: int = 10, step: i
 
     def compute() -> np.ndarray:
         states = encode_prompts(substrate, prompts).states
-        return np.stack([alike_across_seeds(differences(substrate, one, range(seeds), Cost(), step)).numpy() for one in states])
+        return np.stack([alike_across_seeds(differences(substrate, one, range(seeds), Cost(), step), alike).numpy() for one in states])
 
     key = {"nemo": VERSION, "what": "limit", "weights": substrate.weights_hash, "dtype": str(substrate.dtype), "prompts": digest(list(prompts)),
-           "seeds": seeds, "step": step}  # fmt: skip
+           "seeds": seeds, "step": step, **({} if alike is ms_ssim else {"alike": alike.__name__})}  # fmt: skip
     return float(np.quantile((store or Store()).score(key, compute), quantile))
 
 
 def limit_of(substrate: Substrate, method: Any) -> float:
-    """Return the published limit where it belongs, latents of Stable Diffusion 1, and elsewhere its counterpart for `method`."""
-    return PUBLISHED_LIMIT if published_applies(substrate, method) else limit(substrate, method.quantile, method.seeds, method.step)
+    """Return the limit of `method`: the published one where it belongs, its similarity on latents of Stable Diffusion 1, and else its counterpart."""
+    if method.as_published and published_applies(substrate, method):
+        return PUBLISHED_LIMIT
+    return limit(substrate, method.quantile, method.seeds, method.step, alike=similarity(method.as_published))
+
+
+def similarity(as_published: bool) -> Alike:
+    """The likeness of maps, as published or with a range of 1 throughout."""
+    return published_ms_ssim if as_published else ms_ssim
 
 
 def neurons(
     substrate: Substrate, embedding: Embedding, bound: float, seeds: Sequence[int] = range(10), step: int = 0, cost: Cost | None = None,
-    refine: bool = True,
+    refine: bool = True, alike: Alike = ms_ssim,
 ) -> list[Neurons]:  # fmt: skip
     """Return the neurons for each prompt of `embedding`, found one prompt at a time: selection, then refinement (see `_select`, `_refine`)."""
     known, cost = statistics(substrate), Cost() if cost is None else cost
-    return [_search(substrate, states, known, bound, list(seeds), step, cost, refine) for states in embedding.states]
+    return [_search(substrate, states, known, bound, list(seeds), step, cost, refine, alike) for states in embedding.states]
 
 
-def _search(substrate: Substrate, states: Tensor, known: Any, bound: float, seeds: list[int], step: int, cost: Cost, refine: bool) -> Neurons:
+def _search(substrate: Substrate, states: Tensor, known: Any, bound: float, seeds: list[int], step: int, cost: Cost, refine: bool, alike: Alike) -> Neurons:
     plain = differences(substrate, states, seeds, cost, step)
-    taking = (alike_across_seeds(plain) > bound).nonzero().flatten().tolist() if len(seeds) > 1 else [0]
+    taking = (alike_across_seeds(plain, alike) > bound).nonzero().flatten().tolist() if len(seeds) > 1 else [0]
     if not taking:
         return Neurons({}, WeightSet({}), (), bound)
     kept, plain = [seeds[i] for i in taking], plain[taking]
@@ -151,7 +161,7 @@ def _search(substrate: Substrate, states: Tensor, known: Any, bound: float, seed
     def left(chosen: dict[str, set[int]]) -> float:
         """How much the most stubborn seed's map still resembles its unblocked one."""
         with pruned(substrate, WeightSet.of_neurons(substrate, {name: sorted(c) for name, c in chosen.items()})):
-            return float(ms_ssim(differences(substrate, states, kept, cost, step), plain).max())
+            return float(alike(differences(substrate, states, kept, cost, step), plain).max())
 
     chosen, target = _select(candidates(substrate, states, known), left, bound)
     if refine:

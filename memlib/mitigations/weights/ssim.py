@@ -2,16 +2,21 @@
 
 Source: Wang et al. 2004 (SSIM) and 2003 (several scales). The published search for neurons takes a Gaussian window of 11 values and
 three scales of equal weight, which needs maps of 44 x 44; on smaller ones the window shrinks first, then the number of scales.
+
+The published program leaves the range of the values open, so that its library takes it from the whole batch, and anew at every scale, and gives the
+scales weights of 0.33: that is `published_ms_ssim`. Its values are lower, and the published limit belongs to them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from memlib.base.errors import InputError
 
 KERNEL, SIGMA, SCALES = 11, 1.5, 3
+PUBLISHED_SIDE = 44  # that window on maps halved twice
 C1, C2 = 0.01**2, 0.03**2  # of maps whose values span 1
 
 
@@ -61,8 +66,7 @@ def ms_ssim(first: Tensor, second: Tensor) -> Tensor:
     Each scale halves the last by means over 2 x 2. A scale on which structures are opposed counts as 0. Raises InputError for shapes that
     differ or are too small.
     """
-    if first.shape != second.shape or first.ndim != 4:
-        raise InputError(f"Maps of shapes {tuple(first.shape)} and {tuple(second.shape)} cannot be compared: give two of [B, C, h, w].")
+    _check_maps(first, second)
     size, scales = fitting(min(first.shape[-2:]))
     weights, first, second = window(size), first.float(), second.float()
     product = torch.ones(len(first), device=first.device)
@@ -71,3 +75,20 @@ def ms_ssim(first: Tensor, second: Tensor) -> Tensor:
         product = product * (whole if scale == scales - 1 else structure).clamp_min(0) ** (1 / scales)
         first, second = (torch.nn.functional.avg_pool2d(maps, 2) for maps in (first, second))
     return product
+
+
+def published_ms_ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Return the similarity [B] as the program of Hintersdorf et al. 2024 has it; it depends on what is compared at once.
+
+    Raises InputError for shapes that differ and for maps below 44 x 44.
+    """
+    _check_maps(first, second)
+    if min(first.shape[-2:]) < PUBLISHED_SIDE:
+        raise InputError(f"The published similarity needs maps of {PUBLISHED_SIDE} x {PUBLISHED_SIDE}, not {min(first.shape[-2:])}: leave as_published out.")
+    values = multiscale_structural_similarity_index_measure(first.float(), second.float(), kernel_size=KERNEL, betas=(0.33,) * SCALES, reduction="none")
+    return values.reshape(len(first))
+
+
+def _check_maps(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.ndim != 4:
+        raise InputError(f"Maps of shapes {tuple(first.shape)} and {tuple(second.shape)} cannot be compared: give two of [B, C, h, w].")

@@ -21,6 +21,7 @@ from memlib.base.hashing import digest
 from memlib.base.numbers import is_number
 from memlib.base.store import Store
 from memlib.mitigations.weights.weight_sets import WeightSet
+from memlib.models.hooks import hooked
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.sampling.batches import SAMPLER_VERSION, initial_latents, trajectory, uncond_states
@@ -47,7 +48,7 @@ def feed_forward_layers(model: Any) -> dict[str, nn.Linear]:
 def _inputs(layers: Mapping[str, nn.Linear], take: Any) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(lambda module, args, name=name: take(name, args[0])).remove)
+            hooks.enter_context(hooked(layer.register_forward_pre_hook, lambda module, args, name=name: take(name, args[0])))
         yield
 
 
@@ -97,18 +98,19 @@ def base_norms(substrate: Substrate, base: str = "captions", store: Store | None
     return (store or Store()).score(key, lambda: together(input_norms(substrate, encode_prompts(substrate, prompts), **sampling)))
 
 
-def weights(model: Any, target: Norms, base: Norms, ratio: float = 0.01) -> WeightSet:
+def weights(model: Any, target: Norms, base: Norms, ratio: float = 0.01, floor: bool = False) -> WeightSet:
     """Return the weights chosen: in each row the `ratio` with the highest size times norm, where the target's norm exceeds the base's,
     at any of the steps.
 
-    At least one weight of a row is looked at. Raises InputError for a ratio outside 0 to 1.
+    Their number is rounded, or with `floor` cut off as in the program: 12 for 13 of 1,280. At least one weight of a row is looked at. Raises
+    InputError for a ratio outside 0 to 1.
     """
     if not is_number(ratio) or not 0 < ratio <= 1:
         raise InputError(f"A ratio of {ratio!r} of the weights is not possible: use a number above 0, up to 1 (0.01 is published).")
     chosen = {}
     for name, layer in feed_forward_layers(model).items():
         size = layer.weight.detach().abs().float().cpu()
-        count = max(1, round(ratio * size.shape[1]))
+        count = max(1, int(ratio * size.shape[1]) if floor else round(ratio * size.shape[1]))
         picked = torch.zeros(size.shape, dtype=torch.bool)
         for own, other in zip(torch.from_numpy(target[name]), torch.from_numpy(base[name]), strict=True):
             highest = (size * own).topk(count, dim=1).indices

@@ -1,7 +1,7 @@
 """Sets of weights of a U-Net, taken out inside a context and given back to the last bit after it.
 
 A set names linear layers by their path in the U-Net and, in each, single weights. A neuron is an output channel: a whole row of the weight
-matrix. Taking out means zero; layers keep their biases.
+matrix. Taking out means zero, or a multiple of what they are; layers keep their biases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.models.hooks import hooked
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,26 +122,55 @@ def _checked(model: Any, weights: WeightSet) -> dict[str, nn.Linear]:
     return layers
 
 
-@contextmanager
-def pruned(model: Any, weights: WeightSet) -> Iterator[None]:
-    """Make these weights of a substrate, pipeline or U-Net zero inside; afterwards they are as before, also after an exception.
+class _Taken:
+    """What is taken out of one layer now, by whichever contexts, and the layer's own weight, which is never written to."""
 
-    The layers have other weights meanwhile and get their own back, which are never written to: gradients by anything but the weights can be
-    taken inside, and followed back outside. Raises InputError for a set of another model.
-    """
-    kept: list[tuple[nn.Linear, nn.Parameter]] = []
+    def __init__(self, layer: nn.Linear):
+        self.own, self.parts = layer.weight, list[tuple[np.ndarray, float]]()
+
+    def put(self, layer: nn.Linear) -> None:
+        layer.weight = self.own if not self.parts else nn.Parameter(_scaled(self.own, self.parts), requires_grad=False)
+
+
+_TAKEN: WeakKeyDictionary[nn.Linear, _Taken] = WeakKeyDictionary()
+_CHANGING = RLock()
+
+
+@contextmanager
+def _taken(layer: nn.Linear, places: np.ndarray, factor: float) -> Iterator[None]:
+    part = (places, factor)
+    with _CHANGING:
+        taken = _TAKEN.setdefault(layer, _Taken(layer))
     try:
-        for name, layer in _checked(model, weights).items():
-            kept.append((layer, layer.weight))
-            layer.weight = nn.Parameter(_without(layer.weight, weights.chosen[name]), requires_grad=False)
+        with _CHANGING:
+            taken.parts.append(part)
+            taken.put(layer)
         yield
     finally:
-        for layer, own in reversed(kept):
-            layer.weight = own
+        with _CHANGING:
+            taken.parts = [one for one in taken.parts if one is not part]
+            taken.put(layer)
+            if not taken.parts:
+                _TAKEN.pop(layer, None)
 
 
 @contextmanager
-def pruned_rows(model: Any, sets: Sequence[WeightSet]) -> Iterator[None]:
+def pruned(model: Any, weights: WeightSet, factor: float = 0.0) -> Iterator[None]:
+    """Make these weights of a substrate, pipeline or U-Net `factor` times what they are inside; afterwards they are as before.
+
+    That holds after an exception and whatever other sets are taken out meanwhile, nested, in another thread or left in another order: as long as
+    any context is open, what all of them name is out, for everyone who uses the U-Net. The layers' own weights are never written to: gradients by
+    anything but the weights can be taken inside, and followed back outside. Raises InputError for a set of another model.
+    """
+    layers = _checked(model, weights)
+    with ExitStack() as parts:
+        for name, layer in layers.items():
+            parts.enter_context(_taken(layer, weights.chosen[name], factor))
+        yield
+
+
+@contextmanager
+def pruned_rows(model: Any, sets: Sequence[WeightSet], factor: float = 0.0) -> Iterator[None]:
     """Take out other weights for each row of the U-Net's batch: row i has ``sets[i % len(sets)]``.
 
     So B sets serve B conditional rows as well as B unconditional and then B conditional ones. Raises InputError for sets of another model,
@@ -150,22 +182,25 @@ def pruned_rows(model: Any, sets: Sequence[WeightSet]) -> Iterator[None]:
     for row, one in enumerate(sets):
         groups.setdefault(one.fingerprint, (one, []))[1].append(row)
     if len(groups) == 1:
-        with pruned(model, sets[0]):
+        with pruned(model, sets[0], factor):
             yield
         return
     layers = {name: layer for one, _ in groups.values() for name, layer in _checked(model, one).items()}
     with ExitStack() as hooks:
         for name, layer in layers.items():
             own = [(one.chosen[name], torch.tensor(rows)) for one, rows in groups.values() if name in one.chosen]
-            parts = [(_without(layer.weight, places), rows) for places, rows in own]
-            hooks.callback(layer.register_forward_hook(_by_row(parts, len(sets))).remove)
+            parts = [(_scaled(layer.weight, [(places, factor)]), rows) for places, rows in own]
+            hooks.enter_context(hooked(layer.register_forward_hook, _by_row(parts, len(sets))))
         yield
 
 
-def _without(weight: Tensor, places: np.ndarray) -> Tensor:
-    left = weight.detach().clone(memory_format=torch.contiguous_format)
-    left.view(-1)[torch.from_numpy(places).to(left.device)] = 0
-    return left
+def _scaled(weight: Tensor, parts: Sequence[tuple[np.ndarray, float]]) -> Tensor:
+    changed = weight.detach().clone(memory_format=torch.contiguous_format)
+    flat = changed.view(-1)
+    for places, factor in parts:
+        index = torch.from_numpy(places).to(changed.device)
+        flat[index] = factor * flat[index] if factor else 0.0
+    return changed
 
 
 def _by_row(parts: list[tuple[Tensor, Tensor]], count: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock, get_ident
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +23,12 @@ from diffusers.models.attention_processor import (
 from torch import Tensor, nn
 
 from memlib.base.errors import InputError
+from memlib.models.hooks import hooked
 
 # Processors that compute plain softmax attention and differ only in how.
 PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 CHUNK = 2**25  # Attention values held at once while only recording: 128 MiB of float32.
+_CHANGING = RLock()  # held while processors are put on or taken off
 _PATH = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
 
@@ -98,11 +101,14 @@ class Tap(Protocol):
 
 
 class TappedProcessor:
-    """Stands in for a layer's processor while taps are on it; recorders see what the layer used, after all edits."""
+    """Stands in for a layer's processor while taps are on it; recorders see what the layer used, after all edits.
+
+    A tap belongs to the thread that put it on, and acts on what that computes.
+    """
 
     def __init__(self, layer: str, original: Any):
         self.layer, self.original = layer, original
-        self.taps: list[Tap] = []
+        self.taps: list[tuple[int, Tap]] = []
 
     # The parameters' names are those of diffusers' processors: Attention.forward looks at them.
     def __call__(
@@ -115,8 +121,8 @@ class TappedProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        editors = [tap for tap in self.taps if tap.edits]
-        recorders = [tap for tap in self.taps if not tap.edits]
+        taps = [tap for thread, tap in list(self.taps) if thread == get_ident()]
+        editors, recorders = [tap for tap in taps if tap.edits], [tap for tap in taps if not tap.edits]
         scores = _Scores(attn, self.original, hidden_states, encoder_hidden_states, attention_mask)
         if editors:
             return self._edited(scores, editors, recorders)
@@ -203,18 +209,20 @@ def tapped(model: Any, names: Sequence[str], tap: Tap, clock: Clock) -> Iterator
                 "edited here: call unet.set_default_attn_processor() first."
             )
     held: list[tuple[Attention, TappedProcessor]] = []
-    hook = unet.register_forward_pre_hook(clock, with_kwargs=True)
-    try:
-        for name in names:
-            attn = layers[name]
-            if not isinstance(attn.processor, TappedProcessor):
-                attn.set_processor(TappedProcessor(name, attn.processor))
-            attn.processor.taps.append(tap)
-            held.append((attn, attn.processor))
-        yield
-    finally:
-        hook.remove()
-        for attn, processor in held:
-            processor.taps.remove(tap)
-            if not processor.taps:
-                attn.set_processor(processor.original)
+    one = (get_ident(), tap)
+    with hooked(unet.register_forward_pre_hook, clock, with_kwargs=True):
+        try:
+            with _CHANGING:
+                for name in names:
+                    attn = layers[name]
+                    if not isinstance(attn.processor, TappedProcessor):
+                        attn.set_processor(TappedProcessor(name, attn.processor))
+                    attn.processor.taps.append(one)
+                    held.append((attn, attn.processor))
+            yield
+        finally:
+            with _CHANGING:
+                for attn, processor in held:
+                    processor.taps.remove(one)
+                    if not processor.taps and attn.processor is processor:
+                        attn.set_processor(processor.original)
