@@ -240,8 +240,6 @@ def test_the_published_similarity_by_hand():
     loud = torch.cat([maps, 3 * maps[:1]])
     assert not torch.allclose(published_ms_ssim(loud, loud * 0.9)[:3], published_ms_ssim(maps, maps * 0.9), rtol=1e-4)
     torch.testing.assert_close(ms_ssim(loud, loud * 0.9)[:3], ms_ssim(maps, maps * 0.9))
-    noise = torch.rand(2, 3, 4, 64, 64, generator=generator)
-    assert (published_ms_ssim(*noise) < ms_ssim(*noise)).all()
     with pytest.raises(InputError, match="needs maps of 44 x 44, not 16: leave as_published out"):
         published_ms_ssim(maps[..., :16, :16], maps[..., :16, :16])
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from memlib.base.errors import InputError
 
@@ -82,6 +81,8 @@ def published_ms_ssim(first: Tensor, second: Tensor) -> Tensor:
 
     Raises InputError for shapes that differ and for maps below 44 x 44.
     """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure  # optional: the package works without it
+
     _check_maps(first, second)
     if min(first.shape[-2:]) < PUBLISHED_SIDE:
         raise InputError(f"The published similarity needs maps of {PUBLISHED_SIDE} x {PUBLISHED_SIDE}, not {min(first.shape[-2:])}: leave as_published out.")
