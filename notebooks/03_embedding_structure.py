@@ -62,7 +62,7 @@ page = Page("C3a")
 plots.style()
 base = load(substrate, device, dtype)
 paddings = {"eot": "padded with <eot>", "!": "padded with !", "sot": "padded with <sot>"}
-groups = {"memorized": choose_prompts(memorized, base.family, n_prompts), "not memorized": choose_prompts(not_memorized, base.family, n_prompts)}
+groups = {"memorized": choose_prompts(memorized, base.data, n_prompts), "not memorized": choose_prompts(not_memorized, base.data, n_prompts)}
 
 
 def encoded(encoder, sets):

@@ -69,7 +69,7 @@ refuse_unknown()
 plots.style()
 sampling = dict(n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
 run = Experiment(substrate, **sampling)
-miniature = run.substrate.family == "minisd"
+miniature = run.substrate.data.retrained
 names = models or (list(trainings.CELLS.values()) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
 runs = {run.substrate.name: run}
 for name in names:

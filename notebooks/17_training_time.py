@@ -54,7 +54,7 @@ from memlib.models.minisd.paths import settings
 from memlib.models.minisd.prompt_sets import training_pictures
 from memlib.prompts.sets import load_prompts
 from memlib.experiment.provenance import provenance
-from memlib.models.catalogue import family_of, locate
+from memlib.models.catalogue import source_of
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the trainings are MiniSD's; with another substrate the page says what could be tested there
@@ -65,10 +65,10 @@ refuse_unknown()
 plots.style()
 pd.set_option("display.max_colwidth", None)
 started = time.monotonic()
-folder, source, revision = locate(substrate)
-family, substrate_name = (source.family, source.name) if source else (family_of(folder), folder.name)
+source = source_of(substrate)
+retrained, substrate_name = source.data().retrained, source.name
 names = []
-if family == "minisd":
+if retrained:
     names = trainings.chosen(mitigations)
 else:
     print("not measured: the training of this substrate can't be repeated here")
@@ -107,7 +107,7 @@ pairs = {}
 for name in names:
     if (found := at_hand(trainings.compared, name)) is not None:
         pairs[name] = found
-if family == "minisd" and not names:
+if retrained and not names:
     print("not measured: no training with a mitigation is in data/minisd yet; run python -m memlib.training.minisd mitigated")
 if pairs:
     seeds = "; ".join(f"{name} {', '.join(map(str, found.seeds))}" for name, found in pairs.items())
@@ -120,7 +120,7 @@ if pairs:
 # copies in an epoch, above the training pictures; then held-out prompts.
 
 # %%
-strips = {name: strip for name in [PLAIN, *pairs] if (strip := read_strip(name)) is not None} if family == "minisd" else {}
+strips = {name: strip for name in [PLAIN, *pairs] if (strip := read_strip(name)) is not None} if retrained else {}
 if not strips:
     print("not measured: no pictures of these trainings are at hand")
 labels = {PLAIN: "plain training"} | {name: methods[name]["label"] for name in pairs}
@@ -178,7 +178,7 @@ pd.DataFrame(levels).T.rename_axis(columns="copies")
 filters = [name for name in names if methods[name]["acts"] == "filter"]
 acted = {name: shares for name in filters if (shares := at_hand(trainings.marked, name)) is not None}
 late = {name: {kind: next(iter(shares.values())) for kind, shares in trainings.marked(name, last_half=True).items()} for name in acted}
-if family == "minisd" and not acted:
+if retrained and not acted:
     print("not measured: no training with a filter is recorded yet")
 
 # %% mystnb={"image": {"alt": "Share of samples left out by each filter against the step of training, one curve per number of copies", "width": "100%"}}
@@ -236,7 +236,7 @@ if qualities:
 # range of the middle half of the turns.
 
 # %%
-ratios = (at_hand(trainings.costs) or {}) if family == "minisd" else {}
+ratios = (at_hand(trainings.costs) or {}) if retrained else {}
 pd.DataFrame({"time of a step, to plain": {name: ratio.text(2) for name, ratio in ratios.items()}}).rename_axis("mitigation")
 
 # %% [markdown]
@@ -258,7 +258,7 @@ if "entropy-filter" in effects and "entropy-filter" in qualities:
         verdict = not_testable(a4, substrate_name, f"Plain training reproduces {found['share_plain'].text(2)} of the pairs, less than a tenth.")
     else:
         verdict = judge(a4, found, substrate=substrate_name)
-elif family == "minisd":
+elif retrained:
     verdict = not_testable(a4, substrate_name, "The trainings with the entropy filter, or the plain ones beside them, are not at hand.")
 else:
     verdict = not_testable(a4, substrate_name, "The training would have to be repeated with the filter.")
@@ -310,6 +310,6 @@ glue("verdict_A4", verdict.verdict, display=False)
 # public leaves open at which times and over which layers its authors take the entropy; here it is every layer, at each sample's own time.
 
 # %% tags=["hide-input"]
-provenance({"substrate": f"{substrate_name} ({revision or 'nothing of it was loaded'})",
+provenance({"substrate": f"{substrate_name} (nothing of it was loaded)",
             "trainings": "; ".join(f"{name}: {len(p.seeds)}" for name, p in pairs.items()) or "none",
             "pictures": "none sampled here: tables and strips of data/minisd"}, started)

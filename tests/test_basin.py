@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
+from memlib.models.data import SubstrateData
 from memlib.probes import basin as basin_module
 from memlib.probes.basin import Basin, displaced, noise_level
 from memlib.probes.basin_width import half_distance, widths
@@ -33,7 +34,7 @@ class Toy:
     at every step.
     """
 
-    name, family, revision, weights_hash = "toy", "toy", None, "toy"
+    name, data, revision, weights_hash = "toy", SubstrateData(), None, "toy"
     device, dtype, latent_shape, resolution = torch.device("cpu"), torch.float32, SHAPE, 12
 
     def __init__(self, reach):

@@ -24,7 +24,7 @@ DRAWING = {"imshow", "figimage", "matshow", "pcolormesh", "imsave", "OffsetImage
 # The functions of memlib that show pictures; what each does to them is tested below.
 CAREFUL = {"montage", "contact_sheet", "attention_maps", "switch_figure"}
 # Modules that draw arrays: pictures through care.shown, and a heat map.
-DRAWING_MODULES = {"plots/pictures.py", "plots/distributions.py", "interactive.py"}
+DRAWING_MODULES = {f"results/figures/{name}.py" for name in ("pictures", "distributions", "interactive")}
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def drawn(figure):
 
 
 def test_minisd_is_shown_in_full_and_others_blurred(picture):
-    assert care.choose("auto", "minisd") == "full" and care.shown(picture) is picture and care.training_allowed()
-    assert care.choose("auto", "sd") == "blurred" and not care.training_allowed()
+    assert care.choose("auto", True) == "full" and care.shown(picture) is picture and care.training_allowed()
+    assert care.choose("auto", False) == "blurred" and not care.training_allowed()
     small = care.shown(picture)
     assert max(small.shape) <= care.THUMBNAIL
     # Neighbouring pixels are nearly alike, although those of the picture are not; the four fields are still there.
@@ -55,30 +55,30 @@ def test_minisd_is_shown_in_full_and_others_blurred(picture):
 
 
 def test_none_says_nothing_about_the_picture(picture):
-    care.choose("none", "sd")
+    care.choose("none", False)
     assert len(np.unique(care.shown(picture))) == 1
 
 
 def test_the_strictest_choice_stays_and_others_are_refused(monkeypatch):
-    care.choose("none", "sd")
-    assert care.choose("full", "minisd") == "none" and not care.training_allowed()
+    care.choose("none", False)
+    assert care.choose("full", True) == "none" and not care.training_allowed()
     care.reset()
     monkeypatch.setenv("MEMLIB_PICTURES", "full")
-    assert care.choose("auto", "sd") == "full" and not care.training_allowed()
+    assert care.choose("auto", False) == "full" and not care.training_allowed()
     care.reset()
-    assert care.choose("blurred", "sd") == "blurred"
+    assert care.choose("blurred", False) == "blurred"
     monkeypatch.setenv("MEMLIB_PICTURES", "sharp")
     with pytest.raises(InputError, match="use one of auto, full, blurred, none"):
-        care.choose("auto", "sd")
+        care.choose("auto", False)
 
 
 def test_montages_blur_pictures_and_leave_training_rows_out(picture):
     rows = {"original": picture[None], "training picture": 255 - picture[None]}
     assert len(drawn(plots.montage(rows))) == 2
-    care.choose("full", "sd")
+    care.choose("full", False)
     (only,) = drawn(plots.montage(rows))
     assert np.array_equal(only, picture)
-    care.choose("blurred", "sd")
+    care.choose("blurred", False)
     (only,) = drawn(plots.montage(rows))
     assert np.array_equal(only, care.shown(picture))
     (sheet,) = drawn(plots.contact_sheet(np.stack([picture, picture])))
@@ -88,7 +88,7 @@ def test_montages_blur_pictures_and_leave_training_rows_out(picture):
 def test_attention_maps_are_not_blurred_with_the_pictures(picture):
     maps = np.random.default_rng(1).random((1, 16, 16, 2))
     plain = drawn(plots.attention_maps(maps, picture[None], ["a"], ["x", "y"]))
-    care.choose("blurred", "sd")
+    care.choose("blurred", False)
     careful = drawn(plots.attention_maps(maps, picture[None], ["a"], ["x", "y"]))
     assert all(np.array_equal(a, b) for a, b in zip(plain[1:], careful[1:], strict=True)) and not np.array_equal(plain[0].shape, careful[0].shape)
 
@@ -98,7 +98,7 @@ def test_the_interactive_figure_holds_no_training_picture(picture):
 
     story = Story("a prompt", "memorized", 0, [0, 1], np.stack([picture, picture]), np.array([0.9, 0.1]), np.ones(1), np.ones(1), -1, training=picture)
     full = switch_figure([story])
-    care.choose("blurred", "sd")
+    care.choose("blurred", False)
     careful = switch_figure([story])
     assert '"training":null' in careful and '"training":null' not in full and len(careful) < len(full) / 2
 
@@ -110,7 +110,7 @@ def test_a_training_picture_is_known_by_its_pixels_whatever_it_is_called(picture
     for choice in ("full", "blurred"):
         care.reset()
         care.withhold(training)
-        care.choose(choice, "sd")
+        care.choose(choice, False)
         grey, other = drawn(plots.montage(strips, ["training", "trigger 1"]))
         assert len(np.unique(grey)) == 1 and grey.shape == other.shape and len(np.unique(other)) > 10
         (sheet,) = drawn(plots.contact_sheet(np.stack([training[0], picture[:, ::-1]]), 2))
@@ -161,7 +161,7 @@ def test_notebooks_show_pictures_through_care_alone(notebook):
         "display(Image.fromarray(picture))",
         "HTML(f'<img src={uri}>')",
         "HTML(switch_figure(stories) + extra)",
-        "care.choose('full', 'minisd')",
+        "care.choose('full', True)",
         "Experiment(substrate, pictures='full')",
     ],
 )
@@ -177,6 +177,6 @@ def test_no_other_module_draws_pictures():
         if any(isinstance(call, ast.Attribute) and call.attr in {"imshow", "figimage", "matshow", "OffsetImage", "b64encode"} for call in calls):
             found.add(path.relative_to(ROOT / "memlib").as_posix())
     # Scores are packed with b64encode in the store; they are not shown.
-    assert found - {"store/scores.py"} <= DRAWING_MODULES
+    assert found - {"base/store/entries.py"} <= DRAWING_MODULES
     takers = {name for name in plots.__all__ if callable(plot := getattr(plots, name)) and "pictures" in inspect.signature(plot).parameters}
     assert takers and takers <= CAREFUL, "a new figure of pictures: send them through care.shown and test it here"

@@ -23,6 +23,8 @@ from memlib.metrics.diversity import SeedDiversity, _mean_over_pairs, descriptor
 from memlib.metrics.pictures import centred
 from memlib.metrics.quality import aesthetic_head, realism, realism_reference
 from memlib.metrics.similarity import CopyDescriptor, cosine, load_sscd, nearest
+from memlib.models.data import SubstrateData
+from memlib.models.minisd.data import data_of
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ def test_every_row_of_the_table_says_what_it_must():
 
 
 def test_metrics_without_weights_are_not_measured(cache):
-    metrics = metrics_for(SimpleNamespace(family="sd", device="cpu"))
+    metrics = metrics_for(SimpleNamespace(data=SubstrateData(), device="cpu"))
     assert set(metrics) == set(ROLES)
     for role in metrics:
         assert not metrics[role].available
@@ -308,8 +310,8 @@ def test_metrics_without_weights_are_not_measured(cache):
         metrics.quality.score
     with pytest.raises(InputError, match="role 'speed'"):
         metrics["speed"]
-    with pytest.raises(InputError, match="kind 'xl'"):
-        metrics_for("xl")
+    with pytest.raises(InputError, match="Unknown metric 'xl': choose one of minisd-copy"):
+        metrics_for(SimpleNamespace(data=SubstrateData(metrics=("xl",)), device="cpu"))
     with pytest.raises(InputError, match="choose one of minisd-copy"):
         metric("ssim")
     assert {m.role for m in METRICS.values()} == set(ROLES)
@@ -317,7 +319,7 @@ def test_metrics_without_weights_are_not_measured(cache):
 
 def test_minisd_metrics_come_from_its_judges(tmp_path, monkeypatch, draw, cache):
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
-    nothing = metrics_for("minisd")
+    nothing = metrics_for(SimpleNamespace(data=data_of("minisd-v1"), device="cpu"))
     assert not any(nothing[role].available for role in nothing)
 
     class Judge(torch.nn.Module):
@@ -338,10 +340,10 @@ def test_minisd_metrics_come_from_its_judges(tmp_path, monkeypatch, draw, cache)
         (folder / "config.json").write_text(json.dumps({"threshold": 0.6}))
 
     pictures = draw.integers(0, 256, (5, 2, 8, 8, 3), dtype=np.uint8)
-    metrics = metrics_for("minisd", reference=pictures[:, 0])
+    metrics = metrics_for(SimpleNamespace(data=data_of("minisd-v1"), device="cpu"), reference=pictures[:, 0])
     assert metrics.copy.threshold == 0.6 and metrics.copy.fingerprint
     assert metrics.alignment(pictures, ["a"] * 5).shape == (5, 2)
     assert metrics.quality(pictures).shape == (5, 2)
     assert (metrics.quality(pictures[:, 0]) >= 1).sum() >= 3  # real pictures are inside their own balls
     assert metrics.diversity(pictures).shape == (5,)
-    assert "reference=pictures" in metrics_for("minisd").quality.reason
+    assert "reference=pictures" in metrics_for(SimpleNamespace(data=data_of("minisd-v1"), device="cpu")).quality.reason

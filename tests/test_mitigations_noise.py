@@ -16,6 +16,8 @@ from memlib.metrics.reference import Reference
 from memlib.metrics.similarity import CopyDescriptor
 from memlib.mitigations import amg, get
 from memlib.mitigations.sail_search import Owner, Search, drawn, published_gap, sharpness_loss
+from memlib.models.data import SubstrateData
+from memlib.models.minisd.data import data_of
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Batch, initial_latents, sample_batches, uncond_states
@@ -305,7 +307,7 @@ def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_t
     from memlib.prompts.sets import choose_prompts
     from memlib.sampling.calibration import SEEDS as REFERENCE_SEEDS
 
-    prompts = choose_prompts("not memorized", "sd", 2).prompts
+    prompts = choose_prompts("not memorized", SubstrateData(), 2).prompts
     rows = [(row, seed) for row in range(2) for seed in REFERENCE_SEEDS]
     embedding = encode_prompts(sd1, [prompts[row] for row, _ in rows])
     seeds = [seed for _, seed in rows]
@@ -313,7 +315,7 @@ def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_t
     values = first_magnitudes(sd1, batch, Cost()).numpy()
     assert np.isclose(get("han-sample").target_on(sd1, batch), np.median(values), rtol=1e-4)
     assert get("sail").threshold_on(sd1, batch) > 0.05 * 8  # alpha times the least norm that such noise has
-    big = SimpleNamespace(family="sd", latent_shape=(4, 64, 64), prediction_type="epsilon")
+    big = SimpleNamespace(data=SubstrateData(), latent_shape=(4, 64, 64), prediction_type="epsilon")
     assert get("han-sample").target_on(big, batch) == 0.9 and get("sail").threshold_on(big, batch) == 8.2
 
 
@@ -535,6 +537,6 @@ def test_minisd_knows_its_repeated_pictures():
     similar = torch.from_numpy(metric(training_pictures("dup128-00"))) @ known.vectors.T
     assert known.copies[int(similar.argmax())] == 128 and similar.max() > 0.999
     # A model fine-tuned for a scenario was trained on other pictures, and those are the ones to avoid.
-    tuned = references.reference_for(SimpleNamespace(name="minisd-v1-duplicated", family="minisd"), metric)
+    tuned = references.reference_for(SimpleNamespace(name="minisd-v1-duplicated", data=data_of("minisd-v1-duplicated")), metric)
     own = torch.from_numpy(metric(training_pictures("duplicated-000"))) @ tuned.vectors.T
     assert len(tuned.vectors) == 24 and set(tuned.copies) == {320} and int(own.argmax()) == 0 and own.max() > 0.999

@@ -20,6 +20,8 @@ from memlib.mitigations.bright_ending import bright_masks
 from memlib.mitigations.prss import ReAnchoring, search
 from memlib.mitigations.ren import attention_edited
 from memlib.mitigations.wen import optimize
+from memlib.models.data import SubstrateData
+from memlib.models.minisd.data import data_of
 from memlib.models.speed import Speed, TextCache
 from memlib.models.substrate import load
 from memlib.prompts.embedding import Embedding, Tokens, encode_prompts, tokenize
@@ -63,7 +65,7 @@ def toy(dtype=torch.float32, prediction="epsilon", latent_shape=SHAPE):
 
     return SimpleNamespace(
         name="toy", unet=LinearUNet(dtype), device=torch.device("cpu"), dtype=dtype, latent_shape=latent_shape,
-        prediction_type=prediction, scheduler=scheduler, batch_size=lambda: 16, family="toy", weights_hash="toy",
+        prediction_type=prediction, scheduler=scheduler, batch_size=lambda: 16, data=SubstrateData(), weights_hash="toy",
     )  # fmt: skip
 
 
@@ -251,7 +253,7 @@ def test_elsewhere_they_are_quantiles_measured_once(sd1, tmp_path, monkeypatch):
 
 
 def test_minisd_is_calibrated_on_titles_seen_once():
-    prompts = calibration.reference_prompts(SimpleNamespace(family="minisd"))
+    prompts = calibration.reference_prompts(SimpleNamespace(data=data_of("minisd-v1")))
     with open(data_folder() / "minisd" / "prompts" / "minisd-duplicated.csv", encoding="utf-8", newline="") as file:
         once = [row["prompt"] for row in csv.DictReader(file) if row["copies"] == "1"]
     assert list(prompts) == once[:64] and len(prompts) > 20

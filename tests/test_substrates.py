@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from memlib.base.errors import InputError
 from memlib.models.checkpoint import weights_hash
+from memlib.models.data import SubstrateData
+from memlib.models.minisd.data import data_of
 from memlib.models.substrate import SUBSTRATES, load
 from memlib.prompts.embedding import encode_prompts
 
@@ -29,8 +31,8 @@ def refused(folder, **options):
 
 def test_facts_of_both_kinds(sd1_tiny, sd2_tiny):
     one, two = load(sd1_tiny, device="cpu", dtype="float32"), load(sd2_tiny, device="cpu", dtype="float32")
-    assert (one.name, one.family, one.pad_id, one.prediction_type) == ("sd1-tiny", "sd", 49407, "epsilon")
-    assert (two.name, two.family, two.pad_id, two.prediction_type) == ("sd2-tiny", "sd", 0, "v_prediction")
+    assert (one.name, one.data, one.pad_id, one.prediction_type) == ("sd1-tiny", SubstrateData(), 49407, "epsilon")
+    assert (two.name, two.data, two.pad_id, two.prediction_type) == ("sd2-tiny", SubstrateData(), 0, "v_prediction")
     for substrate in (one, two):
         assert substrate.latent_shape == (4, 8, 8) and substrate.resolution == 64
         assert substrate.device.type == "cpu" and substrate.dtype == torch.float32
@@ -78,7 +80,7 @@ def test_named_substrates_come_from_the_models_folder(sd1_tiny, tmp_path, monkey
     shutil.copytree(sd1_tiny, tmp_path / "sd14")
     monkeypatch.setenv("MEMLIB_MODELS", str(tmp_path))
     substrate = load("sd14", device="cpu")
-    assert (substrate.name, substrate.family) == ("sd14", "sd")
+    assert (substrate.name, substrate.data) == ("sd14", SubstrateData())
 
 
 @pytest.mark.parametrize("choice", [0, 1])
@@ -94,7 +96,7 @@ def test_named_substrates_come_from_the_hubs_cache(sd2_tiny, tmp_path, monkeypat
 def test_own_models_come_from_the_data_folder(sd1_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
     copy = shutil.copytree(sd1_tiny, tmp_path / "minisd" / "models" / "minisd-v1")
-    assert load("minisd-v1", device="cpu").family == load(copy, device="cpu").family == "minisd"
+    assert load("minisd-v1", device="cpu").data.metrics == load(copy, device="cpu").data.metrics == data_of("minisd-v1").metrics
     message = refused("minisd-v2")
     assert "minisd-v2 are missing" in message and "MEMLIB_DATA" in message and "memlib.training.minisd train" in message
 

@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
+from memlib.models.data import SubstrateData
+from memlib.models.minisd.data import data_of
 from memlib.models.substrate import load
 from memlib.probes import transitions
 from memlib.probes.transitions import QUANTITIES, fall_step, steepest_fall, trace, transition_step
@@ -274,9 +276,9 @@ def test_each_variant_looks_at_its_own_quantity(tiny, tmp_path):
 
 def test_the_control_is_of_the_memorized_prompts_kind():
     run = object.__new__(Experiment)
-    run.substrate = SimpleNamespace(family="minisd")
+    run.substrate = SimpleNamespace(data=data_of("minisd-v1"))
     titles = run.control("auto", 5)
     assert len(titles) == 5 and set(titles.prompts.table["copies"].astype(int)) == {1}
     assert run.control("none") is None and len(run.control("minisd-heldout", 3)) == 3
-    run.substrate = SimpleNamespace(family="sd")
+    run.substrate = SimpleNamespace(data=SubstrateData())
     assert run.control() is None

@@ -9,6 +9,7 @@ import torch
 from checkpoints import SCHEDULE
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from memlib.models.data import SubstrateData
 from memlib.prompts.embedding import Embedding, Tokens
 from memlib.sampling.batches import Batch, initial_latents
 from memlib.sampling.guidance import constant
@@ -20,7 +21,7 @@ GAINS = torch.linspace(0.5, 1.6, 12).view(1, *SHAPE)
 class Toy:
     """Output of the U-Net: 0.1 x + c g x, with the fixed gains g of each value and the strength c of the text; its VAE does nothing."""
 
-    name, family, weights_hash = "toy", "sd", "toy"
+    name, data, weights_hash = "toy", SubstrateData(), "toy"
     latent_shape, resolution = SHAPE, 2
     device, dtype = torch.device("cpu"), torch.float32
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -180,13 +179,9 @@ class Group:
         table = self.prompts.table
         if "training_picture" not in table or not table["training_picture"].fillna("").astype(bool).all():
             return None
-        if self.experiment.substrate.family == "minisd":
-            from memlib.models.minisd.prompt_sets import training_pictures
-
-            return [training_pictures(name) for name in table["training_picture"]]
-        from memlib.base.pictures import read_pictures
-
-        return [care.withhold(read_pictures([Path(path) for path in entry.split(" | ")])) for entry in table["training_picture"]]
+        data = self.experiment.substrate.data
+        found = [data.training_pictures(entry) for entry in table["training_picture"]]
+        return found if data.free else [care.withhold(pictures) for pictures in found]
 
     def score(self, name: str, edit: Edit = "none") -> np.ndarray | None:
         """One of SCORES or FURTHER_SCORES (`memlib.experiment.scores`) per prompt and seed, [N, S] ([N] for diversity); None where it cannot be measured.

@@ -26,20 +26,20 @@ _state = {"pictures": "full", "training": True}
 _training: set[str] = set()
 
 
-def choose(pictures: str, family: str) -> str:
+def choose(pictures: str, free: bool) -> str:
     """Set how pictures are shown from now on in this process, and return it; a stricter choice made before stays.
 
-    `pictures` is "full", "blurred" or "none"; "auto" is what ``MEMLIB_PICTURES`` says, or else "full" for the family "minisd" and
-    "blurred" for any other. Raises InputError for another word.
+    `pictures` is "full", "blurred" or "none"; "auto" is what ``MEMLIB_PICTURES`` says, or else "full" where they are
+    `free` (`memlib.models.data.SubstrateData`) and "blurred" elsewhere. Raises InputError for another word.
     """
     if pictures == "auto":
         pictures = os.environ.get("MEMLIB_PICTURES") or "auto"
     if pictures not in CHOICES:
         raise InputError(f"Pictures cannot be shown {pictures!r}: use one of {', '.join(CHOICES)}.")
     if pictures == "auto":
-        pictures = "full" if family == "minisd" else "blurred"
+        pictures = "full" if free else "blurred"
     _state["pictures"] = max(pictures, _state["pictures"], key=_ORDER.index)
-    _state["training"] = _state["training"] and family == "minisd"
+    _state["training"] = _state["training"] and free
     return _state["pictures"]
 
 

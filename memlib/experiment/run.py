@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
-
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.experiment import picture_policy as care
@@ -17,7 +15,7 @@ from memlib.experiment.group import Group
 from memlib.experiment.provenance import Provenance, provenance
 from memlib.metrics import metrics_for
 from memlib.models.substrate import Substrate, load
-from memlib.prompts.sets import PromptSet, choose_prompts, load_prompts
+from memlib.prompts.sets import PromptSet, choose_prompts, rows_of
 from memlib.sampling.batches import Cost
 from memlib.sampling.stored import PictureStore
 
@@ -49,20 +47,14 @@ class Experiment:
         if not is_whole(n_seeds, 1):
             raise InputError(f"n_seeds is {n_seeds!r}: use a whole number of at least 1.")
         self.substrate: Substrate = load(substrate, device, dtype) if loaded is None else loaded
-        care.choose(pictures, self.substrate.family)
+        care.choose(pictures, self.substrate.data.free)
         self.substrate.scheduler(scheduler, steps)  # refuses impossible steps before anything is sampled
         self.seeds = tuple(range(n_seeds))
         self.steps, self.guidance, self.scheduler = steps, guidance, scheduler
         self.batch_size, self.progress = batch_size, progress
         self.store, self.cost = PictureStore(store), Cost()
-        self.metrics = metrics_for(self.substrate, reference=self._real_pictures())
-
-    def _real_pictures(self) -> np.ndarray | None:
-        if self.substrate.family != "minisd":
-            return None
-        from memlib.models.minisd.prompt_sets import held_out_pictures
-
-        return held_out_pictures()
+        held_out = self.substrate.data.held_out
+        self.metrics = metrics_for(self.substrate, reference=None if held_out is None else held_out(None))
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -75,20 +67,18 @@ class Experiment:
 
         At most `count` prompts, drawn with a fixed seed where there are more.
         """
-        found = choose_prompts(prompts, self.substrate.family, count)
+        found = choose_prompts(prompts, self.substrate.data, count)
         return Group(self, found, label or (prompts if isinstance(prompts, str) else prompts.name))
 
     def control(self, prompts: str | PromptSet = "auto", count: int | None = None, label: str = "same kind, seen once") -> Group | None:
         """Prompts of the memorized ones' kind that are not memorized, for telling memorization from wording; None where there are none.
 
-        "auto" takes MiniSD's titles with one copy in the training data (its memorized prompts are titles, its held-out ones
-        descriptions), and nothing for other families; "none" is none; else as in `group`.
+        "auto" takes what the substrate's data knows to have been seen once; "none" is none; else as in `group`.
         """
         if isinstance(prompts, str) and prompts in ("auto", "none"):
-            if prompts == "none" or self.substrate.family != "minisd":
+            if prompts == "none" or self.substrate.data.seen_once is None:
                 return None
-            titles = load_prompts("minisd-duplicated")
-            prompts = titles.select(titles.table["copies"].astype(int) == 1)
+            prompts = rows_of(self.substrate.data.seen_once)
         return self.group(prompts, count, label)
 
     def pair(self, memorized: str | PromptSet, not_memorized: str | PromptSet, count: int | None = None) -> tuple[Group, Group]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memlib.base.errors import InputError, NotMeasured
+from memlib.models.protocol import Substrate
 
 ROLES = ("copy", "alignment", "alignment_check", "quality", "diversity", "distribution")
 
@@ -21,13 +22,12 @@ ROLES = ("copy", "alignment", "alignment_check", "quality", "diversity", "distri
 class Metric:
     """A registered metric: what it measures and how to make it.
 
-    `family` is the kind of substrate it belongs to (``"minisd"`` or ``"sd"``). `make` takes the metrics made
+    A substrate's data names those that it is judged by. `make` takes the metrics made
     so far for the same substrate, the device, and real pictures to compare with (or None).
     """
 
     name: str
     role: str
-    family: str
     label: str
     scale: str
     source: str
@@ -75,24 +75,19 @@ class MetricSet(Mapping):
         return len(self._metrics)
 
 
-def metrics_for(substrate: Any, *, reference: Any = None, device: Any = None) -> MetricSet:
+def metrics_for(substrate: Substrate, *, reference: Any = None, device: Any = None) -> MetricSet:
     """Return the metrics for `substrate` by role: copy, alignment, quality, diversity and more.
 
     `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. `device`
     defaults to the substrate's. A metric that cannot be had is `Unmeasured`; nothing is raised for it.
     """
-    family = getattr(substrate, "family", substrate)
-    chosen = [metric for metric in METRICS.values() if metric.family == family]
-    if not chosen:
-        families = sorted({metric.family for metric in METRICS.values()})
-        raise InputError(f"There are no metrics for substrates of kind {family!r}: known are {', '.join(families)}.")
-    device = device or getattr(substrate, "device", "cpu")
+    device = device or substrate.device
     made: dict[str, Any] = {}
-    for metric in chosen:
+    for chosen in map(metric, substrate.data.metrics):
         try:
-            made[metric.role] = metric.make(made, device, reference)
+            made[chosen.role] = chosen.make(made, device, reference)
         except NotMeasured as error:
-            made[metric.role] = Unmeasured(metric.label, metric.role, str(error))
+            made[chosen.role] = Unmeasured(chosen.label, chosen.role, str(error))
     return MetricSet(made)
 
 
@@ -179,38 +174,38 @@ _SIMILARITY, _COSINE = "cosine, −1 to 1; larger is more alike", "cosine, −1 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("minisd-copy", "copy", "minisd", "copy similarity", _SIMILARITY, "Pizzi et al. 2022", _minisd_copy),
+        Metric("minisd-copy", "copy", "copy similarity", _SIMILARITY, "Pizzi et al. 2022", _minisd_copy),
         Metric(
-            "minisd-clip", "alignment", "minisd", "text alignment",
+            "minisd-clip", "alignment", "text alignment",
             _COSINE, "Radford et al. 2021", _minisd_alignment,
         ),
         Metric(
-            "realism", "quality", "minisd", "realism",
+            "realism", "quality", "realism",
             "0 and up, 1 is the edge of the real pictures; larger is better", "Kynkäänniemi et al. 2019", _realism,
         ),
         Metric(
-            "descriptor-diversity", "diversity", "minisd", "diversity across seeds",
+            "descriptor-diversity", "diversity", "diversity across seeds",
             "0 to 2; larger is more diverse", "clip, Section 4.2", _descriptor_diversity,
         ),
-        Metric("sscd", "copy", "sd", "SSCD", _SIMILARITY, "Pizzi et al. 2022", _sscd),
+        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", _sscd),
         Metric(
-            "clip-l14", "alignment", "sd", "CLIP ViT-L/14 alignment",
+            "clip-l14", "alignment", "CLIP ViT-L/14 alignment",
             _COSINE, "Radford et al. 2021", _clip("openai_clip_vit_l_14"),
         ),
         Metric(
-            "clip-b32", "alignment_check", "sd", "OpenCLIP ViT-B/32 alignment",
+            "clip-b32", "alignment_check", "OpenCLIP ViT-B/32 alignment",
             _COSINE, "Cherti et al. 2023", _clip("laion_clip_vit_b_32"),
         ),
         Metric(
-            "aesthetic", "quality", "sd", "aesthetic score",
+            "aesthetic", "quality", "aesthetic score",
             "about 1 to 10; larger is better", "Schuhmann 2022", _aesthetic,
         ),
         Metric(
-            "lpips", "diversity", "sd", "LPIPS across seeds",
+            "lpips", "diversity", "LPIPS across seeds",
             "0 to about 1; larger is more diverse", "Zhang et al. 2018", _lpips,
         ),
         Metric(
-            "inception", "distribution", "sd", "FID and KID",
+            "inception", "distribution", "FID and KID",
             "0 and up; smaller is nearer", "Heusel et al. 2017", _inception,
         ),
     )

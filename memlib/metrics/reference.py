@@ -1,4 +1,4 @@
-"""Sets of pictures that must not be copied, as descriptors with captions: those that MiniSD was trained on repeatedly, or a folder.
+"""Sets of pictures that must not be copied, as descriptors with captions: those that a substrate is known to have been trained on repeatedly, or a folder.
 
 A folder holds pictures (PNG, JPEG or WebP) or, in their place, `descriptors.npy`: float [R, D], one row a picture, of the descriptor in
 use. `captions.csv` (columns file, caption, copies; of descriptors: caption, copies, in their order) may say which
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from memlib.base.errors import InputError
+from memlib.base.pictures import SUFFIXES, read_picture
+from memlib.models.protocol import Substrate
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PUBLISHED_SIDE = 224  # What the program of anti-memorization guidance resizes to, for SSCD.
 ORDINARY = 100
 _kept: dict[tuple, Any] = {}
@@ -50,20 +49,20 @@ class Reference:
         return torch.nn.functional.interpolate(pictures, (self.side, self.side), mode="bilinear", align_corners=False)
 
 
-def copy_metric(substrate: Any) -> Any:
-    """Return the copy descriptor of the substrate's family; raises NotMeasured where its weights are not at hand."""
+def copy_metric(substrate: Substrate) -> Any:
+    """Return the copy descriptor that the substrate is judged by; raises NotMeasured where its weights are not at hand."""
     from memlib.metrics import METRICS
 
-    key = ("metric", substrate.family, str(substrate.device))
+    key = ("metric", substrate.data.metrics, str(substrate.device))
     if key not in _kept:
-        [made] = [metric for metric in METRICS.values() if metric.family == substrate.family and metric.role == "copy"]
+        [made] = [METRICS[name] for name in substrate.data.metrics if METRICS[name].role == "copy"]
         _kept[key] = made.make({}, substrate.device, None)
     return _kept[key]
 
 
-def no_reference(substrate: Any, folder: str) -> str:
+def no_reference(substrate: Substrate, folder: str) -> str:
     """Return a sentence where there is no reference set for this substrate and folder, else an empty text."""
-    if not folder and substrate.family != "minisd":
+    if not folder and substrate.data.repeated is None:
         return (
             f"amg needs pictures to be kept away from, and the training set of {substrate.name} is not at hand: "
             "give a folder of pictures or descriptors as reference."
@@ -85,32 +84,28 @@ def fingerprint(folder: str) -> str:
     return _kept["fingerprint", folder, state]
 
 
-def reference_for(substrate: Any, metric: Any, folder: str = "", as_published: bool = False) -> Reference:
-    """Return the reference set of a folder, or of MiniSD for an empty text, described by `metric`; kept in memory.
+def reference_for(substrate: Substrate, metric: Any, folder: str = "", as_published: bool = False) -> Reference:
+    """Return the reference set of a folder, or for an empty text the substrate's own repeated pictures, described by `metric`; kept in memory.
 
-    MiniSD's are its repeated pictures; of a model fine-tuned for a scenario, the pictures that the scenario's prompts bring back.
     With `as_published` the descriptor reads pictures in [0, 1] as they are. Raises InputError for a folder without pictures
     or with files that do not fit each other.
     """
-    trained = "" if folder else substrate.name.rpartition("-")[2]  # small, ..., or dedup: what the model was trained on
-    key = ("reference", metric.fingerprint, fingerprint(folder), trained, as_published)
+    key = ("reference", metric.fingerprint, fingerprint(folder), "" if folder else substrate.name, as_published)
     if key not in _kept:
-        _kept[key] = _folder_set(Path(folder), metric, as_published) if folder else _minisd_set(metric, as_published, trained)
+        _kept[key] = _folder_set(Path(folder), metric, as_published) if folder else _own_set(substrate, metric, as_published)
     return _kept[key]
 
 
-def ordinary_similarity(substrate: Any, metric: Any, reference: Reference, quantile: float) -> float:
+def ordinary_similarity(substrate: Substrate, metric: Any, reference: Reference, quantile: float) -> float:
     """Return a quantile of the similarity of real pictures to the nearest of the set, for prompts that are not memorized.
 
-    On MiniSD from 100 held-out pictures; raises InputError elsewhere, where no such pictures are at hand.
+    From 100 held-out pictures; raises InputError where no such pictures are at hand.
     """
-    if substrate.family != "minisd":
+    if substrate.data.held_out is None:
         raise InputError(f"amg takes its level from held-out pictures, which {substrate.name} does not have: give the level as a number.")
     key = ("ordinary", metric.fingerprint, reference.vectors.shape, float(reference.vectors.double().sum()))
     if key not in _kept:
-        from memlib.models.minisd.prompt_sets import held_out_pictures
-
-        _kept[key] = (metric(held_out_pictures(ORDINARY)) @ reference.vectors.cpu().numpy().T).max(1)
+        _kept[key] = (metric(substrate.data.held_out(ORDINARY)) @ reference.vectors.cpu().numpy().T).max(1)
     return float(np.quantile(_kept[key], quantile))
 
 
@@ -128,18 +123,11 @@ def _side(metric: Any, as_published: bool) -> int | None:
     return PUBLISHED_SIDE if as_published and metric.fingerprint.startswith("sscd") else None
 
 
-def _minisd_set(metric: Any, as_published: bool, trained: str) -> Reference:
-    from memlib.models.minisd.prompt_sets import corpus
-    from memlib.models.minisd.scenarios import SCENARIOS, pairs
-
-    known = corpus()
-    found = pairs(known, trained) if trained in SCENARIOS else known.repeated
-    counts: Counter[str] = Counter()
-    for pair in found:
-        counts[pair.caption] += 1 if trained == "dedup" else pair.copies
-    pictures = np.stack([known.picture(pair.scene) for pair in found])
-    captions = tuple(pair.caption for pair in found)
-    return Reference(_described(pictures, metric, as_published, None), captions, tuple(counts[caption] for caption in captions))
+def _own_set(substrate: Substrate, metric: Any, as_published: bool) -> Reference:
+    if substrate.data.repeated is None:
+        raise InputError(no_reference(substrate, ""))
+    found = substrate.data.repeated()
+    return Reference(_described(found.pictures, metric, as_published, None), found.captions, found.copies)
 
 
 def _folder_set(folder: Path, metric: Any, as_published: bool) -> Reference:
@@ -158,21 +146,13 @@ def _folder_set(folder: Path, metric: Any, as_published: bool) -> Reference:
         by_file = {row.get("file"): row for row in rows}
         told = [by_file.get(path.name, {}) for path in files]
         # One at a time: the pictures of a folder need not have one size.
-        vectors = torch.cat([_described(_picture(path), metric, as_published, side) for path in files])
+        vectors = torch.cat([_described(read_picture(path)[None], metric, as_published, side) for path in files])
     captions = tuple(row.get("caption") or None for row in told)
     try:
         copies = tuple(int(row.get("copies") or 1) for row in told)
     except ValueError as error:
         raise InputError(f"captions.csv of {folder.name} has a count of copies that is no whole number ({error}).") from error
     return Reference(vectors, captions, copies, side)
-
-
-def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))[None]
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path.name} of the reference folder is no readable picture ({error}): remove or replace it.") from error
 
 
 def _captions(path: Path) -> list[dict[str, str]]:

@@ -63,7 +63,7 @@ class _Pruning(Mitigation):
         return ""
 
     def _memorized(self, substrate: Substrate) -> tuple[str, ...]:
-        return choose_prompts("memorized", substrate.family, self.count).prompts
+        return choose_prompts("memorized", substrate.data, self.count).prompts
 
     def weights(self, substrate: Substrate, embedding: Embedding, cost: Cost | None = None) -> list[WeightSet]:
         """Return the set of weights for each row of `embedding`, from its states, whatever the scope."""

@@ -68,7 +68,7 @@ def build(name: str, device: str | torch.device = "auto", dtype: str | torch.dty
         part.requires_grad_(False).eval().to(precision)
         if target.type == "cuda" and part is not parts["text_encoder"]:
             part.to(memory_format=torch.channels_last)
-    return Substrate(f"{name} with random weights", _pipeline(parts), target, precision, f"random weights of {name}", "sd")
+    return Substrate(f"{name} with random weights", _pipeline(parts), target, precision, f"random weights of {name}")
 
 
 def _pipeline(parts: dict[str, Any]) -> Any:

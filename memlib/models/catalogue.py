@@ -1,56 +1,67 @@
-"""Which substrates there are by name, and where the weights of each are looked for.
+"""Which substrates there are by name, where the weights of each are looked for, and the data that each brings.
 
-Nothing is downloaded: where weights are missing, the error names the folder, the variable and the command.
+Nothing is downloaded: where weights are missing, the error names the folder, the variable and the command. A new substrate is one entry of
+`SUBSTRATES`, or one YAML file (`described`).
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from memlib.base.errors import InputError
-from memlib.base.paths import data_folder
+from memlib.base.paths import as_folder, data_folder, folder_from
+from memlib.base.pictures import read_pictures
+from memlib.models.data import PUBLISHED_SETS, Rows, SubstrateData
+from memlib.models.minisd.data import data_of as minisd
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named substrate's weights are found.
+    """A substrate by name: what it is, where its weights are found, and what it brings beside them.
 
-    `hub` lists (repository, revision) pairs in order of preference; a substrate without them is one of
+    `hub` lists (repository, revision) pairs in order of preference; a substrate with neither these nor a `folder` is one of
     this project's own models. One with a `base` is kept as the difference of its U-Net to that one's
     (see `memlib.models.delta`).
     """
 
     name: str
-    family: str
     summary: str
+    data: Callable[[], SubstrateData] = SubstrateData
     hub: tuple[tuple[str, str], ...] = ()
     base: str | None = None
+    folder: Path | None = None
+
+
+def _own(name: str, summary: str, base: str | None = None) -> Source:
+    return Source(name, summary, partial(minisd, name), base=base)
 
 
 SUBSTRATES: dict[str, Source] = {
     source.name: source
     for source in (
-        Source("minisd-v1", "minisd", "MiniSD, padded with <eot> as Stable Diffusion 1.4 is"),
-        Source("minisd-v2", "minisd", "MiniSD, padded with ! as Stable Diffusion 2.1 is"),
-        Source("minisd-v1-dedup", "minisd", "minisd-v1 trained without the repeated pictures"),
-        Source("minisd-v2-dedup", "minisd", "minisd-v2 trained without the repeated pictures"),
-        Source("minisd-v1-small", "minisd", "minisd-v1 fine-tuned on a small set (scenario 1)", base="minisd-v1"),
-        Source("minisd-v1-large", "minisd", "minisd-v1 fine-tuned on a set ten times larger", base="minisd-v1"),
-        Source("minisd-v1-class", "minisd", "minisd-v1 fine-tuned on class captions (scenario 2)", base="minisd-v1"),
-        Source("minisd-v1-duplicated", "minisd", "minisd-v1 fine-tuned on duplicates among single ones (scenario 3)", base="minisd-v1"),
-        Source("minisd-v1-adversarial", "minisd", "minisd-v1 fine-tuned against adversarial embeddings", base="minisd-v1"),
-        Source("minisd-v1-surrogates", "minisd", "minisd-v1 fine-tuned on surrogates of its memorized pictures", base="minisd-v1"),
+        _own("minisd-v1", "MiniSD, padded with <eot> as Stable Diffusion 1.4 is"),
+        _own("minisd-v2", "MiniSD, padded with ! as Stable Diffusion 2.1 is"),
+        _own("minisd-v1-dedup", "minisd-v1 trained without the repeated pictures"),
+        _own("minisd-v2-dedup", "minisd-v2 trained without the repeated pictures"),
+        _own("minisd-v1-small", "minisd-v1 fine-tuned on a small set (scenario 1)", "minisd-v1"),
+        _own("minisd-v1-large", "minisd-v1 fine-tuned on a set ten times larger", "minisd-v1"),
+        _own("minisd-v1-class", "minisd-v1 fine-tuned on class captions (scenario 2)", "minisd-v1"),
+        _own("minisd-v1-duplicated", "minisd-v1 fine-tuned on duplicates among single ones (scenario 3)", "minisd-v1"),
+        _own("minisd-v1-adversarial", "minisd-v1 fine-tuned against adversarial embeddings", "minisd-v1"),
+        _own("minisd-v1-surrogates", "minisd-v1 fine-tuned on surrogates of its memorized pictures", "minisd-v1"),
         Source(
             "sd14",
-            "sd",
             "Stable Diffusion 1.4, 512 px",
             hub=(("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"),),
         ),
         Source(
             "sd21",
-            "sd",
             "Stable Diffusion 2.1, 768 px, v-prediction",
             # The publisher's repository has been withdrawn; the second is the community's mirror of it.
             hub=(
@@ -66,19 +77,80 @@ def _own_models() -> Path:
     return data_folder() / "minisd" / "models"
 
 
-def locate(name: str | Path) -> tuple[Path, Source | None, str | None]:
-    """Return the folder of a substrate's weights, its entry in `SUBSTRATES` and the hub revision, where known.
+def source_of(name: str | Path) -> Source:
+    """Return what is known of a substrate by its name, a local diffusers folder, or a YAML file; no weights are looked for.
+
+    A folder among the project's own models is one of these; any other has the data of `SubstrateData`'s defaults.
+    Raises InputError for a name that is none of these.
+    """
+    if str(name) in SUBSTRATES:
+        return SUBSTRATES[str(name)]
+    path = as_folder(name)
+    if path.suffix in (".yml", ".yaml") and path.is_file():
+        return described(path)
+    if not path.is_dir():
+        known = ", ".join(SUBSTRATES)
+        raise InputError(f"Unknown substrate {str(name)!r}: use one of {known}, or the path of a local diffusers folder or of a YAML file that describes one.")
+    folder = path.resolve()
+    own = folder.is_relative_to(_own_models().resolve())
+    return Source(folder.name, "a local folder", partial(minisd, folder.name) if own else SubstrateData, folder=folder)
+
+
+ENTRIES = {
+    "name": str, "folder": str, "prompts": dict, "seen_once": dict, "training_pictures": str, "held_out": str, "metrics": list, "free": bool, "small": bool,
+}  # fmt: skip
+
+
+def described(path: Path) -> Source:
+    """Return the substrate that a YAML file describes; paths in it are taken from where it lies.
+
+    `folder` holds the diffusers pipeline; all else may be left out: `name`; `prompts` ("memorized" and "not memorized": a name or a file
+    each); `seen_once` (`prompts`, and `where` for the rows of it); `training_pictures` (the folder that entries of the column
+    `training_picture` are taken from); `held_out` (a folder of pictures, in the order of the prompts that are not memorized); `metrics`,
+    `free` and `small` as in `SubstrateData`. Raises InputError for anything else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:120]}): correct it.") from error
+    if not isinstance(content, Mapping) or "folder" not in content:
+        raise InputError(f"{path} describes no substrate: it needs at least `folder`, the path of a diffusers pipeline.")
+    for entry, value in content.items():
+        if entry not in ENTRIES or not isinstance(value, ENTRIES[entry]):
+            kinds = ", ".join(f"{name} ({kind.__name__})" for name, kind in ENTRIES.items())
+            raise InputError(f"{path} has an entry {entry!r} that is unknown or of another kind: it may have {kinds}.")
+    return Source(content.get("name", path.stem), f"described in {path.name}", partial(_described_data, path, content), folder=path.parent / content["folder"])
+
+
+def _described_data(path: Path, content: Mapping[str, Any]) -> SubstrateData:
+    def near(name: str) -> str:
+        """A file beside the description where there is one, else a name of a prompt set."""
+        return str(path.parent / name) if (path.parent / name).exists() else name
+
+    given: dict[str, Any] = {name: content[name] for name in ("free", "small") if name in content}
+    given["sets"] = PUBLISHED_SETS | {role: near(str(name)) for role, name in content.get("prompts", {}).items()}
+    if "metrics" in content:
+        given["metrics"] = tuple(content["metrics"])
+    if once := content.get("seen_once"):
+        given["seen_once"] = Rows(near(str(once.get("prompts", given["sets"]["memorized"]))), once.get("where", {}))
+    if "training_pictures" in content:
+        folder = path.parent / content["training_pictures"]
+        given["training_pictures"] = lambda entry: read_pictures([folder / name for name in entry.split(" | ")])
+    if "held_out" in content:
+        given["held_out"] = lambda count=None: read_pictures([path.parent / content["held_out"]])[:count]
+    return SubstrateData(**given)
+
+
+def locate(name: str | Path) -> tuple[Path, Source, str | None]:
+    """Return the folder of a substrate's weights, what is known of it (`source_of`) and the hub revision, where known.
 
     Own models lie in ``data/minisd/models``; others in the folder that `MEMLIB_MODELS` names, or else in
     the hub's local cache. A path is taken as it is. The folder of one with a `base` holds the difference
     alone. Raises InputError for an unknown name and for missing weights.
     """
-    source = SUBSTRATES.get(str(name))
-    if source is None:
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return folder.resolve(), None, None
-        raise InputError(f"Unknown substrate {str(name)!r}: use one of {', '.join(SUBSTRATES)}, or the path of a local diffusers folder.")
+    source = source_of(name)
+    if source.folder is not None:
+        return source.folder, source, None
     if not source.hub:
         folder = _own_models() / source.name
         if not folder.is_dir():
@@ -88,13 +160,13 @@ def locate(name: str | Path) -> tuple[Path, Source | None, str | None]:
                 f"project's data folder lies elsewhere, or train them with memlib minisd {command})."
             )
         return folder, source, None
-    root = os.environ.get("MEMLIB_MODELS")
-    if root and (Path(root) / source.name).is_dir():
-        return Path(root) / source.name, source, None
+    root = folder_from("MEMLIB_MODELS")
+    if root and (root / source.name).is_dir():
+        return root / source.name, source, None
     for repository, revision in source.hub:
-        folder = _cached(repository, revision)
-        if folder is not None:
-            return folder, source, revision
+        cached = _cached(repository, revision)
+        if cached is not None:
+            return cached, source, revision
     raise InputError(_missing(source, root))
 
 
@@ -108,7 +180,7 @@ def _cached(repository: str, revision: str) -> Path | None:
         return None
 
 
-def _missing(source: Source, root: str | None) -> str:
+def _missing(source: Source, root: Path | None) -> str:
     repository, revision = source.hub[-1]
     place = f"{root}/{source.name}" if root else f"$MEMLIB_MODELS/{source.name}"
     return (
@@ -117,8 +189,3 @@ def _missing(source: Source, root: str | None) -> str:
         "--include '*/*.json' --include '*/*.txt' --include '*/*.safetensors' --exclude 'safety_checker/*' "
         "--exclude '*.fp16.*'"
     )
-
-
-def family_of(folder: Path) -> str:
-    """Return "minisd" for a folder among the project's own models, "sd" for any other."""
-    return "minisd" if folder.is_relative_to(_own_models().resolve()) else "sd"

@@ -52,7 +52,8 @@ class SubstrateData:
     - `training_pictures`: from an entry of the column `training_picture` of its prompt sets to uint8 [K, H, W, 3];
     - `held_out`: real pictures of the set "not memorized", in its order, the first so many (None: all), uint8 [N, H, W, 3]; None if there are none;
     - `repeated`: the training pictures that its memorized prompts bring back, or None where they are not at hand;
-    - `small`: whether a CPU samples a picture in seconds.
+    - `small`: whether a CPU samples a picture in seconds;
+    - `retrained`: whether trainings of the same kind with one thing changed are kept as tables (`memlib.results.trainings`).
     """
 
     sets: Mapping[str, str] = field(default_factory=lambda: dict(PUBLISHED_SETS))
@@ -63,3 +64,4 @@ class SubstrateData:
     held_out: Callable[[int | None], np.ndarray] | None = None
     repeated: Callable[[], Repeated] | None = None
     small: bool = False
+    retrained: bool = False

@@ -16,12 +16,11 @@ import torch
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.base.paths import data_folder
-from memlib.models.catalogue import SUBSTRATES, family_of, locate
+from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.models.checkpoint import check_folder, read_pipeline, weights_hash
 from memlib.models.data import SubstrateData
 from memlib.models.delta import DELTA_FILE, apply_delta
 from memlib.models.devices import bfloat16_pays, device_of
-from memlib.models.minisd.data import data_of
 from memlib.models.speed import Speed, prepare
 
 __all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
@@ -34,8 +33,8 @@ SCHEDULERS = ("ddim", "dpm", "euler")
 class Substrate:
     """A loaded model: a diffusers pipeline on a device, and the facts that others ask for.
 
-    `weights_hash` is a SHA-256 over weights and configurations; `family` is "minisd" or "sd" (which
-    metrics apply); `revision` is the hub's commit where known; `speed` is how it computes.
+    `weights_hash` is a SHA-256 over weights and configurations; `data` is what it brings beside them; `revision` is
+    the hub's commit where known; `speed` is how it computes.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Substrate:
     device: torch.device
     dtype: torch.dtype
     weights_hash: str
-    family: str
     revision: str | None = None
     speed: Speed = field(default_factory=Speed)
     data: SubstrateData = field(default_factory=SubstrateData, repr=False)
@@ -137,8 +135,8 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     target = device_of(device)
     precision = _dtype(dtype, target)
     folder, source, revision = locate(name)
-    delta = folder / DELTA_FILE if source is not None and source.base else None
-    if delta is not None:
+    delta = folder / DELTA_FILE if source.base else None
+    if source.base:
         folder = locate(source.base)[0]
     variant = check_folder(folder)
     pipe = read_pipeline(folder, variant, precision if delta is None else torch.float32)
@@ -160,17 +158,15 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     # Attention runs through scaled_dot_product_attention, diffusers' default.
     speed = Speed.on(target) if speed is None else speed
     prepare(pipe.unet, pipe.vae, speed)
-    name, family = (source.name, source.family) if source else (folder.name, family_of(folder))
     return Substrate(
-        name=name,
+        name=source.name,
         pipe=pipe,
         device=target,
         dtype=precision,
         weights_hash=weights,
-        family=family,
         revision=revision,
         speed=speed,
-        data=data_of(name) if family == "minisd" else SubstrateData(),
+        data=source.data(),
     )
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
+from memlib.models.data import Rows, SubstrateData
 from memlib.prompts.files import SUFFIXES, read_prompt_file
 from memlib.prompts.published import Source, fetch, load_sources
 
@@ -25,12 +26,6 @@ MINISD_SETS = (
     "minisd-memorized", "minisd-duplicated", "minisd-heldout", "minisd-template",
     "minisd-v1-small", "minisd-v1-large", "minisd-v1-class", "minisd-v1-duplicated",
 )  # fmt: skip
-
-# Prompt sets a role stands for, by the substrate's family.
-ROLES = {
-    "memorized": {"minisd": "minisd-memorized", "sd": "webster-mv86"},
-    "not memorized": {"minisd": "minisd-heldout", "sd": "nonmem-coco"},
-}
 
 # `clip`, Appendix A.4: what a prompt that is not memorized must look like to be compared.
 CLEAN_TOKENS = (5, 40)
@@ -130,12 +125,23 @@ def load_prompts(name_or_path: str | Path, column: str | None = None) -> PromptS
     return PromptSet(path.stem, tuple(table["prompt"]), table, f"file {path.name}", "not stated")
 
 
-def choose_prompts(prompts: str | PromptSet, family: str, count: int | None = None) -> PromptSet:
-    """The prompt set that `prompts` stands for: a role ("memorized", "not memorized") by family, a name, a file or a set.
+def rows_of(rows: Rows) -> PromptSet:
+    """The prompts that a substrate's data means by some rows of a set; numbers are compared as numbers. Raises InputError for an unknown column."""
+    found = load_prompts(rows.prompts)
+    for column, value in rows.where.items():
+        if column not in found.table:
+            raise InputError(f"The prompt set {rows.prompts!r} has no column {column!r}: it has {', '.join(map(str, found.table.columns))}.")
+        cells = found.table[column]
+        found = found.select(cells.astype(str) == value if isinstance(value, str) else pd.to_numeric(cells, errors="coerce") == value)
+    return found
+
+
+def choose_prompts(prompts: str | PromptSet, data: SubstrateData, count: int | None = None) -> PromptSet:
+    """The prompt set that `prompts` stands for: a role ("memorized", "not memorized") in a substrate's data, a name, a file or a set.
 
     At most `count` prompts, drawn with a fixed seed where there are more.
     """
-    name = ROLES.get(prompts, {}).get(family, prompts) if isinstance(prompts, str) else None
+    name = data.sets.get(prompts, prompts) if isinstance(prompts, str) else None
     found = prompts if name is None else load_prompts(name)
     if count is not None and count < 1:
         raise InputError(f"{count} prompts were asked for: ask for at least 1.")

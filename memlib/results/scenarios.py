@@ -213,10 +213,9 @@ def measure(group: Any, result: Result, methods: Sequence[Mitigation], shown: in
 
 
 def _real_pictures(group: Any) -> np.ndarray | None:
-    if group.experiment.substrate.family == "minisd":
-        from memlib.models.minisd.prompt_sets import held_out_pictures
-
-        return held_out_pictures()
+    held_out = group.experiment.substrate.data.held_out
+    if held_out is not None:
+        return held_out(None)
     return None if group.training is None else np.concatenate(group.training)
 
 

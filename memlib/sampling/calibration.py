@@ -19,7 +19,7 @@ from memlib.base.numbers import is_number
 from memlib.base.store import Store
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
-from memlib.prompts.sets import choose_prompts, load_prompts
+from memlib.prompts.sets import choose_prompts, rows_of
 from memlib.sampling.batches import SAMPLER_VERSION, Batch, Cost, initial_latents, uncond_states
 from memlib.sampling.guidance import as_rule
 
@@ -50,13 +50,12 @@ def reference_prompts(substrate: Substrate) -> tuple[str, ...]:
     """At most 64 prompts that the substrate has not memorized, of the kind of those that it has.
 
     Magnitudes depend on how much a prompt says. MiniSD's memorized prompts are titles and its held-out ones descriptions, whose
-    magnitude at the first step is larger than that of memorized titles; so its titles with one copy in the training data are
-    taken. Captions of both sorts are alike for Stable Diffusion. Raises InputError where the list is not at hand.
+    magnitude at the first step is larger than that of memorized titles; so what was seen once is taken where the substrate's data knows it.
+    Captions of both sorts are alike for Stable Diffusion. Raises InputError where the list is not at hand.
     """
-    if substrate.family == "minisd":
-        titles = load_prompts("minisd-duplicated")
-        return titles.select(titles.table["copies"].astype(int) == 1).first(PROMPTS).prompts
-    return choose_prompts("not memorized", substrate.family, PROMPTS).prompts
+    if substrate.data.seen_once is not None:
+        return rows_of(substrate.data.seen_once).first(PROMPTS).prompts
+    return choose_prompts("not memorized", substrate.data, PROMPTS).prompts
 
 
 def reference_values(

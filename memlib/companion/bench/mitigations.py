@@ -246,10 +246,10 @@ def run(
     mitigations = chosen(only, every_step=architecture is not None)
     if architecture:
         loaded = build(architecture, model["device"], model["dtype"], model["force"])
-        texts = {"the texts' figure": choose_prompts("figures", loaded.family).prompts}
+        texts = {"the texts' figure": choose_prompts("figures", loaded.data).prompts}
     else:
         loaded = load(substrate, model["device"], model["dtype"])
-        texts = {kind: choose_prompts(kind, loaded.family, pictures).prompts for kind in (KINDS if prompts == "both" else (prompts,))}
+        texts = {kind: choose_prompts(kind, loaded.data, pictures).prompts for kind in (KINDS if prompts == "both" else (prompts,))}
     with _empty_store():
         runs, left_out = measure(Sampler(loaded, **sampling), mitigations, texts, pictures, progress=True)
     found = table(runs, left_out)

@@ -7,6 +7,8 @@ import shutil
 
 import psutil
 
+from memlib.models.catalogue import source_of
+
 MOST = 4
 MEMORY = 4 * 2**30  # bytes that a notebook on MiniSD takes at most
 
@@ -16,7 +18,7 @@ def jobs_for(substrate: str) -> int:
 
     MiniSD's small matrices gain little from a second thread (two processes of one thread do 1.7 times the work of one of two).
     """
-    if shutil.which("nvidia-smi") or not substrate.startswith("minisd-"):
+    if shutil.which("nvidia-smi") or not source_of(substrate).data().small:
         return 1
     return max(1, min(cores(), MOST, psutil.virtual_memory().available // MEMORY))
 

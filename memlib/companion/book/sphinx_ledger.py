@@ -22,6 +22,7 @@ from memlib.base.numbers import counted
 from memlib.companion.book.ledger import NOT_TESTED, Entry, collect, counts
 from memlib.companion.book.site import OTHER_VERDICTS
 from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
+from memlib.models.catalogue import SUBSTRATES
 
 PUBLISHED = "sd14"
 
@@ -198,7 +199,7 @@ class ClaimsBeside(_Ledger):
             raise self.error(f"No claim is judged in the notebook {notebook!r}.")
         found = sorted({substrate for entry in entries for substrate in entry.verdicts})
         # Stable Diffusion has its column before anything was measured on it, beside a model that stands in for it.
-        columns = found + [PUBLISHED] * (PUBLISHED not in found and (not found or any(name.startswith("minisd-") for name in found)))
+        columns = found + [PUBLISHED] * (PUBLISHED not in found and (not found or any(name in SUBSTRATES and SUBSTRATES[name].data().small for name in found)))
         rows = [[[_paragraph(*self.linked(entry))], _reported(entry), *(_measured(entry, name) for name in columns)] for entry in entries]
         widths = [("Claim", 22), ("Reported", 24), *((name, 54 // len(columns)) for name in columns)]
         return [_table(widths, rows, "beside")]

@@ -73,7 +73,7 @@ def activations(model: Any, states: Tensor) -> dict[str, Tensor]:
 
 def statistics(substrate: Substrate, store: Store | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return mean and standard deviation [channels] of activations over up to 1,000 prompts that are not memorized, by layer."""
-    prompts = sorted({*reference_prompts(substrate), *choose_prompts("not memorized", substrate.family, STATISTICS_PROMPTS).prompts})
+    prompts = sorted({*reference_prompts(substrate), *choose_prompts("not memorized", substrate.data, STATISTICS_PROMPTS).prompts})
 
     def compute() -> dict[str, np.ndarray]:
         found = activations(substrate, encode_prompts(substrate, prompts).states)

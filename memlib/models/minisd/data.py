@@ -24,6 +24,7 @@ def data_of(name: str) -> SubstrateData:
         held_out=lambda count=None: held_out_pictures(HELD_OUT if count is None else count),
         repeated=lambda: _repeated(trained),
         small=True,
+        retrained=True,
     )
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from memlib.base.errors import InputError
 from memlib.metrics import metrics_for
 from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.minisd.data import data_of
 from memlib.models.minisd.drawn import background_right
 from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.minisd.prompt_sets import held_out_pictures
@@ -101,8 +102,8 @@ def table(name: str) -> RunTable:
 
 def load_run(name: str) -> Any:
     """Load the trained model of a run by its name, with MiniSD's metrics."""
-    # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
-    return replace(load(runs_folder() / name / "pipeline"), name=name, family="minisd")
+    # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with other metrics.
+    return replace(load(runs_folder() / name / "pipeline"), name=name, data=data_of(name))
 
 
 def run_replicates(device: str = "auto", paddings: Sequence[str] = PADDINGS, progress: bool = True) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memlib.experiment.run import Experiment
+from memlib.models.minisd.data import data_of
 from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.substrate import load
 from memlib.probes.attack import Attack, targets
@@ -45,7 +46,7 @@ def measure_rounds(name: str, recipe: Recipe, device: str = "auto") -> None:
 
 
 def _measured(name: str, folder: Path, device: str) -> list[dict[str, Any]]:
-    # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with that family's metrics.
-    run = Experiment(name, n_seeds=kept.SEEDS, **kept.SAMPLING, loaded=replace(load(folder, device), name=name, family="minisd"))
+    # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with other metrics.
+    run = Experiment(name, n_seeds=kept.SEEDS, **kept.SAMPLING, loaded=replace(load(folder, device), name=name, data=data_of(name)))
     aims, attack = targets(run.group("memorized", kept.MEMORIZED)), Attack(run, kept.BUDGET)
     return kept.rows_of({start: attack.run(aims, start) for start in ("prompt", "other")}, run.group("not memorized", kept.OTHERS))
