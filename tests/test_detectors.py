@@ -21,6 +21,7 @@ from memlib.probes.detectors.evaluation import evaluate, evaluate_all, measure_a
 from memlib.probes.detectors.onestep import edges_of, one_step, shared_edges
 from memlib.probes.detectors.runs import eot_masks, magnitudes, masked_magnitude, per_sample, whole_run
 from memlib.probes.detectors.sharpness import differentiable, product_norm
+from memlib.probes.token_significance import token_significance
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.attention.record import cross_attention_layers
@@ -405,6 +406,25 @@ def test_a_first_step_without_signal_is_not_measured(name, fresh, monkeypatch):
     with pytest.raises(NotMeasured, match="zero terminal SNR"):
         REGISTRY[name].measure(group)
     assert np.ptp(get("magnitude", steps=2).scores(group)) > 0
+
+
+def test_significance_of_tokens_is_the_gradient_of_each_pictures_own_magnitude(fresh):
+    group = fresh()
+    x = group.experiment.substrate
+    lengths, published = token_significance(group), token_significance(group, as_published=True)
+    assert lengths.shape == (len(PROMPTS), SEEDS, 77) and published.shape == (len(PROMPTS), 77)
+    t = x.scheduler("ddim", STEPS).timesteps[0]
+    noise = initial_latents(list(range(SEEDS)), x.latent_shape)
+    uncond = uncond_states(x).expand(SEEDS, -1, -1)
+    for row in (0, 1):
+        states = group.embedding.states[[row] * SEEDS].clone().requires_grad_()
+        added = x.unet(noise, t, encoder_hidden_states=states).sample - x.unet(noise, t, encoder_hidden_states=uncond).sample.detach()
+        together = torch.autograd.grad(added.norm(), states, retain_graph=True)[0].norm(dim=-1)
+        np.testing.assert_allclose(published[row], together.sum(0) / (2 * SEEDS), rtol=1e-3, atol=1e-7)
+        for seed in range(SEEDS):
+            own = torch.autograd.grad(added[seed].norm(), states, retain_graph=True)[0]
+            assert not own[1 - seed].any()
+            np.testing.assert_allclose(lengths[row, seed], own[seed].norm(dim=-1), rtol=1e-3, atol=1e-7)
 
 
 # Pictures.

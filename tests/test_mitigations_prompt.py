@@ -539,6 +539,21 @@ def test_what_is_at_the_search_target_passes_untouched():
             pass
 
 
+def test_re_anchoring_as_published_moves_the_start_token_too():
+    batch = toy_batch([0.2, 2.0, 1.0])
+    originals = batch.embedding.states
+    plain, published = (get("prss", search_target=0.3, target=1.0, as_published=flag) for flag in (False, True))
+    assert plain.key == get("prss", search_target=0.3, target=1.0).key != published.key
+    (ours, armed), (theirs, same) = (method._modified(toy(), batch, Cost()) for method in (plain, published))
+    assert armed.tolist() == same.tolist() == [False, True, True]
+    assert torch.equal(ours[:, 0], originals[:, 0]) and torch.equal(theirs[0], originals[0])
+    for row in (1, 2):
+        # AdamW takes a fixed share of a weight without gradient at each update.
+        moved = [originals[row, 0] * (1 - 0.05 * 0.01) ** updates for updates in range(1, 11)]
+        assert originals[row, 0].any() and any(torch.allclose(theirs[row, 0], state, rtol=1e-6, atol=0) for state in moved)
+        assert (theirs[row, 1:] != originals[row, 1:]).any()
+
+
 def test_search_takes_the_first_below_the_target_or_the_smallest():
     batch, cost = toy_batch([0.5, 2.0, 2.0, 2.0]), Cost()
     first = FirstStep(toy(), batch, cost)

@@ -20,10 +20,10 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from memlib.base.declared import NotNegative, Share
+from memlib.base.declared import LATER, NotNegative, Share
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
-from memlib.mitigations.base import Mitigation, register
+from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.mitigations.bright_ending import BrightEnding
 from memlib.mitigations.wen import OptimizedEmbeddingStrict
 from memlib.models.hooks import hooked
@@ -122,11 +122,12 @@ def search(first: FirstStep, originals: Tensor, candidates: Sequence[Tensor], ta
 class ReAnchoredPrompt(Mitigation):
     """A modified prompt, re-anchored at every step where its magnitude is above the target (module docstring), per sample.
 
-    The modified prompt is the first of `paraphrases` whose magnitude at the first step is at most `search_target`, or the one
-    with the smallest (semantic search; the original is the first candidate). `paraphrases` is a file with the columns ``prompt`` and
-    ``paraphrase``, one row for each, as a language model wrote them: without one the modified prompt is the optimized embedding
-    of wen-1, which the program takes as well. `masked` weights the magnitude of this choice by `bright_masks` of the original prompt, as the
-    program does; that of re-anchoring is never masked. Samples whose original is at or below the search target are left alone.
+    The modified prompt is the first of `paraphrases` whose magnitude at the first step is at most `search_target`, or the one with the
+    smallest (semantic search; the original is the first candidate). `paraphrases` is a file with the columns ``prompt`` and ``paraphrase``,
+    one row for each, as a language model wrote them: without one the modified prompt is the optimized embedding of wen-1, which the program
+    takes as well; `as_published` takes it as the program makes it, where weight decay moves ``<sot>`` too. `masked` weights the magnitude
+    of this choice by `bright_masks` of the original prompt, as the program does; that of re-anchoring is never masked. Samples whose
+    original is at or below the search target are left alone.
 
     Targets are published as 1 and 3, the weight is full at 5; elsewhere than on Stable Diffusion 1 they are the quantiles of
     the magnitude at the first step over prompts that are not memorized. Source: Chen et al. 2025 (PRSS), program.
@@ -139,6 +140,7 @@ class ReAnchoredPrompt(Mitigation):
     full: Annotated[float, Gt(1)] = 5 / 3
     paraphrases: str = ""
     masked: bool = False
+    as_published: Annotated[bool, LATER] = False
 
     name: ClassVar[str] = "prss"
     label: ClassVar[str] = "re-anchored prompt"
@@ -148,6 +150,9 @@ class ReAnchoredPrompt(Mitigation):
     sampled: ClassVar[bool] = True
     family: ClassVar[str] = "guidance"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.5, 0.1))
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the optimized embedding as its program makes it, all 77 states moved: weight decay on <sot>", {"as_published": True}, "9"),
+    )
     published_target: ClassVar[float] = 3.0
     published_search_target: ClassVar[float] = 1.0
 
@@ -168,6 +173,8 @@ class ReAnchoredPrompt(Mitigation):
         originals = batch.embedding.states.float()
         optimization = BrightEnding if self.masked else OptimizedEmbeddingStrict
         chooser = optimization(target=self.search_target, quantile=self.search_quantile)
+        if self.as_published:
+            chooser = replace(chooser, as_published=True, images=1)
         if not self.paraphrases:
             states = chooser.optimized(substrate, batch, cost)
             return states, (states != originals).flatten(1).any(1)  # What is at the target or below is not moved.

@@ -16,6 +16,7 @@ from memlib.experiment.tables import mean_of_those
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations import get
 from memlib.mitigations.weights import WeightSet, pruned
+from memlib.models.protocol import Substrate
 from memlib.probes.triggers import by_chance, most_active, overlaps
 from memlib.prompts.embedding import Embedding
 
@@ -68,7 +69,7 @@ class Removed:
         )
 
 
-def removed(substrate: Any, weights: WeightSet) -> Removed:
+def removed(substrate: Substrate, weights: WeightSet) -> Removed:
     """Save a set of weights, read it again, prune the model with it, and compare the layers inside the context and after it with those before."""
     layers = [substrate.unet.get_submodule(place) for place in weights.chosen]
     before = [layer.weight.detach().clone() for layer in layers]
@@ -82,7 +83,7 @@ def removed(substrate: Any, weights: WeightSet) -> Removed:
     return Removed(len(weights), size / 1e3, sum(int((own == 0).sum()) for own in before), inside, same)
 
 
-def sets_of(substrate: Any, triggers: Sequence[Sequence[Embedding]], kind: str, first_seed: int = 0) -> list[list[WeightSet]]:
+def sets_of(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind: str, first_seed: int = 0) -> list[list[WeightSet]]:
     """What is found from every trigger of every picture: the most active inputs ("activations"), or the weights of a pruning by name."""
     if kind == "activations":
         looking = get("wanda", first_seed=first_seed)
@@ -98,7 +99,7 @@ class Agreement:
     lines: Mapping[str, Estimate | None]
 
 
-def agreement(substrate: Any, triggers: Sequence[Sequence[Embedding]], kind: str) -> Agreement:
+def agreement(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind: str) -> Agreement:
     """Overlaps of what `kind` finds from the triggers of at least two pictures, beside those of the same triggers with other noise, of triggers of
     different pictures, and of sets as large drawn at random."""
     sets = sets_of(substrate, triggers, kind)

@@ -135,7 +135,7 @@ def compared(mitigation: str) -> Reproduced:
     other = other[other["mitigation"] == mitigation]
     both = plain[["training_seed", "steps"]].merge(other[["training_seed", "steps"]]).drop_duplicates().sort_values("training_seed")
     if both.empty:
-        raise InputError(f"No training seed has both a plain training and one with {mitigation}: run memlib.training.minisd replicates, then mitigated.")
+        raise InputError(f"No training seed has both a plain training and one with {mitigation}: run memlib minisd replicates, then mitigated.")
     joined = pd.concat([plain.assign(kind=PLAIN), other.assign(kind=mitigation)]).merge(both)
     return _reproduced(joined, list(both["training_seed"]), "replicates.csv and training_mitigations.csv")
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.pictures import squared
 from memlib.base.writing import replacing
+from memlib.experiment.group import Group
 from memlib.mitigations import get
+from memlib.models.protocol import Substrate
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.search import Budget, search
 from memlib.probes.attack.starts import seeded, start_states
@@ -62,10 +64,10 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / length) if length else 0.0
 
 
-def choose_surrogates(group: Any, mitigations: list[str], kept: int) -> tuple[list[int], list[np.ndarray]]:
+def choose_surrogates(group: Group, mitigations: list[str], kept: int) -> tuple[list[int], list[np.ndarray]]:
     """Return which of a group's prompts have surrogates, and these: for each uint8 [K, H, W, 3], 1 <= K <= `kept`.
 
-    Candidates are what the prompts (`memlib.experiment.run.Group`) give under each mitigation and seed. They are compared with the first training
+    Candidates are what the prompts give under each mitigation and seed. They are compared with the first training
     picture at their own size. Raises InputError where training pictures are not at hand or no picture has a surrogate.
     """
     if group.training is None:
@@ -90,7 +92,7 @@ class SurrogatePart(FinetunePart):
     """
 
     def __init__(
-        self, substrate: Any, ordinary: TrainingSet, recipe: Recipe, remedy: Remedy, memorized: Targets, surrogates: list[np.ndarray], folder: Path,
+        self, substrate: Substrate, ordinary: TrainingSet, recipe: Recipe, remedy: Remedy, memorized: Targets, surrogates: list[np.ndarray], folder: Path,
         half: bool = False, recompute: bool = False,
     ):  # fmt: skip
         super().__init__(substrate, ordinary, recipe, half, recompute)

@@ -5,7 +5,9 @@ The threshold is fixed at 90 % precision on held-out copies against near misses,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ import torch
 from memlib.models.minisd.augment import augmented
 from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.scenes import LAYOUTS, RENDERINGS, Scene, Thing, draw_background
+from memlib.training.minisd.parts import ContrastivePart, DescriptorPart
 
 QUERIES = 600
 PRECISION = 0.9
@@ -63,12 +66,12 @@ def threshold_at(positive: np.ndarray, negative: np.ndarray, precision: float = 
 
 
 @torch.no_grad()
-def _encode(encode, pictures: np.ndarray, device: torch.device) -> np.ndarray:
+def _encode(encode: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray, device: torch.device) -> np.ndarray:
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.cat([encode(x[i : i + 128].to(device)).float().cpu() for i in range(0, len(x), 128)]).numpy()
 
 
-def _descriptor(part, device) -> dict:
+def _descriptor(part: DescriptorPart, device: torch.device) -> dict[str, Any]:
     corpus: Corpus = part.corpus
     scenes = [scene for scene, _ in corpus.held_out(QUERIES // 2, "combinations", seed=1)]
     scenes += [scene for scene, _ in corpus.held_out(QUERIES // 2, "concepts", seed=1)]
@@ -102,7 +105,7 @@ def _descriptor(part, device) -> dict:
     }  # fmt: skip
 
 
-def _evaluator(part, device) -> dict:
+def _evaluator(part: ContrastivePart, device: torch.device) -> dict[str, Any]:
     corpus, towers = part.corpus, part.module
     held = corpus.held_out(QUERIES, "combinations", seed=2)
     pictures = np.stack([corpus.picture(scene) for scene, _ in held])
@@ -121,6 +124,6 @@ def _evaluator(part, device) -> dict:
     }
 
 
-def calibrate(name: str, part, device: torch.device) -> dict:
+def calibrate(part: DescriptorPart | ContrastivePart, device: torch.device) -> dict[str, Any]:
     """What goes into a judge's config.json beside its settings: figures on held-out pictures, and the threshold."""
-    return (_descriptor if name == "descriptor" else _evaluator)(part, device)
+    return _descriptor(part, device) if isinstance(part, DescriptorPart) else _evaluator(part, device)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -40,7 +41,7 @@ def frozen_folder(part: str, runs: Path) -> Path:
     raise InputError(f"This part needs the trained part {part}; run `memlib minisd train {part}` first.")
 
 
-def export_model(unet, name: str, target: Path, runs: Path) -> None:
+def export_model(unet: Any, name: str, target: Path, runs: Path) -> None:
     """Write `target` (data/minisd/models/`name`); what is the same in another model (SHARED, the tokenizer) is a link to it."""
     vae = AutoencoderKL.from_pretrained(frozen_folder("vae", runs), torch_dtype=torch.float16)
     text = CLIPTextModel.from_pretrained(frozen_folder("text", runs), torch_dtype=torch.float16)

@@ -31,6 +31,7 @@ from memlib.models.minisd.data import data_of
 from memlib.models.minisd.drawn import background_right
 from memlib.models.minisd.paths import runs_folder, settings
 from memlib.models.minisd.prompt_sets import held_out_pictures
+from memlib.models.protocol import Substrate
 from memlib.models.substrate import load
 from memlib.probes.reproduced import reproduced
 from memlib.prompts.embedding import encode_prompts
@@ -100,7 +101,7 @@ def table(name: str) -> RunTable:
     return RunTable(table_file(name), COLUMNS[name], SQUARE if name == "replicates" else KEY, order, runs_folder())
 
 
-def load_run(name: str) -> Any:
+def load_run(name: str) -> Substrate:
     """Load the trained model of a run by its name, with MiniSD's metrics."""
     # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with other metrics.
     return replace(load(runs_folder() / name / "pipeline"), name=name, data=data_of(name))
@@ -147,13 +148,13 @@ def _run(runs: Iterable[Run], into: str, device: str, progress: bool) -> None:
         print(f"{run.name}: {sum(row['memorized'] for row in rows)} of {len(rows)} repeated prompts reproduced")
 
 
-def _measure_quality(substrate: Any, run: Run) -> None:
+def _measure_quality(substrate: Substrate, run: Run) -> None:
     table("training_quality").add([{**row, **run.columns} for row in quality_rows(PictureStore(), substrate, metrics_for(substrate))])
     if run.seed == settings()["replicates"]["seeds"][0]:
         _keep_strip(substrate, run.mitigation)
 
 
-def quality_rows(store: PictureStore, substrate: Any, metrics: Any, count: int = HELD_OUT_PROMPTS) -> list[dict[str, Any]]:
+def quality_rows(store: PictureStore, substrate: Substrate, metrics: Any, count: int = HELD_OUT_PROMPTS) -> list[dict[str, Any]]:
     """Alignment and whether the background is right (1 or 0), one row a held-out prompt, with the alignment of its real picture."""
     prompts = load_prompts("minisd-heldout").first(count)
     pictures = store.pictures(substrate, encode_prompts(substrate, prompts.prompts), (0,))
@@ -166,7 +167,7 @@ def quality_rows(store: PictureStore, substrate: Any, metrics: Any, count: int =
     ]
 
 
-def _keep_strip(substrate: Any, mitigation: str) -> None:
+def _keep_strip(substrate: Substrate, mitigation: str) -> None:
     """Keep one row of pictures, first seed: the repeated prompts of `shown_prompts`, then held-out ones."""
     prompts = (*shown_prompts().prompts, *load_prompts("minisd-heldout").first(SHOWN_HELD_OUT).prompts)
     pictures = PictureStore().pictures(substrate, encode_prompts(substrate, prompts), (0,))[:, 0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ def as_tensor(pictures: list[np.ndarray] | np.ndarray) -> torch.Tensor:
 class VaePart:
     """Reconstruction: absolute error of pixels and of their differences, with a light KL term."""
 
-    def __init__(self, corpus: Corpus, settings: dict, device: torch.device, half: bool):
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = autoencoder(settings["channels"], settings["latent_channels"]).to(memory_format=torch.channels_last)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
 
-    def loss(self, step: int):
+    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         s = self.settings
         scenes = self.corpus.fresh_scenes(100, step * s["batch"], s["batch"])
         x = as_tensor([self.corpus.picture(scene) for scene, _ in scenes]).to(self.device)
@@ -65,13 +66,13 @@ class ContrastivePart:
     exact, because nothing behind <eot> can reach it.
     """
 
-    def __init__(self, corpus: Corpus, settings: dict, device: torch.device, half: bool):
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = TwoTowers(settings["width"], settings["layers"], settings["heads"], settings["image_channels"])
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
         self.tokenizer = build_clip_tokenizer()
 
-    def loss(self, step: int):
+    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         s, ingredients = self.settings, self.corpus.ingredients
         pictures, captions = [], []
         for i in range(s["batch"]):
@@ -99,7 +100,7 @@ class DescriptorPart:
 
     REENCODED = 0.25
 
-    def __init__(self, corpus: Corpus, settings: dict, vae: AutoencoderKL, device: torch.device, half: bool):
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], vae: AutoencoderKL, device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = Descriptor(settings["channels"], settings["dimensions"])
         self.vae = vae.to(device).eval().requires_grad_(False)
@@ -111,7 +112,7 @@ class DescriptorPart:
         with autocast(self.device, self.half):
             return self.vae.decode(self.vae.encode(x).latent_dist.mean).sample.float().clamp(-1, 1)
 
-    def loss(self, step: int):
+    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         s = self.settings
         scenes = list(self.corpus.fresh_scenes(s["stream"], step * s["batch"], s["batch"]))
         pictures = np.stack([self.corpus.picture(scene) for scene, _ in scenes])
@@ -137,7 +138,7 @@ class UnetPart:
     `pad_id` is the only thing that differs between minisd-v1 (<eot>) and minisd-v2 (`!`).
     """
 
-    def __init__(self, corpus: Corpus, settings: dict, vae: AutoencoderKL, text: nn.Module, pad_id: int, cache: Path,
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], vae: AutoencoderKL, text: nn.Module, pad_id: int, cache: Path,
                  device: torch.device, half: bool):  # fmt: skip
         torch.manual_seed(settings["seed"])
         width = text.config.hidden_size
@@ -233,7 +234,7 @@ class UnetPart:
         """Mean square error of the predicted noise, each sample's [B]."""
         return (predicted.float() - batch.noise).pow(2).mean((1, 2, 3))
 
-    def loss(self, step: int):
+    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         batch = self.noised(step, [text for _, text, _ in self.examples(step)])
         with autocast(self.device, self.half):
             predicted = self.module(batch.noisy, batch.times, batch.states).sample

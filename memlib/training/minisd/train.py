@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,6 +18,7 @@ from memlib.base.errors import InputError
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
+from memlib.training.minisd.calibrate import calibrate
 from memlib.training.minisd.export import export_model, frozen_folder
 from memlib.training.minisd.mitigated_part import MitigatedPart
 from memlib.training.minisd.mitigations import get
@@ -70,7 +72,7 @@ def _corpus(duplicates: bool = True, block: dict | None = None) -> Corpus:
     return Corpus(minisd_folder(), duplicates=duplicates, **(block or settings()["corpus"]))
 
 
-def _frozen(name: str, kind: type):
+def _frozen(name: str, kind: Any) -> Any:
     return kind.from_pretrained(frozen_folder(name, runs_folder()), torch_dtype=torch.float32)
 
 
@@ -91,6 +93,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
     block = settings()[name] if name in OTHER_PARTS else variant(name).settings
     run = runs_folder() / name
+    part: VaePart | ContrastivePart | DescriptorPart | UnetPart
     if name == "vae":
         part = VaePart(_corpus(), block, place, half)
     elif name in ("text", "evaluator"):
@@ -120,12 +123,10 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
         text = part.module.text
         _save_part(text, trainer.folder / "export")
     elif name in ("descriptor", "evaluator"):
-        from memlib.training.minisd.calibrate import calibrate
-
         target = folder / "judges" / name
         target.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
-        (target / "config.json").write_text(json.dumps({**block, **calibrate(name, part, trainer.device)}, indent=1) + "\n")
+        (target / "config.json").write_text(json.dumps({**block, **calibrate(part, trainer.device)}, indent=1) + "\n")
     elif variant(name).replicate:
         if isinstance(part, MitigatedPart):
             (trainer.folder / MARKS).write_text(json.dumps(part.marks()) + "\n")
@@ -138,7 +139,7 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
     (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
 
 
-def _save_part(module, target: Path) -> None:
+def _save_part(module: Any, target: Path) -> None:
     """Save a diffusers or transformers module as float16 safetensors, replacing what stood there."""
     shutil.rmtree(target, ignore_errors=True)
     device = next(module.parameters()).device

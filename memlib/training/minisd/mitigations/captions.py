@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memlib.base.errors import InputError
+from memlib.base.declared import Count, Share
 from memlib.base.registry import enter
 from memlib.models.minisd.captions import caption
 from memlib.models.minisd.corpus import Corpus
@@ -21,11 +21,7 @@ ORDINARY_TOKENS = 49_400  # the published programs draw tokens below this id, wh
 class CaptionChange(TrainingMitigation):
     """Another caption with `probability` each time a sample is drawn, which is 0.1 in the public program; `changed` makes it."""
 
-    probability: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise InputError(f"Captions cannot be changed with probability {self.probability}: use a number from 0 to 1.")
+    probability: Share = 0.1
 
     def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
         return self.changed(example[1], tokenizer, rng) if rng.random() < self.probability else example[1]
@@ -40,7 +36,7 @@ class CaptionChange(TrainingMitigation):
 class RandomCaption(CaptionChange):
     """The whole caption is replaced by `count` random tokens."""
 
-    count: int = 4
+    count: Count = 4
 
     name = "random-caption"
 
@@ -53,7 +49,7 @@ class RandomCaption(CaptionChange):
 class RandomWords(CaptionChange):
     """`count` random tokens are put into the caption, each as a word at a random place."""
 
-    count: int = 2
+    count: Count = 2
 
     name = "random-words"
 
@@ -68,7 +64,7 @@ class RandomWords(CaptionChange):
 class RepeatedWords(CaptionChange):
     """`count` words of the caption are put into it again, each at a random place."""
 
-    count: int = 2
+    count: Count = 2
 
     name = "repeated-words"
 
@@ -88,7 +84,7 @@ class SeveralCaptions(TrainingMitigation):
     theirs; of templates there is no description. What is asked for afterwards is the picture's own caption.
     """
 
-    count: int = 20
+    count: Count = 20
 
     name = "several-captions"
 
