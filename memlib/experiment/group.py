@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,28 +18,24 @@ from memlib.base.errors import InputError, NotMeasured
 from memlib.base.hashing import digest
 from memlib.experiment import picture_policy as care
 from memlib.experiment import scores
+from memlib.experiment.settings import Edit, Settings
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.prompts.embedding import Embedding, encode_prompts
 from memlib.prompts.interventions import INTERVENTIONS, apply
 from memlib.prompts.sets import PromptSet
 from memlib.sampling.guidance import Rule
-from memlib.sampling.recipe import Recipe, described_guidance
-
-if TYPE_CHECKING:
-    from memlib.experiment.run import Experiment
+from memlib.sampling.recipe import described_guidance
 
 # Bytes of pictures that a group keeps in memory; others are read from the store when they are needed again.
 HELD_BYTES = 8 * 2**30
-# What is done to a prompt: the key of an intervention, or a mitigation (`memlib.mitigations.get`).
-Edit = str | Mitigation
 
 
 @dataclass
 class Group:
     """One prompt set under an experiment: embeddings, pictures and scores by edit (an intervention's key or a mitigation)."""
 
-    experiment: Experiment
+    experiment: Settings
     prompts: PromptSet
     label: str
     _pictures: dict[Edit, np.ndarray] = field(default_factory=dict, repr=False)
@@ -108,7 +103,7 @@ class Group:
             # What tokens they had no longer matters: nothing but the states is looked at where no mitigation acts.
             together = self.embedding.select(list(range(len(self))) * len(states)).replace(torch.cat(list(states.values())))
             before = x.cost.evaluations, x.cost.pictures
-            x.store.ensure(x.substrate, together, x.seeds, Recipe(x.steps, guidance, x.scheduler), batch_size=x.batch_size, progress=x.progress, cost=x.cost)
+            x.store.ensure(x.substrate, together, x.seeds, x.recipe(guidance), batch_size=x.batch_size, progress=x.progress, cost=x.cost)
             if made := x.cost.pictures - before[1]:
                 rows |= dict.fromkeys(states, (x.cost.evaluations - before[0]) / made)
         return rows
@@ -136,7 +131,7 @@ class Group:
         """The store's keys [N][S] of the pictures under an edit; none of them is made or read."""
         x = self.experiment
         guidance, mitigation = self._guided(edit if isinstance(edit, Mitigation) else None, None)
-        return x.store.asked(x.substrate, self._edited(edit), x.seeds, Recipe(x.steps, guidance, x.scheduler), mitigation=mitigation).keys
+        return x.store.asked(x.substrate, self._edited(edit), x.seeds, x.recipe(guidance), mitigation=mitigation).keys
 
     def rows(self, edits: Sequence[Edit], count: int = 8) -> dict[str, np.ndarray]:
         """Rows for `memlib.results.figures.montage`: the first seed's pictures of `count` prompts, one row per edit, and the
@@ -159,7 +154,7 @@ class Group:
             x.substrate,
             embedding,
             x.seeds,
-            Recipe(x.steps, guidance, x.scheduler),
+            x.recipe(guidance),
             batch_size=x.batch_size,
             progress=x.progress,
             cost=x.cost,

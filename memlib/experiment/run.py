@@ -13,14 +13,15 @@ from memlib.base.numbers import is_whole
 from memlib.experiment import picture_policy as care
 from memlib.experiment.group import Group
 from memlib.experiment.provenance import Provenance, provenance
+from memlib.experiment.settings import Settings
 from memlib.metrics import metrics_for
-from memlib.models.substrate import Substrate, load
+from memlib.models.protocol import Substrate
+from memlib.models.substrate import load
 from memlib.prompts.sets import PromptSet, choose_prompts, rows_of
-from memlib.sampling.batches import Cost
 from memlib.sampling.stored import PictureStore
 
 
-class Experiment:
+class Experiment(Settings):
     """A substrate with its metrics, the store, and how pictures are sampled (`clip` Section 3: 50 steps, guidance 7.5).
 
     `n_seeds` seeds 0..n-1 are used for every prompt. `loaded` is the substrate where it was loaded before;
@@ -46,21 +47,11 @@ class Experiment:
         self.started = time.monotonic()
         if not is_whole(n_seeds, 1):
             raise InputError(f"n_seeds is {n_seeds!r}: use a whole number of at least 1.")
-        self.substrate: Substrate = load(substrate, device, dtype) if loaded is None else loaded
-        care.choose(pictures, self.substrate.data.free)
-        self.substrate.scheduler(scheduler, steps)  # refuses impossible steps before anything is sampled
-        self.seeds = tuple(range(n_seeds))
-        self.steps, self.guidance, self.scheduler = steps, guidance, scheduler
-        self.batch_size, self.progress = batch_size, progress
-        self.store, self.cost = PictureStore(store), Cost()
-        held_out = self.substrate.data.held_out
-        self.metrics = metrics_for(self.substrate, reference=None if held_out is None else held_out(None))
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """The numbers that criteria name: `copy_threshold`; empty where the copy metric is not at hand."""
-        copy = self.metrics.copy
-        return {"copy_threshold": copy.threshold} if copy.available else {}
+        model = load(substrate, device, dtype) if loaded is None else loaded
+        care.choose(pictures, model.data.free)
+        model.scheduler(scheduler, steps)  # refuses impossible steps before anything is sampled
+        metrics = metrics_for(model, reference=None if model.data.held_out is None else model.data.held_out(None))
+        super().__init__(model, PictureStore(store), metrics, tuple(range(n_seeds)), steps, guidance, scheduler, batch_size, progress)
 
     def group(self, prompts: str | PromptSet, count: int | None = None, label: str | None = None) -> Group:
         """The prompt set `prompts`: "memorized" or "not memorized" for the substrate's own, a name, or a file.

@@ -6,15 +6,14 @@ Values are kept in the store prompt by prompt, under the keys of the pictures an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
-
-if TYPE_CHECKING:
-    from memlib.experiment.group import Edit, Group
+from memlib.experiment.settings import Edit, Settings
+from memlib.prompts.sets import PromptSet
 
 SCORES = ("similarity to original", "similarity to training", "alignment", "quality")
 # Scores that are known by name and shown where a notebook asks for them.
@@ -25,7 +24,31 @@ TEXTS = ("alignment", "alignment with prompt")
 SCORED_AT_ONCE = 64  # Prompts whose pictures are held together while they are scored.
 
 
-def score(group: Group, name: str, edit: Edit = "none") -> np.ndarray | None:
+class Scored(Protocol):
+    """What scores ask of a group of prompts: its pictures by edit, and what these are judged against (`memlib.experiment.group.Group`)."""
+
+    @property
+    def experiment(self) -> Settings: ...
+
+    @property
+    def prompts(self) -> PromptSet: ...
+
+    @property
+    def descriptions(self) -> list[str]: ...
+
+    @property
+    def training(self) -> list[np.ndarray] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def keys(self, edit: Edit = "none") -> list[list[str]]: ...
+
+    def pictures(self, edit: Edit = "none") -> np.ndarray: ...
+
+    def some_pictures(self, edit: Edit, rows: Sequence[int], n_seeds: int | None = None) -> np.ndarray: ...
+
+
+def score(group: Scored, name: str, edit: Edit = "none") -> np.ndarray | None:
     """One of SCORES or FURTHER_SCORES of a group's pictures under an edit: see `memlib.experiment.group.Group.score`."""
     metric = _metric(group, name)
     if metric is None:
@@ -42,7 +65,7 @@ def score(group: Group, name: str, edit: Edit = "none") -> np.ndarray | None:
     return np.stack(group.experiment.store.scores(keys, compute))
 
 
-def score_of(group: Group, name: str, pictures: np.ndarray) -> np.ndarray | None:
+def score_of(group: Scored, name: str, pictures: np.ndarray) -> np.ndarray | None:
     """A score of any pictures of a group's prompts and seeds, uint8 [N, S, H, W, 3]: see `memlib.experiment.group.Group.score_of`."""
     metric = _metric(group, name)
     if metric is None:
@@ -65,7 +88,7 @@ def nearest_training(metric: Any, pictures: np.ndarray, training: Sequence[np.nd
     return np.stack([(vectors[i] @ metric(t).T).max(1) for i, t in enumerate(training)])
 
 
-def _metric(group: Group, name: str) -> Any | None:
+def _metric(group: Scored, name: str) -> Any | None:
     """The metric behind a score, or None where it cannot be measured; raises InputError for an unknown score."""
     if name not in (*SCORES, *FURTHER_SCORES):
         raise InputError(f"Unknown score {name!r}: use one of {', '.join((*SCORES, *FURTHER_SCORES))}.")
@@ -80,7 +103,7 @@ def _stored_as(name: str) -> str:
     return "alignment" if name in TEXTS else name
 
 
-def _compared_with(group: Group, name: str) -> list[Any]:
+def _compared_with(group: Scored, name: str) -> list[Any]:
     """What each prompt's pictures are compared with under a score, as a part of the store's key."""
     if name == "similarity to original":
         return group.keys()
@@ -91,11 +114,11 @@ def _compared_with(group: Group, name: str) -> list[Any]:
     return [None] * len(group)
 
 
-def _texts(group: Group, name: str) -> list[str]:
+def _texts(group: Scored, name: str) -> list[str]:
     return group.descriptions if name == "alignment" else list(group.prompts.prompts)
 
 
-def _judge(group: Group, metric: Any, name: str, pictures: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+def _judge(group: Scored, metric: Any, name: str, pictures: np.ndarray, rows: Sequence[int]) -> np.ndarray:
     """A score of the pictures of prompts `rows`, [R, S] or [R]."""
     if name == "similarity to original":
         return metric.similarity(pictures, group.some_pictures("none", rows, pictures.shape[1]))

@@ -1,0 +1,45 @@
+"""What groups of prompts share under a run: the model with its metrics, the store, and how pictures are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memlib.metrics import MetricSet
+from memlib.mitigations import Mitigation
+from memlib.models.protocol import Substrate
+from memlib.sampling.guidance import Rule
+from memlib.sampling.loop import Cost
+from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
+
+# What is done to a prompt: the key of an intervention (`memlib.prompts.interventions`), or a mitigation (`memlib.mitigations.get`).
+Edit = str | Mitigation
+
+
+@dataclass(eq=False)
+class Settings:
+    """A substrate with its metrics and store, seeds, and how pictures are sampled (`clip` Section 3: 50 steps, guidance 7.5).
+
+    `cost` counts what is sampled under them.
+    """
+
+    substrate: Substrate
+    store: PictureStore
+    metrics: MetricSet
+    seeds: tuple[int, ...]
+    steps: int = 50
+    guidance: float = 7.5
+    scheduler: str = "ddim"
+    batch_size: int | None = None
+    progress: bool = False
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The numbers that criteria name: `copy_threshold`; empty where the copy metric is not at hand."""
+        copy = self.metrics.copy
+        return {"copy_threshold": copy.threshold} if copy.available else {}
+
+    def recipe(self, guidance: float | Rule | None = None) -> Recipe:
+        """How a picture is sampled, with other guidance where it is given."""
+        return Recipe(self.steps, self.guidance if guidance is None else guidance, self.scheduler)
