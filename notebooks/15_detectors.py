@@ -245,8 +245,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # The rate at 1 % false positives under three rules for the point of the curve: the last one not above 1 % (taken here), strictly
-# below it {cite:p}`wen2024detecting`, and the nearest, which may lie above it or be the origin (the programs of `attn` and of
-# {cite:t}`jeon2025sharpness`).
+# below it {cite:p}`wen2024detecting`, and the nearest point of scikit-learn's curve, from which points on a line between others are
+# dropped (the programs of `attn` and of {cite:t}`jeon2025sharpness`). That one may lie above it or be the origin: a detector that makes no
+# error at all then has a rate of 0.
 
 # %%
 pd.DataFrame(
