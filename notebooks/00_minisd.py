@@ -112,7 +112,8 @@ figure, axis = plt.subplots(figsize=(6, 3))
 for name in models:
     curve = pd.DataFrame(records[name]["curve"])
     axis.plot(curve["step"], curve["loss"], label=name, linewidth=1.2)
-axis.set(xlabel="step", ylabel="loss (running mean)", yscale="log")
+plots.log_y(axis)
+axis.set(xlabel="step", ylabel="loss (running mean)")
 axis.legend(frameon=False)
 figure.tight_layout();
 

@@ -102,7 +102,7 @@ def strip(group, count=8, columns=13):
     """The first prompts' pictures of the first seed, and the columns they belong to."""
     chosen = sorted(set(np.linspace(0, len(switches) - 1, min(columns, len(switches))).round().astype(int)))
     rows = {
-        short(f"{i + 1}  {prompt}", 33).replace("$", r"\$"): pictures[group.label][i, 0, chosen]
+        short(f"{i + 1}  {prompt}", 33): pictures[group.label][i, 0, chosen]
         for i, prompt in enumerate(group.prompts.prompts[:count])
     }
     return rows, ["never" if switches[k] == steps else f"step {switches[k]}" for k in chosen]

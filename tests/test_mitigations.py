@@ -280,6 +280,23 @@ def test_other_schedulers_and_clip_skip(pipe, monkeypatch):
         pipe.scheduler = own
 
 
+@pytest.mark.parametrize("marked", ["a fox++ on a chair", "a (fox)1.3 on a chair", "a (fox:1.3) on a chair", "a fox on a chair--"])
+def test_weighted_prompts_are_edited_by_the_ids_that_were_encoded(pipe, marked):
+    plain = "a fox on a chair"
+    tokens = tokenize(pipe.tokenizer, [plain])
+    weighted = encode_prompts(pipe, [plain]).states
+    weighted[:, 2] *= 1.4
+    with memlib.mitigate(pipe, "pad-swap-eot-mask") as handle:
+        expected = handle.edit(weighted, [plain])
+        assert close(handle.edit(weighted, tokens.ids), expected)
+        # The text with its marks is longer than what was encoded: its padding would begin elsewhere.
+        with pytest.raises(InputError, match="token ids"):
+            handle.edit(weighted, [marked])
+        # Encoded as it stands, marks and all, a text says where its padding is.
+        as_it_stands = encode_prompts(pipe, [marked]).states
+        assert close(handle.edit(as_it_stands, [marked]), by_hand(pipe, "pad-swap-eot-mask", [marked]))
+
+
 def test_given_embeddings_are_edited_with_their_prompts_or_refused(pipe):
     plain = encode_prompts(pipe, PROMPTS).states
     weighted = plain.clone()

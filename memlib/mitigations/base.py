@@ -14,7 +14,7 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.registry import Registered, enter, find
 from memlib.models.protocol import Substrate
-from memlib.prompts.embedding import PADDINGS, Embedding, Tokens, encode, tokenize
+from memlib.prompts.embedding import Embedding, Tokens, encode, padding_id, tokenize
 from memlib.sampling.guidance import Rule
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ class Mitigation(Registered):
         if self.rewrites:
             texts = [self.rewrite(prompt, encoder.tokenizer) for prompt in embedding.tokens.prompts]
             embedding = encode(encoder, tokenize(encoder.tokenizer, texts, embedding.tokens.pad_id))
-        if self.padding is not None and PADDINGS[self.padding] != embedding.tokens.pad_id:
-            tokens = embedding.tokens.repad(self.padding)
+        tokenizer = getattr(encoder, "tokenizer", None)
+        if self.padding is not None and padding_id(self.padding, tokenizer) != embedding.tokens.pad_id:
+            tokens = embedding.tokens.repad(self.padding, tokenizer)
             swapped = encode(encoder, tokens).states
             states = swapped.where(tokens.pad[..., None], embedding.states)
             embedding = Embedding(states, tokens)
@@ -142,7 +143,7 @@ class Mitigation(Registered):
 
     def remark(self, tokenizer: Any) -> str:
         """Return a sentence where the mitigation does less than its name says with this tokenizer, else an empty text."""
-        if self.padding is None or PADDINGS[self.padding] != tokenizer.pad_token_id:
+        if self.padding is None or padding_id(self.padding, tokenizer) != tokenizer.pad_token_id:
             return ""
         rest = "changes nothing" if type(self).edit is Mitigation.edit else "leaves the padding as it is and makes its other edit only"
         return f"This model pads with {self.padding!r} already, so {self.name} {rest}."

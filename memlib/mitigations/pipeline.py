@@ -15,6 +15,7 @@ pipeline that has the text path of Stable Diffusion 1.x and 2.x: text to image, 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,11 @@ from memlib.base.errors import InputError
 from memlib.mitigations.base import Mitigation, get
 from memlib.mitigations.pipeline_guidance import GuidedLoop, guides, refuse_other_loops
 from memlib.mitigations.pipeline_parts import standing_in
-from memlib.prompts.embedding import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, PADDINGS, Tokens, tokenize
+from memlib.prompts.embedding import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, Tokens, tokenize, tokens_of_ids
+
+# How the usual syntaxes mark weights in a text: fox++, (a fox)1.2, (fox:1.2).
+WEIGHTED = re.compile(r"[\w)]([+-]{1,})(?=\s|[,.]|$)|\)\s*\d*\.\d|:\s*\d*\.?\d+\s*[)\]]")
+SAME = 0.05  # States nearer to each other, as a share of their length, than ids one place apart make them.
 
 NEEDED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds")
 
@@ -100,20 +105,21 @@ class Mitigated:
         prompts = self._rewritten(prompts)
         return self._edit(self._plain(prompts, clip_skip), prompts, clip_skip)
 
-    def edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str], clip_skip: int | None = None) -> Tensor:
+    def edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str] | Tensor, clip_skip: int | None = None) -> Tensor:
         """Return the given embeddings [N, 77, d] (weighted, for instance) mitigated, to be passed as `prompt_embeds`.
 
-        `prompts` are the texts that they belong to: they say which states are padding. Another padding token replaces the
+        `prompts` are the texts that they belong to, as they were encoded, or the token ids [N, 77] that were: they say which states are
+        padding. Where something else parsed the texts (``fox++``, ``(fox:1.2)``), the ids alone do. Another padding token replaces the
         padding states by those of encoding the plain text, and leaves the given states of the prompt in place, since
         what comes before the padding does not depend on it. Make this the last change: the pipeline
-        takes the tensor returned here, and no copy of it. Raises InputError for shapes that do not fit, and for a
-        mitigation that changes the text.
+        takes the tensor returned here, and no copy of it. Raises InputError for shapes that do not fit, for texts with marks of
+        weights that were not encoded as they stand, and for a mitigation that changes the text.
         """
         if self.mitigation.rewrites:
             raise InputError(f"{self.mitigation.name} changes the text of prompts and not given prompt_embeds: use embed(prompts).")
         return self._edit(prompt_embeds, prompts, clip_skip)
 
-    def _edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str], clip_skip: int | None) -> Tensor:
+    def _edit(self, prompt_embeds: Tensor, prompts: str | Sequence[str] | Tensor, clip_skip: int | None) -> Tensor:
         tokens = self._tokens(prompts)
         if tuple(prompt_embeds.shape[:2]) != (len(tokens), CONTEXT_LENGTH):
             raise InputError(
@@ -121,11 +127,27 @@ class Mitigated:
                 f"[{len(tokens)}, {CONTEXT_LENGTH}, width]; longer ones, of several chunks, cannot be mitigated."
             )
         states = prompt_embeds
+        if not isinstance(prompts, Tensor):
+            self._check_marks(prompt_embeds, tokens, clip_skip)
         if self.mitigation.padding is not None:
             with self._other_padding(tokens):
-                swapped = self._plain(prompts, clip_skip)
+                swapped = self._plain(tokens.prompts, clip_skip)
             states = swapped.where(tokens.pad.to(swapped.device)[..., None], prompt_embeds.to(swapped))
         return self._seal(self.mitigation.edit(states, tokens))
+
+    def _check_marks(self, prompt_embeds: Tensor, tokens: Tokens, clip_skip: int | None) -> None:
+        """Refuse states of texts with marks of weights whose padding is not where these texts, read as they stand, have it."""
+        marked = torch.tensor([bool(WEIGHTED.search(prompt)) for prompt in tokens.prompts])
+        behind = (tokens.pad | tokens.eot) & marked[:, None]
+        if not behind.any():
+            return
+        plain = self._plain(tokens.prompts, clip_skip)
+        apart = (plain - prompt_embeds.to(plain)).float().norm(dim=-1) > SAME * plain.float().norm(dim=-1)
+        for row in (apart.cpu() & behind).any(1).nonzero().flatten().tolist():
+            raise InputError(
+                f"The states of {tokens.prompts[row]!r} are not those of this text as it stands, which has marks of weights, so that their padding "
+                f"cannot be told: pass the token ids [N, {CONTEXT_LENGTH}] that were encoded in place of the text."
+            )
 
     def _rewritten(self, prompts: str | Sequence[str]) -> str | list[str]:
         rewrite = self.mitigation.rewrite
@@ -145,10 +167,9 @@ class Mitigated:
         device = getattr(self.pipe, "_execution_device", None) or self.pipe.device
         return self._original(prompts, device, 1, False, **options)[0]
 
-    def _tokens(self, prompts: str | Sequence[str]) -> Tokens:
-        convert = getattr(self.pipe, "maybe_convert_prompt", None)  # several tokens of a textual inversion
-        prompts = prompts if isinstance(prompts, str) else list(prompts)
-        tokens = tokenize(self.pipe.tokenizer, convert(prompts, self.pipe.tokenizer) if convert else prompts)
+    def _tokens(self, prompts: str | Sequence[str] | Tensor) -> Tokens:
+        tokenizer = self.pipe.tokenizer
+        tokens = tokens_of_ids(prompts, tokenizer) if isinstance(prompts, Tensor) else tokenize(tokenizer, prompts)
         if self.mitigation.needs_padding and bool((tokens.lengths == MAX_PROMPT_TOKENS).any()):
             warnings.warn(
                 f"A prompt fills all {MAX_PROMPT_TOKENS} positions and leaves no padding: {self.mitigation.name} does to it {self.mitigation.full_prompt}.",
@@ -159,7 +180,7 @@ class Mitigated:
     @contextmanager
     def _other_padding(self, tokens: Tokens) -> Iterator[None]:
         """Let the text encoder read the mitigation's padding token in place of the pipeline's own, in calls of this pipeline."""
-        pad_id = PADDINGS[self.mitigation.padding]
+        padded = tokens.repad(self.mitigation.padding, self.pipe.tokenizer).ids
 
         def swapped(encoder: Any, *args: Any, **kwargs: Any) -> Any:
             ids = args[0] if args else kwargs["input_ids"]
@@ -168,7 +189,7 @@ class Mitigated:
                     f"This pipeline encodes ids of shape {tuple(ids.shape)} where {tuple(tokens.pad.shape)} are expected: "
                     f"{self.mitigation.name} cannot tell which of them are padding."
                 )
-            ids = ids.masked_fill(tokens.pad.to(ids.device), pad_id)
+            ids = padded.to(ids.device)
             return encoder(ids, *args[1:], **kwargs) if args else encoder(**{**kwargs, "input_ids": ids})
 
         with standing_in(self.pipe, "text_encoder", swapped):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from memlib.judging.estimates import Estimate
-from memlib.results.figures.style import COLOURS, short
+from memlib.results.figures.style import COLOURS, log_y, short
 
 
 def dose_response(curves: Mapping[str, Mapping[float, Estimate]], xlabel: str, ylabel: str, ax: Axes | None = None,
@@ -51,7 +52,7 @@ def ecdf(lengths: Mapping[str, np.ndarray], xlabel: str, limit: float | None = N
 
 
 def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: str, ylabel: str, ylim: tuple[float, float] | None = None,
-          yscale: str = "linear", width: float = 4.4) -> Figure:  # fmt: skip
+          yscale: Literal["linear", "log"] = "linear", width: float = 4.4) -> Figure:  # fmt: skip
     """Curves with intervals as bands: one panel per title, each `width` inches, in it one curve per label, x -> estimate."""
     figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.4), sharey=True, squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items()):
@@ -60,7 +61,9 @@ def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: 
             axis.plot(x, [e.value for e in points.values()], color=COLOURS[i % len(COLOURS)], marker="os^D"[i % 4], markersize=3, label=label)
             axis.fill_between(x, [e.low for e in points.values()], [e.high for e in points.values()], color=COLOURS[i % len(COLOURS)], alpha=0.25)
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=title, xlabel=xlabel, yscale=yscale)
+        axis.set(title=title, xlabel=xlabel)
+        if yscale == "log":
+            log_y(axis)
         if ylim is not None:  # setting None would freeze the shared limits at this panel's
             axis.set_ylim(ylim)
     axes[0][0].set_ylabel(ylabel)
@@ -93,7 +96,7 @@ def marked_traces(panels: Mapping[str, Sequence[tuple[str, np.ndarray, int]]], y
     for axis, (title, curves) in zip(axes[0], panels.items()):
         for i, (label, values, step) in enumerate(curves):
             colour = COLOURS[i % len(COLOURS)]
-            axis.plot(values, color=colour, linestyle=("-", "--", "-.", ":")[i % 4], linewidth=1.4, label=short(label, 30).replace("$", r"\$"))
+            axis.plot(values, color=colour, linestyle=("-", "--", "-.", ":")[i % 4], linewidth=1.4, label=short(label, 30))
             if step >= 0:
                 axis.plot(step, values[step], marker="os^D"[i % 4], markersize=8, color=colour, markeredgecolor="black")
         axis.set(title=title, xlabel="step (0 is the noisiest)")

@@ -36,7 +36,7 @@ def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | No
                 axis.imshow(pictures[c], interpolation="nearest")
             if r == 0 and columns is not None and c < len(columns):
                 slanted = {"rotation": 20, "ha": "left", "x": 0.1} if max(map(len, columns)) > 9 else {}
-                axis.set_title(short(columns[c].replace("$", r"\$"), 22), fontsize=6.5, pad=2, **slanted)
+                axis.set_title(short(columns[c], 22), fontsize=6.5, pad=2, **slanted)
         axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
     # In inches from the top: a share of the height would put the title of a tall figure among its pictures.
     room = 0.28 if title else 0.0
@@ -75,5 +75,5 @@ def attention_maps(maps: np.ndarray, pictures: np.ndarray, prompts: Sequence[str
     # Nearest neighbour, since maps and pictures have sizes of their own.
     y, x = (np.arange(side) * old // side for side, old in zip(pictures.shape[1:3], maps.shape[1:3], strict=True))
     tiles = (np.moveaxis(shown, 3, 1)[:, :, y[:, None], x] * 255).round().astype(np.uint8)
-    rows = {f"{i + 1}  {short(p, 24)}".replace("$", r"\$"): [care.shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
+    rows = {f"{i + 1}  {short(p, 24)}": [care.shown(pictures[i]), *tiles[i]] for i, p in enumerate(prompts)}
     return _tiles(rows, ["picture", *columns], title)

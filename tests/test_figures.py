@@ -1,0 +1,43 @@
+"""What texts a figure takes: prompts hold dollars, and what stands between two is no formula."""
+
+import io
+
+import numpy as np
+import pytest
+
+from memlib.judging.estimates import Estimate
+from memlib.results import figures
+
+PROMPT = r"a $\undefinedmacro{ $5 and $10 sale"
+E1 = Estimate(0.5, 0.4, 0.6, 10, 2)
+PICTURES = np.zeros((2, 8, 8, 3), np.uint8)
+
+
+def test_a_logarithmic_axis_has_numbers_and_no_formulas():
+    figure = figures.bands({"a": {"b": {0: E1, 1: Estimate(0.05, 0.04, 0.06, 10, 2), 2: Estimate(50, 40, 60, 10, 2)}}}, "x", "y", yscale="log")
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"0.1", "1", "10"} <= set(labels) and not any("$" in label for label in labels)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.montage({PROMPT: PICTURES}, [PROMPT, "b"], PROMPT),
+        lambda: figures.contact_sheet(PICTURES, 2, PROMPT),
+        lambda: figures.attention_maps(np.random.default_rng(0).random((2, 3, 4, 4)), PICTURES, [PROMPT, "b"], ["x", PROMPT, "z"], PROMPT),
+        lambda: figures.marked_traces({PROMPT: [(PROMPT, np.arange(5.0), 2)]}, PROMPT),
+        lambda: figures.ecdf({PROMPT: np.arange(9)}, PROMPT, 4, PROMPT),
+        lambda: figures.dose_response({PROMPT: {1: E1, 2: E1, 4: E1}}, PROMPT, PROMPT),
+        lambda: figures.bands({PROMPT: {PROMPT: {0: E1, 1: E1}}}, PROMPT, PROMPT),
+        lambda: figures.roc_curves({PROMPT: {PROMPT: (np.array([0, 1.0]), np.array([0, 1.0]))}}),
+        lambda: figures.forest({PROMPT: {PROMPT: E1, "b": E1}}, PROMPT),
+        lambda: figures.grouped_bars({PROMPT: {PROMPT: E1, "b": E1}}, PROMPT),
+    ],
+)
+def test_a_prompt_with_dollars_is_drawn_as_it_is(draw):
+    figure = draw()
+    figure.savefig(io.BytesIO(), format="svg")  # a formula that cannot be read stops here
+    found = [text for text in figure.findobj(lambda part: hasattr(part, "get_parse_math")) if "$" in text.get_text()]
+    assert found and not any(text.get_parse_math() for text in found)
+    assert not any("\\$" in text.get_text() for text in found)
