@@ -161,7 +161,7 @@ def test_budgets():
     assert Budget(50, every=20).tests == (0, 20, 40, 50) and Budget(0).tests == (0,) and Budget(40, every=10).tests == (0, 10, 20, 30, 40)
     assert Budget(40, 4, every=10, sampling_steps=25).rows == 2 * 40 * 4 + 2 * 25 * 5
     for bad in ({"steps": -1}, {"samples": 0}, {"lr": 0}, {"seeds": 1.5}, {"every": True}):
-        with pytest.raises(InputError, match="The budget has"):
+        with pytest.raises(InputError, match="of the attack's budget is .*: give "):
             Budget(**bad)
 
 

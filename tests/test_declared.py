@@ -17,7 +17,8 @@ TAKEN = [(Share, [0, 0.5, 1.0]), (Part, [1, 0.1]), (Positive, [2, 1e-9]), (NotNe
          (bool, [True, False]), (str, ["", "x"]), (Literal["a", "b"], ["a"]), (Share | None, [None, 0.3]), (Annotated[float, Gt(1)], [1.01])]  # fmt: skip
 REFUSED = [(Share, [-0.1, 1.1, True, "x", math.nan, None]), (Part, [0]), (Positive, [0, math.inf]), (NotNegative, [-1e-9]),
            (Whole, [-1, 1.0, True, "3", None]), (Count, [0]), (float, [math.nan, -math.inf, "2", False, [1]]), (bool, ["x", 1, None]),
-           (str, [3, None]), (Literal["a", "b"], ["c", None, 1]), (Share | None, [2, "x"]), (Annotated[float, Gt(1)], [1])]  # fmt: skip
+           (str, [3, None]), (Literal["a", "b"], ["c", None, 1]), (Share | None, [2, "x"]), (Annotated[float, Gt(1)], [1]),
+           (dict[str, str], [3, {"a": 1}])]  # fmt: skip
 
 
 def test_kinds_take_what_they_say_and_nothing_else():
@@ -33,6 +34,7 @@ def test_kinds_take_what_they_say_and_nothing_else():
 
 def test_kinds_in_words():
     words = {Share: "a number from 0 to 1", Part: "a number above 0, up to 1", Whole | None: "a whole number from 0 on, or None", bool: "True or False",
+             dict[str, Share]: "a dict of text and a number from 0 to 1", tuple[str, ...] | None: "a tuple of text, or None",
              float: "a finite number", Literal["a", "b"]: "one of a, b", Annotated[Literal["a", "b"], LATER]: "one of a, b"}  # fmt: skip
     assert {kind: in_words(kind) for kind in words} == words
 

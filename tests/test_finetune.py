@@ -239,7 +239,9 @@ def test_bad_settings_end_in_a_sentence(listed, sd1_tiny, sd2_tiny, tmp_path):
     with pytest.raises(InputError, match="weights the loss by 1/SNR"):
         FinetunePart(load(sd2_tiny, "cpu", "float32"), examples, replace(RECIPE, weight_limit=5.0))
     for wrong, sentence in (
-        ({"batch": 0}, "batch 0"), ({"caption_dropout": 2}, "caption_dropout"), ({"template": "An image"}, "no place for the class"),
+        ({"batch": 0}, "batch of the recipe .* is 0"),
+        ({"lr": "5e-6"}, "lr of the recipe .* is '5e-6': give a number above 0"),
+        ({"caption_dropout": 2}, "caption_dropout"), ({"template": "An image"}, "no place for the class"),
         ({"crop": "left"}, "crop 'left'"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=sentence):

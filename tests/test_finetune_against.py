@@ -147,11 +147,11 @@ def test_bad_input_ends_in_a_sentence(files, sd1_tiny, tmp_path, capsys, monkeyp
         (["--recipe", "adversarial", *known, "--rounds", "0"], "cannot have 0 rounds"),
         (["--recipe", "adversarial", *known, "--surrogate-seeds", "0"], "cannot have 0 seeds"),
         (["--recipe", "adversarial", *known, "--mitigation", "hope"], "hope"),
-        (["--recipe", "adversarial", *known, "--search-samples", "0"], "samples 0"),
+        (["--recipe", "adversarial", *known, "--search-samples", "0"], "samples of the attack's budget is 0"),
         (["--recipe", "adversarial", *known, "--count", "0"], "0 prompts were asked for"),
         (["--recipe", "adversarial", "--memorized", str(tmp_path / "bare.txt")], "2 of the 2 memorized prompts .* have no training picture"),
         (["--recipe", "adversarial", "--memorized", str(tmp_path / "half.csv")], "1 of the 2 memorized prompts .* have no training picture"),
-        (["--recipe", "adversarial", "--memorized", str(tmp_path / "gone.csv")], "gone.png cannot be read"),
+        (["--recipe", "adversarial", "--memorized", str(tmp_path / "gone.csv")], "There is no picture at .*gone.png"),
         (["--recipe", "adversarial", "--memorized", "webster"], "Unknown prompt set 'webster'"),
     ):
         assert main(["finetune", *arguments, *common]) == 1, arguments

@@ -50,8 +50,10 @@ def in_words(kind: Any) -> str:
     if origin in (Union, UnionType):
         return ", or ".join(map(in_words, inner))
     base, bounds = (inner[0], inner[1:]) if origin is Annotated else (kind, ())
-    if get_origin(base) is not None:
+    if origin is Annotated and get_origin(base) is not None:
         return in_words(base)
+    if origin not in (None, Annotated):
+        return f"a {origin.__name__.lower()} of {' and '.join(in_words(part) for part in inner if part is not ...)}"
     if base not in (int, float):
         return _WORDS.get(base, getattr(base, "__name__", str(base)))
     least, above, most = (next((getattr(bound, name) for bound in bounds if hasattr(bound, name)), None) for name in ("ge", "gt", "le"))

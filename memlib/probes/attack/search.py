@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memlib.base.declared import Count, Declared, Positive, Whole
 from memlib.base.errors import InputError
-from memlib.base.numbers import counted, is_number, is_whole
+from memlib.base.numbers import counted
 
 # Powers of two are exact, and half precision has no small gradients.
 HALF_SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Declared):
     """What an attack may spend on one run, and what counts as success; fixed before anything is attacked.
 
     `steps` of Adam with rate `lr`, each with `samples` noised copies of the picture; a test before the first step, after every `every`
@@ -27,20 +28,14 @@ class Budget:
     Raises InputError for numbers that cannot be used.
     """
 
-    steps: int = 50
-    samples: int = 8
-    lr: float = 0.1
-    every: int = 10
-    seeds: int = 1
-    sampling_steps: int = 50
+    steps: Whole = 50
+    samples: Count = 8
+    lr: Positive = 0.1
+    every: Count = 10
+    seeds: Count = 1
+    sampling_steps: Count = 50
 
-    def __post_init__(self) -> None:
-        for name, low in (("steps", 0), ("samples", 1), ("every", 1), ("seeds", 1), ("sampling_steps", 1)):
-            value = getattr(self, name)
-            if not is_whole(value, low):
-                raise InputError(f"The budget has {name} {value!r}: use a whole number of at least {low}.")
-        if not is_number(self.lr) or not self.lr > 0:
-            raise InputError(f"The budget has the learning rate {self.lr!r}: use a number above 0.")
+    name: ClassVar[str] = "the attack's budget"
 
     @property
     def tests(self) -> tuple[int, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from memlib.base.declared import Count, NotNegative, Positive, Share, Whole, check, kinds
 from memlib.base.errors import InputError
-from memlib.base.numbers import is_whole
 from memlib.base.paths import data_folder
 
 # What recipes against memorization have beside (`memlib.training.finetune.against`).
@@ -29,18 +29,18 @@ class Recipe:
 
     name: str
     base: str
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 0
-    resolution: int | None = None
-    caption_dropout: float = 0.0
+    steps: Count
+    batch: Count
+    lr: Positive
+    warmup: Whole = 0
+    resolution: Count | None = None
+    caption_dropout: Share = 0.0
     flip: bool = False
-    crop: str = "centre"
+    crop: Literal["centre", "random"] = "centre"
     posterior: bool = True
-    weight_limit: float | None = None
-    ema: float | None = None
-    weight_decay: float = 0.01
+    weight_limit: Positive | None = None
+    ema: Share | None = None
+    weight_decay: NotNegative = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     seed: int = 0
     template: str | None = None
@@ -52,15 +52,8 @@ class Recipe:
     unstated: str = ""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if not is_whole(value, low):
-                raise InputError(f"The recipe {self.name} has {name} {value!r}: use a whole number of at least {low}.")
-        if not self.lr > 0 or not 0 <= self.caption_dropout <= 1:
-            given = f"{self.lr!r} and {self.caption_dropout!r}"
-            raise InputError(f"The recipe {self.name} needs lr above 0 and caption_dropout from 0 to 1, not {given}: correct them.")
-        if self.crop not in ("centre", "random"):
-            raise InputError(f"The recipe {self.name} has crop {self.crop!r}: use centre or random.")
+        for name, kind in kinds(Recipe).items():
+            check(getattr(self, name), kind, f"{name} of the recipe {self.name}")
         if self.template is not None and "{name}" not in self.template:
             raise InputError(f"The caption template {self.template!r} of {self.name} has no place for the class: write {{name}} where it stands.")
 
