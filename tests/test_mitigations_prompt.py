@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -641,3 +643,28 @@ def test_the_store_keeps_them_apart(sd1, tmp_path):
     store.pictures(sd1, embedding, [0], Recipe(2), mitigation=get("ren"))
     store.pictures(sd1, embedding, [0], Recipe(2), mitigation=get("ren", as_published=True, images=2))
     assert store.made == 2
+
+
+@pytest.fixture(scope="module")
+def without_signal(sd2_tiny, tmp_path_factory):
+    """Velocity under a schedule of zero terminal SNR, which begins at its last time."""
+    folder = tmp_path_factory.mktemp("zsnr") / "sd2"
+    shutil.copytree(sd2_tiny, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}))
+    return load(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["wen-1", "prss", "bright-ending", "han-batch", "han-sample", "sail", "nemo"])
+def test_without_signal_at_the_first_step_a_sentence_says_so(name, without_signal, monkeypatch):
+    assert "zero terminal SNR" in get(name).missing(without_signal)
+    batch = real_batch(without_signal)
+    monkeypatch.setattr(calibration, "reference_values", lambda *a, **k: pytest.fail("looked up first"))
+    with pytest.raises(InputError, match=r"begins without any signal \(zero terminal SNR\)"), get(name).around(without_signal, batch, Cost()):
+        pass
+
+
+def test_other_mitigations_need_no_signal_at_the_first_step(without_signal, sd1):
+    assert not any(get(name).missing(without_signal) for name in ("none", "pad-swap", "ren", "static-transition", "wanda"))
+    assert get("wen-1").missing(sd1) == ""
+    assert torch.isfinite(denoised(without_signal, real_batch(without_signal), get("ren"))).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import build_sd1
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from memlib.base.errors import InputError
 from memlib.models.substrate import SUBSTRATES, data_folder, load
@@ -18,7 +18,7 @@ from memlib.sampling.guidance import as_rule, constant
 from memlib.sampling.recipe import Recipe
 
 PROMPTS = ["a cat on a red chair", "two dogs, stock photo"]
-CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+CLASSES = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler, "pndm": PNDMScheduler}
 
 
 @pytest.fixture(scope="module", params=["sd1_tiny", "sd2_tiny"])
@@ -46,7 +46,7 @@ def reference(substrate, kind, embedding, latents, steps, guidance, output_type,
         pipe.scheduler = own
 
 
-@pytest.mark.parametrize(("kind", "guidance"), [("ddim", 7.5), ("dpm", 7.5), ("euler", 7.5), ("ddim", 1.0)])
+@pytest.mark.parametrize(("kind", "guidance"), [("ddim", 7.5), ("dpm", 7.5), ("euler", 7.5), ("pndm", 7.5), ("ddim", 1.0)])
 def test_latents_equal_the_pipelines(substrate, kind, guidance):
     embedding = encode_prompts(substrate, PROMPTS)
     latents = initial_latents([3, 4], substrate.latent_shape)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,9 @@ from memlib.base.errors import InputError
 from memlib.base.registry import Registered, enter, find
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens, encode, padding_id, tokenize
+from memlib.sampling.batches import Batch, Cost
+from memlib.sampling.first_step import without_signal
 from memlib.sampling.guidance import Rule
-
-if TYPE_CHECKING:
-    from memlib.sampling.batches import Batch, Cost
 
 REGISTRY: dict[str, Mitigation] = {}
 # What a mitigation acts on, for grouping them in figures.
@@ -76,6 +75,8 @@ class Mitigation(Registered):
     # Whether the edit depends on the padding, which a prompt of 75 tokens lacks.
     needs_padding: ClassVar[bool] = False
     sampled: ClassVar[bool] = False
+    # Whether it acts on what the text adds to the noise at the first step.
+    first_step: ClassVar[bool] = False
     # For attacks: whether `around` does nothing but patch the model, so that a gradient may be taken inside it: "" no, "conditional" of
     # B conditional rows, "guided" of the 2B rows of a guided batch.
     through: ClassVar[str] = ""
@@ -117,7 +118,7 @@ class Mitigation(Registered):
 
     def missing(self, substrate: Substrate) -> str:
         """Return a sentence on what this substrate lacks for the mitigation to be measured, empty where it lacks nothing."""
-        return ""
+        return without_signal(substrate) if self.first_step else ""
 
     def full_run(self) -> Mitigation:
         """Return the same mitigation without early ends, for timing on weights whose predictions mean nothing; by default itself."""

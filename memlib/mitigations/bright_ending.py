@@ -29,11 +29,12 @@ def bright_masks(substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
     latents. It costs the whole run. Source: Chen et al. 2025 (bright ending), program.
     """
     layers, masks, size = finest_down_layers(cross_attention_layers(substrate)), [], substrate.batch_size()
+    calls = len(substrate.scheduler(batch.scheduler, batch.steps).timesteps)  # PNDM makes one more than it has steps
     for start in range(0, len(batch.rows), size):
         part = slice(start, start + size)
         uncond = batch.uncond if len(batch.uncond) == 1 else batch.uncond[part]
         embedding = batch.embedding.select(part)
-        with record(substrate, layers=layers, maps=layers, steps=batch.steps) as recording:
+        with record(substrate, layers=layers, maps=layers, steps=calls) as recording:
             for _ in trajectory(substrate, embedding.states, uncond, batch.latents[part], batch.steps, batch.rule, batch.scheduler, cost=cost):
                 pass
         maps = torch.stack([torch.from_numpy(found) for found in recording.attention.maps.values()]).float().mean(0)

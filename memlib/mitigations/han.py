@@ -54,6 +54,7 @@ class HanBatch(Mitigation):
     differences: ClassVar[tuple[Difference, ...]] = (Difference("the reach of 50 is taken as it is, whatever the size of the latents", {"as_published": True}),)
     cost: ClassVar[str] = "8 U-Net rows a picture (two pairs, twice)"
     sampled: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
 
     def guidance(self, scale: float | Rule) -> Rule:
         if not is_number(scale):
@@ -102,6 +103,7 @@ class HanSample(Mitigation):
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("quantile", (0.9, 0.5))
     cost: ClassVar[str] = "4 U-Net rows an iteration (a pair, forward and backward), until the target is reached"
     sampled: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
 
     def full_run(self) -> Mitigation:
         return replace(self, target=-1.0, iterations=10)

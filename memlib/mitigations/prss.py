@@ -148,6 +148,7 @@ class ReAnchoredPrompt(Mitigation):
     source: ClassVar[str] = "Chen et al., 2025 (PRSS)"
     cost: ClassVar[str] = "that of wen-1 (or one U-Net row per paraphrase tried), and a third row at steps that are re-anchored"
     sampled: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
     family: ClassVar[str] = "guidance"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.5, 0.1))
     differences: ClassVar[tuple[Difference, ...]] = (
@@ -204,6 +205,8 @@ class ReAnchoredPrompt(Mitigation):
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
         if not isinstance(batch.rule, Constant) or batch.rule.scale <= 1:
             raise InputError("prss chooses the guidance of each step itself: give it a number above 1 as guidance.")
+        if lacking := self.missing(substrate):
+            raise InputError(lacking)
         target = self.threshold(substrate, batch)
         states, armed = self._modified(substrate, batch, cost)
         rule = ReAnchoring(batch.rule.scale, target, self.full * target, tuple(armed.tolist()))

@@ -29,6 +29,7 @@ from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens, encode, tokenize
 from memlib.prompts.sets import choose_prompts
 from memlib.sampling.batches import Batch
+from memlib.sampling.first_step import without_signal
 from memlib.sampling.loop import Cost
 
 Scope = Literal["prompt", "all"]  # each prompt its own weights, or one model for all
@@ -54,8 +55,8 @@ class _Pruning(Mitigation):
         raise NotImplementedError
 
     def missing(self, substrate: Substrate) -> str:
-        if self.scope == "prompt":
-            return ""
+        if self.scope == "prompt" or super().missing(substrate):
+            return super().missing(substrate)
         try:
             self._memorized(substrate)
         except InputError as error:
@@ -141,6 +142,7 @@ class Nemo(_Pruning):
     as_published: Annotated[bool, LATER] = False
 
     neurons: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
     name: ClassVar[str] = "nemo"
     label: ClassVar[str] = "neurons blocked"
     summary: ClassVar[str] = "Neurons of the cross-attention value projections that make a prompt's noise alike across seeds are blocked."
@@ -152,6 +154,8 @@ class Nemo(_Pruning):
     )
 
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
+        if lacking := without_signal(substrate):
+            raise InputError(lacking)
         bound, alike = nemo.limit_of(substrate, self), nemo.similarity(self.as_published)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [found.weights for found in nemo.neurons(substrate, embedding, bound, seeds, self.step, cost, alike=alike)]

@@ -69,6 +69,7 @@ class Sail(Mitigation):
     )
     cost: ClassVar[str] = "8 U-Net rows a step (two pairs, forward and backward), until the threshold is reached"
     sampled: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
 
     def full_run(self) -> Mitigation:
         return replace(self, threshold=-1.0, rounds=1)

@@ -107,6 +107,7 @@ class OptimizedEmbedding(Mitigation):
         Difference("one embedding and one norm for four pictures made at once, and weight decay on <sot>", {"as_published": True}, "9"),
     )
     sampled: ClassVar[bool] = True
+    first_step: ClassVar[bool] = True
     published_target: ClassVar[float] = 3.0
 
     def threshold(self, substrate: Substrate, batch: Batch) -> float:
@@ -134,9 +135,9 @@ class OptimizedEmbedding(Mitigation):
         samples, groups, of = batch, [[i] for i in range(len(batch.rows))], list(range(len(batch.rows)))
         if self.as_published:
             samples, groups, of = blocks(batch, self.images, substrate.latent_shape)
+        first = FirstStep(substrate, samples, cost)  # refuses a schedule without a signal before anything is looked up
         target = self.threshold(substrate, batch)
         masks = self.masks(substrate, samples, cost)
-        first = FirstStep(substrate, samples, cost)
 
         def loss(states: Tensor, which: list[int]) -> Tensor:
             members = [groups[i] for i in which]

@@ -26,7 +26,7 @@ from memlib.models.speed import Speed, prepare
 __all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEDULERS = ("ddim", "dpm", "euler")
+SCHEDULERS = ("ddim", "dpm", "euler", "pndm")
 
 
 @dataclass
@@ -87,24 +87,30 @@ class Substrate:
         return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def scheduler(self, kind: str = "ddim", steps: int = 50) -> Any:
-        """Return a fresh scheduler of the kind "ddim", "dpm" (DPM-Solver++ multistep) or "euler".
+        """Return a fresh scheduler of the kind "ddim", "dpm" (DPM-Solver++ multistep), "euler" or "pndm", which Stable Diffusion 1.4's own folder names.
+
+        PNDM takes its second step twice, so that 50 steps are 51 calls of the U-Net.
 
         It is made from the checkpoint's own configuration and set to `steps` steps on the substrate's
         device. Raises InputError for another kind or a number of steps that the schedule cannot give.
         """
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 
-        kinds = dict(zip(SCHEDULERS, (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler)))
+        kinds = dict(zip(SCHEDULERS, (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler), strict=True))
         if kind not in kinds:
             raise InputError(f"Unknown scheduler {kind!r}: use one of {', '.join(SCHEDULERS)}.")
         options = {}
         if kind == "ddim" and not self.pipe.scheduler.config.get("clip_sample", False):
             # DDIM clips to [-1, 1] unless told otherwise, which is for pixels and not for latents.
             options["clip_sample"] = False
+        if kind == "pndm":
+            if self.prediction_type not in ("epsilon", "v_prediction"):
+                raise InputError(f"PNDM samples models of noise or velocity, and {self.name} predicts {self.prediction_type!r}: use another scheduler.")
+            options["skip_prk_steps"] = True  # as checkpoints of Stable Diffusion have it: a Runge-Kutta start is for pixels
         scheduler = kinds[kind].from_config(self.pipe.scheduler.config, **options)
         total = scheduler.config.num_train_timesteps
         # With an offset, a schedule of all training steps would run past its own end.
-        most = total - (1 if kind == "ddim" and scheduler.config.steps_offset else 0)
+        most = total - (1 if kind in ("ddim", "pndm") and scheduler.config.steps_offset else 0)
         if not is_whole(steps, 1) or steps > most:
             raise InputError(f"{steps!r} sampling steps are not possible: use a whole number from 1 to {most}.")
         scheduler.set_timesteps(steps, device=self.device)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from memlib.base.numbers import is_whole
 from memlib.models.protocol import Substrate
 from memlib.models.speed import kernels, speed_of
 from memlib.prompts.embedding import Embedding, encode_prompts
-from memlib.sampling.guidance import Rule, as_rule
+from memlib.sampling.guidance import as_rule
 from memlib.sampling.loop import Cost, Step, to_epsilon, trajectory
 from memlib.sampling.prefix import begun
-from memlib.sampling.recipe import SAMPLER_VERSION, USUAL, Recipe
+from memlib.sampling.recipe import SAMPLER_VERSION, USUAL, Batch, Recipe
 
 __all__ = [
     "SAMPLER_VERSION", "USUAL", "Batch", "Cost", "Recipe", "Step", "decode", "initial_latents", "sample", "sample_batches",
@@ -68,24 +67,6 @@ def decode(substrate: Substrate, latents: Tensor) -> np.ndarray:
 
 
 Observer = Callable[[list[int], list[int], Step], None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples about to be denoised: prompt `rows` and `seeds`, and the tensors of each.
-
-    `embedding` holds the B conditional embeddings with their tokens, `uncond` [1 or B, 77, d] the unconditional states and
-    `latents` [B, C, h, w] the initial noise; `steps`, `rule` and `scheduler` are those of the run.
-    """
-
-    rows: list[int]
-    seeds: list[int]
-    embedding: Embedding
-    uncond: Tensor
-    latents: Tensor
-    steps: int
-    rule: Rule
-    scheduler: str
 
 
 Around = Callable[[Substrate, Batch, Cost], AbstractContextManager[Batch]]
@@ -163,9 +144,7 @@ def sample_batches(
     return batches()
 
 
-def sample(
-    substrate: Substrate, embedding: Embedding, seeds: Sequence[int], recipe: Recipe = USUAL, *, progress: bool = False, **options: Any
-) -> np.ndarray:
+def sample(substrate: Substrate, embedding: Embedding, seeds: Sequence[int], recipe: Recipe = USUAL, *, progress: bool = False, **options: Any) -> np.ndarray:
     """Return the pictures of N prompts x S seeds, uint8 [N, S, H, W, 3]; options as in `sample_batches`."""
     seeds = _checked_seeds(seeds)
     if len(set(seeds)) < len(seeds):

@@ -22,6 +22,7 @@ from memlib.sampling.loop import Cost, to_epsilon
 GRADIENT_SHARE = 8
 # Gradients of a norm are small numbers, and half precision has none below 6e-8; powers of two are exact.
 HALF_SCALE = 1024.0
+NO_SIGNAL = 1e-6  # a share of the picture's variance below this is none
 SD1_ELEMENTS = 4 * 64 * 64
 
 
@@ -45,17 +46,31 @@ def directions(values: Tensor) -> Tensor:
     return values / norms(values).clamp_min(1e-12).view(-1, 1, 1, 1)
 
 
+def without_signal(substrate: Substrate, scheduler: str = "ddim", steps: int = 50) -> str:
+    """Return a sentence where a schedule begins with noise alone, so that the noise in it is known without the text; else an empty text."""
+    solver = substrate.scheduler(scheduler, steps)
+    if solver.config.prediction_type == "epsilon" or float(solver.alphas_cumprod[int(solver.timesteps[0])]) > NO_SIGNAL:
+        return ""
+    return (
+        f"The {scheduler} schedule of {substrate.name} begins without any signal (zero terminal SNR), where the predicted noise does not depend on "
+        "the text: what acts at the first step is not possible, so use a mitigation of another kind."
+    )
+
+
 class FirstStep:
     """The noisiest step of a batch of B samples; `t` is its time, `solver` the schedule.
 
     `difference` is a function of the embedding at the batch's own noise, `gap` one of the noise under the batch's own embeddings: conditional minus
     unconditional noise [A, C, h, w], float32, in noise whatever the model predicts, with gradients. `cost` is added to: a U-Net row for each
     row of a forward pass, and another for each that a gradient is taken through (the weights need none, so that going back costs about
-    what going forward does): `difference` counts those by itself, those of `gap` are counted by `count_gradient`.
+    what going forward does): `difference` counts those by itself, those of `gap` are counted by `count_gradient`. Raises InputError for a schedule
+    that begins without any signal.
     """
 
     def __init__(self, substrate: Substrate, batch: Batch, cost: Cost):
         self.substrate, self.cost, self._batch = substrate, cost, batch
+        if lacking := without_signal(substrate, batch.scheduler, batch.steps):
+            raise InputError(lacking)
         self.solver = substrate.scheduler(batch.scheduler, batch.steps)
         self.t = self.solver.timesteps[0]
         self.noise = batch.latents.to(substrate.device, torch.float32)

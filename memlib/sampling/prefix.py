@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -25,10 +25,7 @@ from memlib.models.protocol import Substrate
 from memlib.models.speed import speed_of
 from memlib.sampling.guidance import Rule
 from memlib.sampling.loop import SINGLE_STEP, Cost, trajectory
-from memlib.sampling.recipe import Recipe, picture_recipe
-
-if TYPE_CHECKING:
-    from memlib.sampling.batches import Batch
+from memlib.sampling.recipe import Batch, Recipe, picture_recipe
 
 # Latents kept for a model, in main memory: about 80 seeds of 50 steps at 512 x 512.
 KEPT_BYTES = 2**28

@@ -11,6 +11,7 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.models.protocol import Substrate
+from memlib.prompts.embedding import Embedding
 from memlib.sampling.guidance import Rule
 
 SAMPLER_VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other pictures.
@@ -26,6 +27,24 @@ class Recipe:
 
 
 USUAL = Recipe()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples about to be denoised: prompt `rows` and `seeds`, and the tensors of each.
+
+    `embedding` holds the B conditional embeddings with their tokens, `uncond` [1 or B, 77, d] the unconditional states and
+    `latents` [B, C, h, w] the initial noise; `steps`, `rule` and `scheduler` are those of the run.
+    """
+
+    rows: list[int]
+    seeds: list[int]
+    embedding: Embedding
+    uncond: Tensor
+    latents: Tensor
+    steps: int
+    rule: Rule
+    scheduler: str
 
 
 def picture_recipe(substrate: Substrate, uncond: Tensor, recipe: Recipe, version: int = SAMPLER_VERSION) -> dict[str, Any]:

@@ -22,7 +22,7 @@ VERSION = 1  # Part of the store's keys: raise it when the same recipe gives oth
 def attention_of(experiment: Any, embedding: Embedding, steps: str = "all") -> np.ndarray:
     """Return conditional attention [T, L, N, S, 77] of N prompts under the experiment's S seeds, through its store.
 
-    T is the number of steps, or 1 with ``steps="last"``; L counts the layers of `cross_attention_layers` in their
+    T is the number of steps (U-Net calls), or 1 with ``steps="last"``; L counts the layers of `cross_attention_layers` in their
     order. Values are means over heads and pixels, kept in half precision (3 digits) and returned as float32.
     """
     if steps not in ("all", "last"):
@@ -31,14 +31,14 @@ def attention_of(experiment: Any, embedding: Embedding, steps: str = "all") -> n
     shape = (-1, len(cross_attention_layers(x.substrate)), len(embedding), len(x.seeds), embedding.states.shape[1])
 
     def compute() -> np.ndarray:
-        with record(x.substrate, steps=x.steps) as recording:
+        with record(x.substrate, steps=calls(x)) as recording:
             _sample(x, embedding, x.seeds)
         kept = recording.attention.cond
         return (kept if steps == "all" else kept[-1:]).astype(np.float16)
 
     key = _key(x, embedding, x.seeds, f"attention, {steps} steps")
-    kept = (x.steps if steps == "all" else 1, *shape[1:])
-    return x.store.score(key, compute, kept, 2 * x.steps * len(embedding) * len(x.seeds)).astype(np.float32).reshape(shape)
+    kept = (calls(x) if steps == "all" else 1, *shape[1:])
+    return x.store.score(key, compute, kept, 2 * calls(x) * len(embedding) * len(x.seeds)).astype(np.float32).reshape(shape)
 
 
 def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> np.ndarray:
@@ -50,11 +50,16 @@ def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> n
     x, seeds = experiment, experiment.seeds[:1]
 
     def compute() -> np.ndarray:
-        with record(x.substrate, layers=layers, maps=layers, steps=x.steps) as recording:
+        with record(x.substrate, layers=layers, maps=layers, steps=calls(x)) as recording:
             _sample(x, embedding, seeds)
         return np.mean(list(recording.attention.maps.values()), axis=0).astype(np.float16)
 
     return x.store.score(_key(x, embedding, seeds, f"last maps of {', '.join(layers)}"), compute).astype(np.float32)
+
+
+def calls(experiment: Any) -> int:
+    """How often a run calls the U-Net: once a step, and once more with PNDM."""
+    return len(experiment.substrate.scheduler(experiment.scheduler, experiment.steps).timesteps)
 
 
 def _key(x: Any, embedding: Embedding, seeds: Sequence[int], measure: str) -> dict[str, Any]:
