@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_curve
 
 from memlib.base.errors import InputError
-from memlib.judging.roc import auc_interval, roc_curve, tpr_at_fpr
+from memlib.judging.roc import auc_interval, best_accuracy, roc_curve, tpr_at_fpr
 
 
 @pytest.fixture
@@ -109,3 +109,11 @@ def test_bad_requests_are_refused():
         tpr_at_fpr([1.0], [0.0], 0.05, rule="above")
     with pytest.raises(InputError, match="0..1"):
         tpr_at_fpr([1.0], [0.0], 5)
+
+
+def test_the_best_accuracy_is_that_of_the_best_threshold():
+    draw = np.random.default_rng(3)
+    up, down = draw.normal(1, 1, 40).round(1), draw.normal(0, 1, 60).round(1)
+    tried = [((up >= cut).mean() + (down < cut).mean()) / 2 for cut in [*up, *down, np.inf]]
+    assert best_accuracy(up, down) == pytest.approx(max(tried)) and 0.6 < max(tried) < 0.9
+    assert best_accuracy([2.0, 3.0], [0.0, 1.0]) == 1.0 and best_accuracy([1.0], [1.0]) == 0.5

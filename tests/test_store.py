@@ -124,6 +124,14 @@ def test_a_seed_or_prompt_given_twice_is_sampled_once(tmp_path, prompts):
     assert (pictures == picture_of(prompts.states[1], 4)).all()
 
 
+def test_a_batch_size_of_nothing_is_named_also_where_all_is_stored(tmp_path, prompts):
+    store = PictureStore(tmp_path, FakeSampler())
+    store.pictures(FakeSubstrate(), prompts, [0], uncond=UNCOND)
+    for size in (0, -1, 2.0, True):
+        with pytest.raises(InputError, match=f"Batch size {size!r} is not usable"):
+            store.pictures(FakeSubstrate(), prompts, [0], uncond=UNCOND, batch_size=size)
+
+
 def test_an_interrupted_run_keeps_its_finished_batches(tmp_path, prompts):
     with pytest.raises(KeyboardInterrupt):
         PictureStore(tmp_path, FakeSampler(stop_after=4)).pictures(FakeSubstrate(), prompts, [0, 1], uncond=UNCOND)

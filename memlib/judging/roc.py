@@ -73,6 +73,15 @@ def tpr_at_fpr(positive: Any, negative: Any, fpr: float, *, rule: str = "not abo
     return Estimate(estimate.value, sure.low, sure.high, estimate.n_prompts, estimate.n_seeds)
 
 
+def best_accuracy(positive: Any, negative: Any) -> float:
+    """Return the balanced accuracy of scores [P] or [P, S], larger meaning positive, at the threshold where it is best: 0.5 to 1.
+
+    That is the largest 1 - (FPR + FNR) / 2 on the ROC curve; the threshold is chosen on the same prompts. Source: Wen et al. 2024, program.
+    """
+    false, true = roc_curve(positive, negative)
+    return float((1 + true - false).max() / 2)
+
+
 def _rates(up: np.ndarray, down: np.ndarray, fpr: float, rule: str) -> np.ndarray:
     """True positive rates [R] of R pairs of samples [R, P] and [R, N]."""
     if rule == "nearest":

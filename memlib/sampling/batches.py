@@ -107,10 +107,9 @@ def sample_batches(
             _checked_seeds([seed for _, seed in pairs])
         if any(not 0 <= row < len(embedding) for row, _ in pairs):
             raise InputError(f"A pair names a prompt row outside 0 to {len(embedding) - 1}.")
+    check_batch_size(batch_size)
     if batch_size is None:
         batch_size = substrate.batch_size()
-    if not is_whole(batch_size, 1):
-        raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
     rule, steps, scheduler = as_rule(recipe.guidance), recipe.steps, recipe.scheduler
     substrate.scheduler(scheduler, steps)
     uncond = uncond_states(substrate, uncond)
@@ -159,6 +158,12 @@ def sample(substrate: Substrate, embedding: Embedding, seeds: Sequence[int], rec
             pictures[rows, [columns[seed] for seed in batch_seeds]] = batch
             bar.update(len(rows))
     return pictures
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise InputError for a batch size that is neither None nor a whole number of at least 1."""
+    if batch_size is not None and not is_whole(batch_size, 1):
+        raise InputError(f"Batch size {batch_size!r} is not usable: give a whole number of at least 1.")
 
 
 def uncond_states(substrate: Substrate, uncond: Embedding | Tensor | None = None) -> Tensor:

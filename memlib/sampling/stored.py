@@ -15,7 +15,7 @@ from memlib.base.hashing import digest
 from memlib.base.store import Store
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding
-from memlib.sampling.batches import sample_batches, uncond_states
+from memlib.sampling.batches import check_batch_size, sample_batches, uncond_states
 from memlib.sampling.loop import Cost
 from memlib.sampling.recipe import SAMPLER_VERSION, USUAL, Recipe, picture_recipe
 
@@ -72,6 +72,7 @@ class PictureStore(Store):
         `mitigation` is one that acts while sampling (see `memlib.mitigations.base`): its `key` joins the key. Each batch is saved as soon
         as it is sampled; `cost` counts the work.
         """
+        check_batch_size(batch_size)  # also where nothing is left to be sampled
         uncond = uncond_states(substrate, uncond)
         asked = self.asked(substrate, embedding, seeds, recipe, uncond=uncond, mitigation=mitigation)
 
