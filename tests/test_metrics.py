@@ -1,12 +1,11 @@
 import hashlib
 import json
 import pickle
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -331,9 +330,8 @@ def test_minisd_metrics_come_from_its_judges(tmp_path, monkeypatch, draw, cache)
         def encode_text(self, texts):
             return torch.ones(len(texts), 192)
 
-    fake = ModuleType("memlib.models.minisd.judges")
-    fake.load_descriptor = fake.load_evaluator = lambda folder: Judge()
-    monkeypatch.setitem(sys.modules, "memlib.models.minisd.judges", fake)
+    monkeypatch.setattr("memlib.metrics.similarity.load_descriptor", lambda folder: Judge())
+    monkeypatch.setattr("memlib.metrics.alignment.load_evaluator", lambda folder: Judge())
     for name in ("descriptor", "evaluator"):
         folder = tmp_path / "minisd" / "judges" / name
         folder.mkdir(parents=True)

@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from memlib.base.errors import InputError, NotMeasured
+from memlib.base.paths import data_folder
+from memlib.metrics.alignment import load_minisd_evaluator, load_open_clip
+from memlib.metrics.diversity import descriptor_diversity, load_lpips
+from memlib.metrics.quality import load_aesthetic, load_realism
+from memlib.metrics.similarity import load_minisd_descriptor, load_sscd
 from memlib.models.protocol import Substrate
 
+Made = Mapping[str, Any]
 ROLES = ("copy", "alignment", "alignment_check", "quality", "diversity", "distribution")
 
 
@@ -31,7 +37,7 @@ class Metric:
     label: str
     scale: str
     source: str
-    make: Callable[[Mapping[str, Any], Any, Any], Any]
+    make: Callable[[Made, Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -100,72 +106,23 @@ def metric(name: str) -> Metric:
 
 def judges_folder() -> Path:
     """Return the folder with MiniSD's judging networks, ``minisd/judges`` in the data folder."""
-    from memlib.base.paths import data_folder
-
     return data_folder() / "minisd" / "judges"
 
 
-def _needed(made: Mapping[str, Any], role: str) -> Any:
+def _needed(made: Made, role: str) -> Any:
     if not made[role].available:
         raise NotMeasured(made[role].reason)
     return made[role]
 
 
-def _minisd_copy(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.similarity import load_minisd_descriptor
-
-    return load_minisd_descriptor(judges_folder() / "descriptor", device)
-
-
-def _minisd_alignment(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.alignment import load_minisd_evaluator
-
-    return load_minisd_evaluator(judges_folder() / "evaluator", device)
-
-
-def _realism(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.quality import load_realism
-
+def _realism(made: Made, device: Any, reference: Any) -> Any:
     if reference is None:
         raise NotMeasured("realism compares with real pictures and none were given: pass reference=pictures.")
     return load_realism(_needed(made, "alignment"), reference)
 
 
-def _descriptor_diversity(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.diversity import descriptor_diversity
-
-    return descriptor_diversity(_needed(made, "copy"))
-
-
-def _sscd(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.similarity import load_sscd
-
-    return load_sscd(device)
-
-
-def _clip(which: str) -> Callable[[Mapping[str, Any], Any, Any], Any]:
-    def make(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-        from memlib.metrics.alignment import load_open_clip
-
-        return load_open_clip(which, device)
-
-    return make
-
-
-def _aesthetic(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.quality import load_aesthetic
-
-    return load_aesthetic(_needed(made, "alignment"))
-
-
-def _lpips(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.diversity import load_lpips
-
-    return load_lpips(device)
-
-
-def _inception(made: Mapping[str, Any], device: Any, reference: Any) -> Any:
-    from memlib.metrics.distribution import load_inception
+def _inception(made: Made, device: Any, reference: Any) -> Any:
+    from memlib.metrics.distribution import load_inception  # torchvision's networks take a second to import
 
     return load_inception(device)
 
@@ -174,39 +131,23 @@ _SIMILARITY, _COSINE = "cosine, −1 to 1; larger is more alike", "cosine, −1 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("minisd-copy", "copy", "copy similarity", _SIMILARITY, "Pizzi et al. 2022", _minisd_copy),
-        Metric(
-            "minisd-clip", "alignment", "text alignment",
-            _COSINE, "Radford et al. 2021", _minisd_alignment,
-        ),
-        Metric(
-            "realism", "quality", "realism",
-            "0 and up, 1 is the edge of the real pictures; larger is better", "Kynkäänniemi et al. 2019", _realism,
-        ),
-        Metric(
-            "descriptor-diversity", "diversity", "diversity across seeds",
-            "0 to 2; larger is more diverse", "clip, Section 4.2", _descriptor_diversity,
-        ),
-        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", _sscd),
-        Metric(
-            "clip-l14", "alignment", "CLIP ViT-L/14 alignment",
-            _COSINE, "Radford et al. 2021", _clip("openai_clip_vit_l_14"),
-        ),
-        Metric(
-            "clip-b32", "alignment_check", "OpenCLIP ViT-B/32 alignment",
-            _COSINE, "Cherti et al. 2023", _clip("laion_clip_vit_b_32"),
-        ),
-        Metric(
-            "aesthetic", "quality", "aesthetic score",
-            "about 1 to 10; larger is better", "Schuhmann 2022", _aesthetic,
-        ),
-        Metric(
-            "lpips", "diversity", "LPIPS across seeds",
-            "0 to about 1; larger is more diverse", "Zhang et al. 2018", _lpips,
-        ),
-        Metric(
-            "inception", "distribution", "FID and KID",
-            "0 and up; smaller is nearer", "Heusel et al. 2017", _inception,
-        ),
+        Metric("minisd-copy", "copy", "copy similarity", _SIMILARITY, "Pizzi et al. 2022",
+               lambda made, device, reference: load_minisd_descriptor(judges_folder() / "descriptor", device)),
+        Metric("minisd-clip", "alignment", "text alignment", _COSINE, "Radford et al. 2021",
+               lambda made, device, reference: load_minisd_evaluator(judges_folder() / "evaluator", device)),
+        Metric("realism", "quality", "realism", "0 and up, 1 is the edge of the real pictures; larger is better",
+               "Kynkäänniemi et al. 2019", _realism),
+        Metric("descriptor-diversity", "diversity", "diversity across seeds", "0 to 2; larger is more diverse", "clip, Section 4.2",
+               lambda made, device, reference: descriptor_diversity(_needed(made, "copy"))),
+        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", lambda made, device, reference: load_sscd(device)),
+        Metric("clip-l14", "alignment", "CLIP ViT-L/14 alignment", _COSINE, "Radford et al. 2021",
+               lambda made, device, reference: load_open_clip("openai_clip_vit_l_14", device)),
+        Metric("clip-b32", "alignment_check", "OpenCLIP ViT-B/32 alignment", _COSINE, "Cherti et al. 2023",
+               lambda made, device, reference: load_open_clip("laion_clip_vit_b_32", device)),
+        Metric("aesthetic", "quality", "aesthetic score", "about 1 to 10; larger is better", "Schuhmann 2022",
+               lambda made, device, reference: load_aesthetic(_needed(made, "alignment"))),
+        Metric("lpips", "diversity", "LPIPS across seeds", "0 to about 1; larger is more diverse", "Zhang et al. 2018",
+               lambda made, device, reference: load_lpips(device)),
+        Metric("inception", "distribution", "FID and KID", "0 and up; smaller is nearer", "Heusel et al. 2017", _inception),
     )
 }  # fmt: skip

@@ -17,6 +17,7 @@ from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics.pictures import centred, flat, in_batches, through_pil
 from memlib.metrics.similarity import folder_fingerprint
 from memlib.metrics.weights import read_state, weight_file
+from memlib.models.minisd.judges import load_evaluator
 
 
 class TextAlignment:
@@ -116,11 +117,7 @@ def load_minisd_evaluator(folder: Path, device: Any = "cpu") -> TextAlignment:
     """
     if not folder.is_dir():
         raise NotMeasured(f"MiniSD's evaluator is not in {folder}: train it with `memlib minisd train evaluator`.")
-    from memlib.models.minisd.judges import load_evaluator
-
-    evaluator = load_evaluator(folder)
-    if hasattr(evaluator, "to"):
-        evaluator = evaluator.to(device)
+    evaluator = load_evaluator(folder).to(device)
     return TextAlignment(
         "MiniSD evaluator",
         evaluator.encode_image,

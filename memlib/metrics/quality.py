@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memlib.base.errors import InputError
+from memlib.base.hashing import digest
 from memlib.metrics.weights import read_state, weight_file
 
 AESTHETIC_LAYERS = (768, 1024, 128, 64, 16, 1)
@@ -72,8 +73,6 @@ def load_realism(judge: Any, reference: Any, neighbours: int = 3) -> Quality:
     """
     real = judge.pictures(reference)
     prepared = realism_reference(real, neighbours)
-    from memlib.base.hashing import digest
-
     fingerprint = digest([judge.fingerprint, neighbours, real])
     return Quality("realism", judge.pictures, lambda features: realism(features, *prepared), fingerprint)
 

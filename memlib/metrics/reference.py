@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.pictures import SUFFIXES, read_picture
+from memlib.metrics import METRICS
 from memlib.models.protocol import Substrate
 
 PUBLISHED_SIDE = 224  # What the program of anti-memorization guidance resizes to, for SSCD.
@@ -51,8 +52,6 @@ class Reference:
 
 def copy_metric(substrate: Substrate) -> Any:
     """Return the copy descriptor that the substrate is judged by; raises NotMeasured where its weights are not at hand."""
-    from memlib.metrics import METRICS
-
     key = ("metric", substrate.data.metrics, str(substrate.device))
     if key not in _kept:
         [made] = [METRICS[name] for name in substrate.data.metrics if METRICS[name].role == "copy"]

@@ -6,6 +6,8 @@ memorization. Similarities of other weights or other pre-processing are not comp
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from memlib.base.errors import InputError, NotMeasured
 from memlib.metrics.pictures import centred, flat, in_batches, through_pil
 from memlib.metrics.weights import thresholds, weight_file
+from memlib.models.minisd.judges import load_descriptor
 
 SSCD_SIDE = 320
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -137,12 +140,8 @@ def load_minisd_descriptor(folder: Path, device: Any = "cpu") -> CopyDescriptor:
 
     Raises NotMeasured if the folder is not there.
     """
-    import json
-
     if not (folder / "config.json").is_file():
         raise NotMeasured(f"MiniSD's copy descriptor is not in {folder}: train it with `memlib minisd train descriptor`.")
-    from memlib.models.minisd.judges import load_descriptor
-
     config = json.loads((folder / "config.json").read_text())
     network = load_descriptor(folder).to(device).eval()
     return CopyDescriptor(
@@ -159,7 +158,5 @@ def load_minisd_descriptor(folder: Path, device: Any = "cpu") -> CopyDescriptor:
 
 def folder_fingerprint(folder: Path) -> str:
     """Return a hash over the weights and configuration files of `folder`."""
-    import hashlib
-
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
     return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()

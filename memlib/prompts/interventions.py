@@ -66,71 +66,25 @@ def _shorten(prompt: str, limit: int = 60) -> str:
 INTERVENTIONS: dict[str, Intervention] = {
     item.key: item
     for item in (
-        Intervention(
-            "none",
-            "original",
-            "The embedding as the text encoder gives it.",
-            "clip",
-            lambda states, tokens: states.clone(),
-        ),
-        Intervention(
-            "a",
-            "eot, pad ← 0",
-            "Only the prompt states are kept; end and padding states are masked.",
-            "clip 3.1 (a), Table 2",
-            lambda states, tokens: _zero(tokens.eot | tokens.pad, states),
-        ),
-        Intervention(
-            "b",
-            "pr ← eot",
-            "Every prompt state is replaced by the end state.",
-            "clip 3.1 (b), Table 2",
-            lambda states, tokens: _fill_with_eot(tokens.pr, states, tokens),
-        ),
-        Intervention(
-            "c",
-            "pr ← 0",
-            "The prompt states are masked.",
-            "clip 3.1 (c), Table 2",
-            lambda states, tokens: _zero(tokens.pr, states),
-        ),
-        Intervention(
-            "d",
-            "pad ← eot",
-            "Every padding state is replaced by the end state.",
-            "clip 3.2 (d), Table 3",
-            lambda states, tokens: _fill_with_eot(tokens.pad, states, tokens),
-        ),
-        Intervention(
-            "e",
-            "pr, pad ← eot",
-            "Prompt and padding states are all replaced by the end state.",
-            "clip 3.2 (e), Table 3",
-            lambda states, tokens: _fill_with_eot(tokens.pr | tokens.pad, states, tokens),
-        ),
-        Intervention(
-            "f",
-            "eot ← 0",
-            "The end state is masked.",
-            "clip 3.2 (f), Table 3",
-            lambda states, tokens: _zero(tokens.eot, states),
-        ),
-        Intervention(
-            "g",
-            "pr, eot ← pad",
-            "Prompt and end states are replaced by padding states.",
-            "clip 3.2 (g), Table 3",
-            _fill_with_pad,
-        ),
-        Intervention(
-            "h",
-            "pad ← 0",
-            "The padding states are masked.",
-            "clip 3.2 (h), Table 3",
-            lambda states, tokens: _zero(tokens.pad, states),
-        ),
+        Intervention("none", "original", "The embedding as the text encoder gives it.", "clip",
+                     lambda states, tokens: states.clone()),
+        Intervention("a", "eot, pad ← 0", "Only the prompt states are kept; end and padding states are masked.", "clip 3.1 (a), Table 2",
+                     lambda states, tokens: _zero(tokens.eot | tokens.pad, states)),
+        Intervention("b", "pr ← eot", "Every prompt state is replaced by the end state.", "clip 3.1 (b), Table 2",
+                     lambda states, tokens: _fill_with_eot(tokens.pr, states, tokens)),
+        Intervention("c", "pr ← 0", "The prompt states are masked.", "clip 3.1 (c), Table 2",
+                     lambda states, tokens: _zero(tokens.pr, states)),
+        Intervention("d", "pad ← eot", "Every padding state is replaced by the end state.", "clip 3.2 (d), Table 3",
+                     lambda states, tokens: _fill_with_eot(tokens.pad, states, tokens)),
+        Intervention("e", "pr, pad ← eot", "Prompt and padding states are all replaced by the end state.", "clip 3.2 (e), Table 3",
+                     lambda states, tokens: _fill_with_eot(tokens.pr | tokens.pad, states, tokens)),
+        Intervention("f", "eot ← 0", "The end state is masked.", "clip 3.2 (f), Table 3",
+                     lambda states, tokens: _zero(tokens.eot, states)),
+        Intervention("g", "pr, eot ← pad", "Prompt and end states are replaced by padding states.", "clip 3.2 (g), Table 3", _fill_with_pad),
+        Intervention("h", "pad ← 0", "The padding states are masked.", "clip 3.2 (h), Table 3",
+                     lambda states, tokens: _zero(tokens.pad, states)),
     )
-}
+}  # fmt: skip
 
 
 def apply(key: str, embedding: Embedding) -> Embedding:
