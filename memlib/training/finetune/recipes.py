@@ -69,7 +69,7 @@ def read_recipe(name: str, block: Mapping[str, Any]) -> Recipe:
     known = {f.name for f in fields(Recipe)} - {"name"}
     if unknown := sorted(set(block) - known):
         raise InputError(f"The recipe {name} has an unknown setting {unknown[0]!r}: known are {', '.join(sorted(known))}.")
-    given = {k: tuple(v) if k == "betas" else v for k, v in block.items()}
+    given: dict[str, Any] = {k: tuple(v) if k == "betas" else v for k, v in block.items()}
     try:
         return Recipe(name, **given)
     except TypeError as error:
