@@ -34,8 +34,8 @@ def test_spread_of_triggers_beside_their_starts():
 
 
 def test_lines_between_triggers(monkeypatch):
-    monkeypatch.setattr("memlib.prompts.embedding.encode_prompts", lambda substrate, prompt: prompt)
-    monkeypatch.setattr("memlib.probes.attack.runs.joined", lambda parts: parts)
+    monkeypatch.setattr("memlib.probes.triggers.encode_prompts", lambda substrate, prompt: prompt)
+    monkeypatch.setattr("memlib.probes.triggers.joined", lambda parts: parts)
     states = np.zeros((2, 3, 77, 1), np.float32)
     states[1, 2] = 1
     done = np.array([[True, False, False], [True, False, True]])
