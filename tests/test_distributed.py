@@ -10,11 +10,12 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from memlib.base.errors import InputError
 from memlib.companion.commands import main
-from memlib.companion.distributed import Work, cluster, dask, parts, sample_on, sample_part, score_part
+from memlib.companion.distributed import Work, cluster, dask, parts, run_parts, sample_on, sample_part, score_part
 from memlib.sampling.stored import PictureStore
 
 try:
@@ -137,4 +138,28 @@ def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monke
 @needs_dask
 def test_a_scheduler_that_does_not_answer_ends_in_one_sentence(monkeypatch):
     with pytest.raises(InputError, match="No dask scheduler"), cluster("tcp://127.0.0.1:9"):
+        pass
+
+
+@needs_dask
+def test_nothing_listens_but_on_this_machine():
+    """Whoever reaches a worker's port can run code there: scheduler, workers, nannies and dashboards are bound to the loopback address."""
+    with cluster("local", 2) as client:
+        client.wait_for_workers(2)
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        heard = [socket.laddr for process in processes for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+    assert len(heard) >= 4 and {address.ip for address in heard} <= {"127.0.0.1", "::1"}
+
+
+@needs_dask
+def test_what_a_task_raises_arrives_as_it_was(group, work_for, tmp_path):
+    def refuse(work, task):
+        raise InputError("no such thing")
+
+    with cluster("local", 1) as client, pytest.raises(InputError, match="no such thing"):
+        run_parts(client, refuse, work_for(tmp_path / "many"), parts(group, "none", 2), progress=False)
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(InputError, match="0 workers are not possible"), cluster("local", 0):
         pass

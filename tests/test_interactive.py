@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import look_at, opened, window
 from bs4 import BeautifulSoup
 
 from memlib.base.errors import InputError
-from memlib.companion.book.browser import FLAGS, Look, _note, _Tab, complaints, find_chromium, look_at
 from memlib.results.figures.interactive import Story, switch_figure
 
 NASTY = "</script><script>document.title = 'taken over'</script> \"A\" & 'B' <b>"
@@ -78,80 +74,31 @@ def test_what_does_not_fit_is_refused(stories, words):
 # in the browser
 
 
-@pytest.fixture
-def chromium():
-    try:
-        return find_chromium()
-    except InputError as error:
-        pytest.skip(str(error))
-
-
-def in_browser(chromium: str, path: Path, drive) -> tuple[object, Look]:
-    """Open a page from disk, let `drive(evaluate, press)` use it, and return its answer with what the browser complained of."""
-
-    async def session(profile: Path, process: subprocess.Popen):
-        tab = await _Tab.open(profile, process)
-        try:
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                await tab.call(f"{domain}.enable")
-            await tab.resize(1000)
-            await tab.call("Page.navigate", url=path.resolve().as_uri())
-            await tab.until("Page.loadEventFired")
-
-            async def evaluate(expression: str):
-                answer = await tab.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-                assert "exceptionDetails" not in answer, answer
-                return answer["result"].get("value")
-
-            async def press(key: str, code: int):
-                for kind in ("rawKeyDown", "keyUp"):
-                    await tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-            result = await drive(evaluate, press)
-            look = Look(path.as_uri(), heading="x", ground="a", ink="b")
-            for event in tab.events:
-                _note(event["method"], event["params"], look)
-            return result, look
-        finally:
-            tab.socket.close()
-
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command = [chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            return asyncio.run(session(Path(profile), process))
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-
-STATE = """(() => { const q = (s) => document.querySelector('.memlib-switch ' + s); return q('.picture').decode().then(() => ({
+STATE = """() => { const q = (s) => document.querySelector('.memlib-switch ' + s); return q('.picture').decode().then(() => ({
   picture: q('.picture').src, width: q('.picture').naturalWidth, alt: q('.picture').alt, said: q('.said').textContent,
   x: Number(q('.on-trace').getAttribute('cx')), y: Number(q('.on-trace').getAttribute('cy')), copy: Number(q('.on-copy').getAttribute('cy')),
   value: q('.step').getAttribute('aria-valuetext'), step: document.querySelector('.memlib-switch').dataset.step,
-  predicted: !!q('.predicted'), training: !q('.from-training').hidden, focus: document.activeElement.className})); })()"""
+  predicted: !!q('.predicted'), training: !q('.from-training').hidden, focus: document.activeElement.className})); }"""
 
 
 @pytest.mark.browser
-def test_an_arrow_key_changes_the_picture_and_moves_the_markers(chromium, tmp_path):
+def test_an_arrow_key_changes_the_picture_and_moves_the_markers(tmp_path):
     path = tmp_path / "figure.html"
     first = [story(training=np.zeros((32, 32, 3), np.uint8)), story(seed=1)]
     other = [story("Another", "not memorized", predicted=-1, similarity=None), story("Another", "not memorized", 1)]
     path.write_text(page(switch_figure([*first, *other], 0.7)))
 
-    async def drive(evaluate, press):
-        states = [await evaluate(STATE)]
-        await evaluate("document.querySelector('.memlib-switch .step').focus()")
-        await press("ArrowRight", 39)
-        states.append(await evaluate(STATE))
-        await press("End", 35)
-        states.append(await evaluate(STATE))
-        await evaluate("(() => { const s = document.querySelector('.prompt'); s.value = '1'; s.dispatchEvent(new Event('change')); })()")
-        states.append(await evaluate(STATE))
-        return states
-
-    (first, second, last, changed), look = in_browser(chromium, path, drive)
-    assert complaints(look) == []
+    with window(width=1000) as tab:
+        look = opened(tab, path)
+        first = tab.evaluate(STATE)
+        tab.focus(".memlib-switch .step")
+        tab.keyboard.press("ArrowRight")
+        second = tab.evaluate(STATE)
+        tab.keyboard.press("End")
+        last = tab.evaluate(STATE)
+        tab.select_option(".prompt", "1")
+        changed = tab.evaluate(STATE)
+    assert not look.errors and not look.outside
     assert (first["step"], second["step"], last["step"]) == ("0", "4", "20")
     assert first["width"] == second["width"] == 32 and first["picture"] != second["picture"] != last["picture"]
     assert first["x"] < second["x"] < last["x"] and first["y"] < second["y"] and first["copy"] < second["copy"] < last["copy"]
@@ -163,9 +110,9 @@ def test_an_arrow_key_changes_the_picture_and_moves_the_markers(chromium, tmp_pa
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
-def test_it_fits_and_is_quiet_in_light_and_dark(chromium, tmp_path, width):
+def test_it_fits_and_is_quiet_in_light_and_dark(tmp_path, width):
     path = tmp_path / "figure.html"
     path.write_text(page(switch_figure([story(NASTY + "long " * 40), story(NASTY + "long " * 40, seed=1)], 0.7)))
     for scheme in ("light", "dark"):
         (look,) = look_at([path], scheme, width)
-        assert [what for what in complaints(look)] == [] and "taken over" not in look.title
+        assert look.complaints() == [] and "taken over" not in look.title

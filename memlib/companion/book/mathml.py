@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
+from xml.etree import ElementTree
 
 from docutils import nodes
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert_to_element
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -15,10 +17,14 @@ logger = logging.getLogger(__name__)
 def to_mathml(latex: str, block: bool, where: Any = None) -> str:
     """MathML of a LaTeX formula; a bad formula is a warning."""
     try:
-        return convert(latex.strip(), display="block" if block else "inline")
+        formula = convert_to_element(latex.strip(), display="block" if block else "inline")
     except Exception as error:  # the converter raises many kinds, none of them documented
         logger.warning("formula %r cannot be rendered: %s", latex, error, location=where)
         return ""
+    # The converter's own text undoes the escaping of what it took from the formula: written from its elements, text stays text.
+    for element in formula.iter():
+        element.text = element.text and html.unescape(element.text)
+    return ElementTree.tostring(formula, encoding="unicode")
 
 
 def _visit_inline(writer: Any, node: Any) -> None:
