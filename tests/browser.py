@@ -73,7 +73,7 @@ def window(scheme: str = "light", width: int = 1280) -> Iterator[Page]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"])
         try:
-            yield browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 1000})
+            yield browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 1000}).new_page()
         finally:
             browser.close()
 
