@@ -8,12 +8,13 @@ resumes exactly and two models trained with one seed see the same pictures and c
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from memlib.models.minisd.captions import caption, reference_caption
 from memlib.models.minisd.ingredients import PEOPLE, TONES, Ingredients
@@ -119,6 +120,30 @@ class Corpus:
 
     def picture(self, scene: Scene) -> np.ndarray:
         return paint(scene, self.ingredients)
+
+    @property
+    def identity(self) -> str:
+        """A text that differs for corpora whose examples differ: part of the names of what is cached of them."""
+        return f"{self.seed}-{self.fresh}-{'dup' if self.duplicates else 'dedup'}"
+
+    def paint(self, scenes: Sequence[Scene]) -> torch.Tensor:
+        """The scenes' pictures, uint8 [N, 64, 64, 3]."""
+        return torch.from_numpy(np.stack([self.picture(scene) for scene in scenes]))
+
+    def scenes_of(self, stream: int, step: int, count: int) -> list[Scene]:
+        """The `step`-th batch of scenes of a stream outside of the epochs."""
+        return [scene for scene, _ in self.fresh_scenes(stream, step * count, count)]
+
+    def contrastive_batch(self, stream: int, step: int, count: int) -> tuple[list[Scene], list[str]]:
+        """The `step`-th batch of a stream for a text encoder. Every fourth has long captions, the others short and medium ones."""
+        scenes, captions = [], []
+        for i in range(count):
+            rng = np.random.default_rng([stream, step, i])
+            scene = draw_scene(rng, self.ingredients.trained)
+            length = "long" if step % 4 == 0 else str(rng.choice(("short", "medium"), p=(0.35, 0.65)))
+            scenes.append(scene)
+            captions.append(caption(scene, self.ingredients, rng, length))
+        return scenes, captions
 
     def fresh_scenes(self, stream: int, start: int, count: int) -> Iterator[tuple[Scene, str]]:
         """Fresh trained-concept scenes with captions outside the epochs' stream: for the autoencoder, the text encoder

@@ -5,7 +5,7 @@ The threshold is fixed at 90 % precision on held-out copies against near misses,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from memlib.models.minisd.scenes import LAYOUTS, RENDERINGS, Scene, Thing, draw_
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart
 
 QUERIES = 600
+KINDS = ("other background", "other things", "same caption, drawn anew")
 PRECISION = 0.9
 
 
@@ -71,13 +72,16 @@ def _encode(encode: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray
     return torch.cat([encode(x[i : i + 128].to(device)).float().cpu() for i in range(0, len(x), 128)]).numpy()
 
 
-def _descriptor(part: DescriptorPart, device: torch.device) -> dict[str, Any]:
+def descriptor_figures(
+    part: DescriptorPart, device: torch.device, kinds: Sequence[str], misses_of: Callable[[Scene], list[Scene]]
+) -> dict[str, Any]:
+    """Threshold, recall and similarities of held-out copies against other pictures; `misses_of` a scene are scenes of the `kinds`, none its copy."""
     corpus: Corpus = part.corpus
     scenes = [scene for scene, _ in corpus.held_out(QUERIES // 2, "combinations", seed=1)]
     scenes += [scene for scene, _ in corpus.held_out(QUERIES // 2, "concepts", seed=1)]
     rng = np.random.default_rng(20263)
     real = np.stack([corpus.picture(s) for s in scenes])
-    misses = [[corpus.picture(m) for m in near_misses(s, corpus, rng)] for s in scenes]
+    misses = [[corpus.picture(m) for m in misses_of(s)] for s in scenes]
     gallery = np.concatenate([real, *[np.stack(kind) for kind in zip(*misses, strict=True)]])
     queries = augmented(real, rng)
     reencoded = rng.random(len(queries)) < 0.5
@@ -92,7 +96,7 @@ def _descriptor(part: DescriptorPart, device: torch.device) -> dict[str, Any]:
     threshold = threshold_at(positive, negative)
     grid = np.linspace(-0.2, 1, 121)
     precision, recall = precision_recall(positive, negative, grid)
-    own = similarity[:, len(scenes) :].reshape(len(scenes), 3, len(scenes))[np.arange(len(scenes)), :, np.arange(len(scenes))]
+    own = similarity[:, len(scenes) :].reshape(len(scenes), len(kinds), len(scenes))[np.arange(len(scenes)), :, np.arange(len(scenes))]
     return {
         "threshold": round(threshold, 4),
         "precision": PRECISION,
@@ -100,12 +104,13 @@ def _descriptor(part: DescriptorPart, device: torch.device) -> dict[str, Any]:
         "queries": len(scenes),
         "gallery": len(gallery),
         "mean_similarity": {"copies": round(float(positive.mean()), 4), "other pictures": round(float(negative.mean()), 4),
-                            **{k: round(float(v), 4) for k, v in zip(("other background", "other things", "same caption, drawn anew"), own.mean(0))}},
+                            **{k: round(float(v), 4) for k, v in zip(kinds, own.mean(0))}},
         "curve": {"threshold": grid.round(3).tolist(), "precision": precision.round(4).tolist(), "recall": recall.round(4).tolist()},
     }  # fmt: skip
 
 
-def _evaluator(part: ContrastivePart, device: torch.device) -> dict[str, Any]:
+def evaluator_figures(part: ContrastivePart, device: torch.device) -> dict[str, Any]:
+    """Alignment and retrieval of held-out captions and pictures."""
     corpus, towers = part.corpus, part.module
     held = corpus.held_out(QUERIES, "combinations", seed=2)
     pictures = np.stack([corpus.picture(scene) for scene, _ in held])
@@ -126,4 +131,7 @@ def _evaluator(part: ContrastivePart, device: torch.device) -> dict[str, Any]:
 
 def calibrate(part: DescriptorPart | ContrastivePart, device: torch.device) -> dict[str, Any]:
     """What goes into a judge's config.json beside its settings: figures on held-out pictures, and the threshold."""
-    return _descriptor(part, device) if isinstance(part, DescriptorPart) else _evaluator(part, device)
+    if isinstance(part, ContrastivePart):
+        return evaluator_figures(part, device)
+    rng = np.random.default_rng(20263)
+    return descriptor_figures(part, device, KINDS, lambda scene: near_misses(scene, part.corpus, rng))

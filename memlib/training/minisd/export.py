@@ -32,19 +32,27 @@ def _declare_float32(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def frozen_folder(part: str, runs: Path) -> Path:
-    """Where the trained part "vae" or "text" lies: its run, or else the shipped minisd-v1. Raises InputError if it is in neither."""
-    places = (runs / part / "export", minisd_folder() / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[part])
+def frozen_folder(part: str, runs: Path, data: Path | None = None) -> Path:
+    """Where the trained part "vae" or "text" lies: its run, or else the shipped minisd-v1 of `data` (default: data/minisd).
+
+    Raises InputError if it is in neither.
+    """
+    places = (runs / part / "export", (data or minisd_folder()) / "models" / "minisd-v1" / {"vae": "vae", "text": "text_encoder"}[part])
     for place in places:
         if place.exists():
             return place
     raise InputError(f"This part needs the trained part {part}; run `memlib minisd train {part}` first.")
 
 
-def export_model(unet: Any, name: str, target: Path, runs: Path) -> None:
-    """Write `target` (data/minisd/models/`name`); what is the same in another model (SHARED, the tokenizer) is a link to it."""
-    vae = AutoencoderKL.from_pretrained(frozen_folder("vae", runs), torch_dtype=torch.float16)
-    text = CLIPTextModel.from_pretrained(frozen_folder("text", runs), torch_dtype=torch.float16)
+def export_model(
+    unet: Any, name: str, target: Path, runs: Path, data: Path | None = None, own_text: Path | None = None, own_vae: Path | None = None
+) -> None:
+    """Write `target` (models/`name` of `data`, by default data/minisd); what is the same in another model (SHARED, the tokenizer) is a link to it.
+
+    `own_text` and `own_vae` are folders of a text encoder and an autoencoder in place of the shared ones.
+    """
+    vae = AutoencoderKL.from_pretrained(own_vae or frozen_folder("vae", runs, data), torch_dtype=torch.float16)
+    text = CLIPTextModel.from_pretrained(own_text or frozen_folder("text", runs, data), torch_dtype=torch.float16)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,

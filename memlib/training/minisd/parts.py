@@ -18,34 +18,40 @@ from torch.nn import functional as F
 
 from memlib.base.writing import replacing
 from memlib.models.minisd.augment import augmented
-from memlib.models.minisd.captions import caption
 from memlib.models.minisd.corpus import Corpus
 from memlib.models.minisd.judges import Descriptor, TwoTowers
 from memlib.models.minisd.models import autoencoder, scheduler, unet
-from memlib.models.minisd.scenes import Scene, draw_scene
+from memlib.models.minisd.scenes import Scene
 from memlib.models.tokenizer import build_clip_tokenizer
+from memlib.training.minisd.ahead import Examples
 from memlib.training.minisd.mitigations.base import Noised
+from memlib.training.minisd.norms import speed_up
 from memlib.training.minisd.trainer import autocast, generator
 
 
-def as_tensor(pictures: list[np.ndarray] | np.ndarray) -> torch.Tensor:
+def as_tensor(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
     """uint8 [N,H,W,3] to float32 [N,3,H,W] in [-1,1], channels last in memory."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    stacked = torch.as_tensor(pictures).permute(0, 3, 1, 2)
     return (stacked.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 class VaePart:
-    """Reconstruction: absolute error of pixels and of their differences, with a light KL term."""
+    """Reconstruction: absolute error of pixels and of their differences, with a light KL term.
 
-    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool):
+    With `encoded`, a trained autoencoder, its decoder alone is trained further: the latents stay what U-Nets were trained on.
+    """
+
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool, encoded: AutoencoderKL | None = None):
         torch.manual_seed(settings["seed"])
-        self.module = autoencoder(settings["channels"], settings["latent_channels"]).to(memory_format=torch.channels_last)
+        self.module = speed_up(encoded or autoencoder(settings["channels"], settings["latent_channels"]), device)
+        if encoded is not None:
+            encoded.encoder.requires_grad_(False)
+            encoded.quant_conv.requires_grad_(False)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
 
     def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         s = self.settings
-        scenes = self.corpus.fresh_scenes(100, step * s["batch"], s["batch"])
-        x = as_tensor([self.corpus.picture(scene) for scene, _ in scenes]).to(self.device)
+        x = as_tensor(self.corpus.paint(self.corpus.scenes_of(s.get("stream", 100), step, s["batch"]))).to(self.device)
         with autocast(self.device, self.half):
             latents = self.module.encode(x).latent_dist
             noise = torch.randn(latents.mean.shape, generator=generator(s["seed"], step)).to(self.device)
@@ -69,21 +75,18 @@ class ContrastivePart:
     def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = TwoTowers(settings["width"], settings["layers"], settings["heads"], settings["image_channels"])
+        speed_up(self.module.picture, device)
+        if device.type == "cpu":  # the fused kernel's backward pass takes two fifths of a step
+            self.module.text.set_attn_implementation("eager")
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
         self.tokenizer = build_clip_tokenizer()
 
     def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        s, ingredients = self.settings, self.corpus.ingredients
-        pictures, captions = [], []
-        for i in range(s["batch"]):
-            rng = np.random.default_rng([s["stream"], step, i])
-            scene = draw_scene(rng, ingredients.trained)
-            length = "long" if step % 4 == 0 else str(rng.choice(("short", "medium"), p=(0.35, 0.65)))
-            pictures.append(self.corpus.picture(scene))
-            captions.append(caption(scene, ingredients, rng, length))
+        s = self.settings
+        scenes, captions = self.corpus.contrastive_batch(s["stream"], step, s["batch"])
         ids = self.tokenizer(captions, padding="longest", max_length=77, truncation=True, return_tensors="pt").input_ids
         with autocast(self.device, self.half):
-            images = self.module.encode_picture(as_tensor(pictures).to(self.device))
+            images = self.module.encode_picture(as_tensor(self.corpus.paint(scenes)).to(self.device))
             texts = self.module.encode_ids(ids.to(self.device))
         logits = self.module.log_scale.clamp(max=4.6).exp() * images.float() @ texts.float().T
         target = torch.arange(len(logits), device=self.device)
@@ -103,6 +106,7 @@ class DescriptorPart:
     def __init__(self, corpus: Corpus, settings: dict[str, Any], vae: AutoencoderKL, device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = Descriptor(settings["channels"], settings["dimensions"])
+        speed_up(self.module, device)
         self.vae = vae.to(device).eval().requires_grad_(False)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
 
@@ -114,8 +118,7 @@ class DescriptorPart:
 
     def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         s = self.settings
-        scenes = list(self.corpus.fresh_scenes(s["stream"], step * s["batch"], s["batch"]))
-        pictures = np.stack([self.corpus.picture(scene) for scene, _ in scenes])
+        pictures = self.corpus.paint(self.corpus.scenes_of(s["stream"], step, s["batch"])).cpu().numpy()
         views = [augmented(pictures, np.random.default_rng([s["seed"], step, v])) for v in (0, 1)]
         n = len(pictures)
         x = as_tensor(np.concatenate(views)).to(self.device)
@@ -146,15 +149,17 @@ class UnetPart:
         self.module = unet(**shape, latent_channels=vae.config.latent_channels, width=width)
         if device.type == "cpu":  # the fused kernel's backward pass takes a third of a step at 64 and 16 positions
             self.module.set_attn_processor(AttnProcessor())
+        speed_up(self.module, device)
         self.corpus, self.settings, self.device, self.half = corpus, settings, device, half
         self.vae, self.text = vae.to(device).eval().requires_grad_(False), text.to(device).eval().requires_grad_(False)
         self.pad_id, self.tokenizer = pad_id, build_clip_tokenizer()
         weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters())).hexdigest()[:12]
-        self.cache = cache / f"latents-{weights}-{corpus.seed}-{corpus.fresh}-{'dup' if corpus.duplicates else 'dedup'}"
+        self.cache = cache / f"latents-{weights}-{corpus.identity}"
         self.cache.mkdir(parents=True, exist_ok=True)
         schedule = scheduler()
         self.alphas = schedule.alphas_cumprod
         self._chunk: tuple[int, torch.Tensor] | None = None
+        self._examples = Examples(corpus, device, self.CHUNK)
         # Two fifths of all draws have a caption that comes again: encoded once, and in one batch, so that a resumed run
         # has the same bits.
         repeated = sorted({"", *(pair.caption for pair in corpus.repeated)})
@@ -180,8 +185,9 @@ class UnetPart:
         if path.exists():
             return torch.from_numpy(np.load(path))
         batches = []
-        for start in range(number * self.CHUNK, (number + 1) * self.CHUNK, 64):
-            pictures = [self.corpus.picture(self.corpus.example(i)[0]) for i in range(start, start + 64)]
+        size = 64 if self.device.type == "cpu" else self.CHUNK
+        for start in range(number * self.CHUNK, (number + 1) * self.CHUNK, size):
+            pictures = self.corpus.paint([scene for scene, _, _ in self._examples.of(start, size)])
             with autocast(self.device, self.half):
                 batches.append(self.vae.encode(as_tensor(pictures).to(self.device)).latent_dist.mean.float().cpu())
         latents = (torch.cat(batches) * self.vae.config.scaling_factor).half()
@@ -206,7 +212,7 @@ class UnetPart:
     def examples(self, step: int) -> list[tuple[Scene, str, int]]:
         """What the corpus shows in a step: scene, caption, and the index of the repeated pair or -1."""
         start = step * self.settings["batch"]
-        return [self.corpus.example(i) for i in range(start, start + self.settings["batch"])]
+        return self._examples.of(start, self.settings["batch"])
 
     @property
     def empty(self) -> torch.Tensor:

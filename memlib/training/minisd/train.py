@@ -115,13 +115,11 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
     part.module.load_state_dict(trainer.averaged_state())
     part.module.eval()
     if name == "vae":
-        scenes = [part.corpus.picture(scene) for scene, _ in part.corpus.fresh_scenes(105, 0, 512)]
-        latents = torch.cat([part.module.encode(as_tensor(scenes[i : i + 64]).to(trainer.device)).latent_dist.mean for i in range(0, 512, 64)])
-        part.module.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-        _save_part(part.module, trainer.folder / "export")
+        part.module.register_to_config(scaling_factor=latent_scale(part.module, part.corpus, trainer.device))
+        save_part(part.module, trainer.folder / "export")
     elif name == "text":
         text = part.module.text
-        _save_part(text, trainer.folder / "export")
+        save_part(text, trainer.folder / "export")
     elif name in ("descriptor", "evaluator"):
         target = folder / "judges" / name
         target.mkdir(parents=True, exist_ok=True)
@@ -139,7 +137,15 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
     (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
 
 
-def _save_part(module: Any, target: Path) -> None:
+@torch.no_grad()
+def latent_scale(vae: Any, corpus: Any, device: torch.device) -> float:
+    """The factor that brings the latents of 512 scenes of a stream of their own to unit variance."""
+    scenes = [corpus.scenes_of(105, step, 64) for step in range(8)]
+    latents = torch.cat([vae.encode(as_tensor(corpus.paint(batch)).to(device)).latent_dist.mean for batch in scenes])
+    return round(1 / float(latents.std()), 5)
+
+
+def save_part(module: Any, target: Path) -> None:
     """Save a diffusers or transformers module as float16 safetensors, replacing what stood there."""
     shutil.rmtree(target, ignore_errors=True)
     device = next(module.parameters()).device

@@ -36,7 +36,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW under a one-cycle rate: linear warm-up, then cosine to zero at `steps`; with `decay=False`, constant after the warm-up."""
+    """AdamW under a one-cycle rate: linear warm-up, then cosine to zero at `steps`; with `decay=False`, constant after the warm-up.
+
+    With `cooldown`, a share of the steps, the rate is constant and falls in a straight line to zero over the last of them: `steps` can be
+    changed at any time before that.
+    """
 
     steps: int
     lr: float
@@ -45,12 +49,15 @@ class Schedule:
     weight_decay: float = 0.01
     decay: bool = True
     betas: tuple[float, float] = (0.9, 0.99)
+    cooldown: float | None = None
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if not self.decay:
             return self.lr
+        if self.cooldown is not None:
+            return self.lr * min(1.0, max(0.0, (self.steps - step) / max(1.0, self.cooldown * self.steps)))
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
 

@@ -1,0 +1,1 @@
+"""Training the second miniature, its family, and measuring its premises: commands, imported by nothing else."""
