@@ -72,9 +72,7 @@ def _encode(encode: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray
     return torch.cat([encode(x[i : i + 128].to(device)).float().cpu() for i in range(0, len(x), 128)]).numpy()
 
 
-def descriptor_figures(
-    part: DescriptorPart, device: torch.device, kinds: Sequence[str], misses_of: Callable[[Scene], list[Scene]]
-) -> dict[str, Any]:
+def descriptor_figures(part: DescriptorPart, device: torch.device, kinds: Sequence[str], misses_of: Callable[[Scene], list[Scene]]) -> dict[str, Any]:
     """Threshold, recall and similarities of held-out copies against other pictures; `misses_of` a scene are scenes of the `kinds`, none its copy."""
     corpus: Corpus = part.corpus
     scenes = [scene for scene, _ in corpus.held_out(QUERIES // 2, "combinations", seed=1)]

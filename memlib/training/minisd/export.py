@@ -44,9 +44,7 @@ def frozen_folder(part: str, runs: Path, data: Path | None = None) -> Path:
     raise InputError(f"This part needs the trained part {part}; run `memlib minisd train {part}` first.")
 
 
-def export_model(
-    unet: Any, name: str, target: Path, runs: Path, data: Path | None = None, own_text: Path | None = None, own_vae: Path | None = None
-) -> None:
+def export_model(unet: Any, name: str, target: Path, runs: Path, data: Path | None = None, own_text: Path | None = None, own_vae: Path | None = None) -> None:
     """Write `target` (models/`name` of `data`, by default data/minisd); what is the same in another model (SHARED, the tokenizer) is a link to it.
 
     `own_text` and `own_vae` are folders of a text encoder and an autoencoder in place of the shared ones.
