@@ -7,13 +7,14 @@ import pytest
 import yaml
 
 from memlib.base.errors import InputError, NotMeasured
+from memlib.companion.commands import main
 from memlib.judging.estimates import Estimate
 from memlib.models.minisd.scenes import Background, Scene, Thing, paint_background
-from memlib.models.minisd2.data import World, world_of
+from memlib.models.minisd2.data import World, world_of, write_world
 from memlib.models.minisd2.drawn import concept_ranks, nearest_grounds, nearest_things
-from memlib.models.minisd2.paths import minisd2_folder
+from memlib.models.minisd2.paths import read_yaml
 from memlib.models.minisd2.scenes import concepts
-from memlib.probes import premise_figures, premises
+from memlib.probes import premise_figures
 from memlib.probes.premises import Figure, figures, measure
 
 
@@ -63,10 +64,11 @@ def test_a_substrate_without_a_world_says_what_is_missing():
         _ = case.world
 
 
-def test_the_world_belongs_to_models_of_the_second_miniature(tmp_path):
-    assert isinstance(world_of(minisd2_folder() / "models" / "minisd-v1"), World)
-    assert world_of(minisd2_folder() / "models" / "minisd-v2-dedup").corpus.share_of_duplicates < 0.01
-    assert world_of(tmp_path) is None
+def test_a_model_brings_the_world_that_it_was_trained_on(tmp_path):
+    assert world_of(tmp_path / "elsewhere") is None
+    write_world(tmp_path, read_yaml("training")["corpus"] | {"duplicates": False})
+    assert isinstance(world_of(tmp_path), World)
+    assert world_of(tmp_path).corpus.share_of_duplicates < 0.01
 
 
 def _pixels(pictures):
@@ -111,7 +113,8 @@ def test_distances_are_means_over_all_others():
 
 
 def test_the_command_prints_a_line_for_every_figure(monkeypatch, capsys):
-    monkeypatch.setattr("memlib.models.substrate.load", lambda name: SimpleNamespace(name="x", device="cpu", data=SimpleNamespace(held_out=None)))
-    monkeypatch.setattr(premise_figures, "Store", lambda: object())
-    assert premises.main(["x", "--figures", "psnr", "background"]) == 0
+    bare = SimpleNamespace(name="x", device="cpu", data=SimpleNamespace(held_out=None))
+    monkeypatch.setattr("memlib.models.substrate.load", lambda *given: bare)
+    monkeypatch.setattr(premise_figures, "PictureStore", lambda: object())
+    assert main(["premises", "x", "--figure", "psnr", "--figure", "background"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

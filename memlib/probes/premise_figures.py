@@ -12,7 +12,6 @@ import torch
 from scipy.stats import spearmanr
 
 from memlib.base.errors import NotMeasured
-from memlib.base.store import Store
 from memlib.judging.estimates import Estimate, bootstrap, mean_interval, share_interval
 from memlib.metrics import metrics_for
 from memlib.metrics.alignment import load_minisd_evaluator
@@ -26,6 +25,8 @@ from memlib.models.minisd2.judges import load_picture_tower
 from memlib.models.minisd2.paths import minisd2_folder
 from memlib.probes.reproduced import NEEDED, SEEDS, reconstructed
 from memlib.prompts.embedding import encode_prompts
+from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
 
 CAPTIONS = 1000  # among which a held-out caption's picture must come first
 SATURATED = (2, 253)  # a pixel is saturated if one of its channels lies below or above
@@ -34,9 +35,9 @@ SATURATED = (2, 253)  # a pixel is saturated if one of its channels lies below o
 class Case:
     """A substrate with its judges, and the pictures that several figures look at: `prompts` of each kind with `seeds` each."""
 
-    def __init__(self, substrate: Any, prompts: int = 60, seeds: int = 2, store: Store | None = None, world: World | None = None):
+    def __init__(self, substrate: Any, prompts: int = 60, seeds: int = 2, store: PictureStore | None = None, world: World | None = None):
         self.substrate, self.prompts, self.seeds = substrate, prompts, tuple(range(seeds))
-        self.store = store or Store()
+        self.store = store or PictureStore()
         self._world = world
 
     @property
@@ -69,7 +70,7 @@ class Case:
 
     def draw(self, texts: list[str], guidance: float = 7.5, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """Pictures [N, S, H, W, 3] of N prompts."""
-        return self.store.pictures(self.substrate, encode_prompts(self.substrate, texts), seeds or self.seeds, guidance=guidance)
+        return self.store.pictures(self.substrate, encode_prompts(self.substrate, texts), seeds or self.seeds, Recipe(guidance=guidance))
 
     @cached_property
     def one(self) -> list:

@@ -1,14 +1,10 @@
-"""What a model must show before a claim is tested on it (data/premises.yml): measured with intervals by one command, on any substrate.
-
-    python -m memlib.probes.premises SUBSTRATE [--figures psnr caption-first] [--prompts 60] [--seeds 2]
+"""What a model must show before a claim is tested on it (data/premises.yml): measured with intervals by one command, ``memlib premises``, on any substrate.
 
 A figure that a substrate has no data for is reported with what is missing. No figure looks at a claim.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from memlib.base.errors import InputError, NotMeasured, exit_status
+from memlib.base.errors import InputError, NotMeasured
 from memlib.base.paths import data_folder
 from memlib.judging.estimates import Estimate
 from memlib.probes.premise_figures import FIGURES, Case
@@ -100,32 +96,3 @@ def measure(case: Case, names: Iterable[str] | None = None) -> list[Finding]:
             except NotMeasured as error:
                 found.append(Finding(figure, None, f"not measured: {error}"))
     return found
-
-
-def _print(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from memlib.models.minisd2.data import world_of
-    from memlib.models.substrate import load
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    case = Case(load(arguments.substrate), prompts=arguments.prompts, seeds=arguments.seeds, world=world_of(Path(arguments.substrate)))
-    for name in arguments.figures or figures():
-        for finding in measure(case, [name]):
-            print(finding.line(), flush=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m memlib.probes.premises", description=__doc__)
-    parser.add_argument("substrate", help="a name, or the folder of a diffusers pipeline")
-    parser.add_argument("--figures", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--prompts", type=int, default=60, help="prompts of each kind (default 60)")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of each (default 2)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    arguments = parser.parse_args(argv)
-    return exit_status(lambda: _print(arguments), "Stopped; what was printed stands, and pictures are kept.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

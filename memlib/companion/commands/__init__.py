@@ -24,11 +24,12 @@ app = typer.Typer(
 )
 app.add_typer(book.app, name="book")
 app.add_typer(training.minisd, name="minisd")
+app.add_typer(training.minisd2, name="minisd2")
 app.add_typer(lists.app, name="prompts")
 app.add_typer(store.app, name="store")
 app.add_typer(bench.app, name="bench")
 app.add_typer(scale.app, name="distributed")
-for command in (check.check, check.published, check.methods, check.cost, lists.weights, training.finetune):
+for command in (check.check, check.premises, check.published, check.methods, check.cost, lists.weights, training.finetune):
     app.command()(command)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memlib.companion.commands.options import Device, Dtype, Steps, Table
+from memlib.companion.commands.options import Device, Dtype, Steps, Table, Threads
 
 Model = Annotated[str, typer.Argument(help="A substrate's name or a checkpoint's folder.")]
 
@@ -23,6 +23,32 @@ def check(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> i
     verdict = f"Wrong: {', '.join(wrong)}; do not start a long run." if wrong else "Nothing is wrong."
     print(f"{verdict} ({time.monotonic() - began:.0f} seconds)")
     return int(bool(wrong))
+
+
+def premises(
+    substrate: Model,
+    figure: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this figure of data/premises.yml; may be given several times.")] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each kind.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Does a model show what claims presuppose? Its premises with intervals, each beside its bar."""
+    from pathlib import Path
+
+    from memlib.models.minisd2.data import world_of
+    from memlib.models.substrate import load
+    from memlib.probes.premises import Case, figures, measure
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    case = Case(load(substrate, device, dtype), prompts=prompts, seeds=seeds, world=world_of(Path(substrate)))
+    for name in figure or figures():
+        for finding in measure(case, [name]):
+            print(finding.line(), flush=True)
 
 
 def published(

@@ -11,6 +11,7 @@ from memlib.base.errors import InputError
 from memlib.companion.commands.options import Threads
 
 minisd = typer.Typer(help="Make MiniSD: its drawings, its parts, what it must show.", no_args_is_help=True)
+minisd2 = typer.Typer(help="Make the second miniature and its family.", no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Until = Annotated[int | None, typer.Option(help="Stop at this step; a later call goes on.")]
@@ -142,6 +143,40 @@ def picture(model: Model, threads: Threads = None) -> None:
 
     _use(threads)
     measuring.picture(model)
+
+
+@minisd2.command("train")
+def train_second(
+    parts: Annotated[list[str], typer.Argument(help="vae, decoder, text, descriptor, evaluator, minisd-v1, minisd-v2, minisd-v1-dedup, minisd-v2-dedup.")],
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    until: Until = None,
+    quiet: Quiet = False,
+    export_only: ExportOnly = False,
+) -> None:
+    """Train parts, one after another, and export their weights; resumes after a kill."""
+    from memlib.training.minisd2.train import train as train_part
+
+    _use(threads)
+    for part in parts:
+        train_part(part, device, precision, until, not quiet, export_only)
+
+
+@minisd2.command("family")
+def train_family(
+    member: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be given several times.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be given several times.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the members of data/minisd2/family.yml, one after another; resumes after a kill."""
+    from memlib.training.minisd2 import family
+
+    _use(threads)
+    family.train_family(member, seed, device, precision, not quiet)
 
 
 def finetune(

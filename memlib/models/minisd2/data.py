@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property, lru_cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +17,14 @@ from memlib.models.minisd2.language import reference, title
 from memlib.models.minisd2.paths import minisd2_folder, read_yaml
 from memlib.models.minisd2.scenes import draw_scene, trained_concepts
 
+WORLD = "corpus.json"  # in a model's folder: the settings of the corpus that it was trained on
+
 
 class World:
-    """The world that a model was trained on: `corpus` as it was trained, and what was held out of it."""
+    """The world that a model was trained on: its `corpus` (settings as in training.yml, which are the default), and what was held out of it."""
 
-    def __init__(self, duplicates: bool = True):
-        self.corpus = Corpus(**read_yaml("training")["corpus"], duplicates=duplicates)
+    def __init__(self, corpus: dict[str, Any] | None = None):
+        self.corpus = Corpus(**(corpus or read_yaml("training")["corpus"]))
 
     @property
     def judges(self) -> Path:
@@ -52,9 +56,13 @@ class World:
         return self.corpus.pairs
 
 
+def write_world(folder: Path, corpus: dict[str, Any]) -> None:
+    """Write the settings of the corpus that a model was trained on beside it."""
+    (folder / WORLD).write_text(json.dumps(corpus) + "\n", encoding="utf-8")
+
+
 @lru_cache
 def world_of(folder: Path) -> World | None:
-    """The world of a model's folder: that of the second miniature for a folder among its models, else None."""
-    if folder.resolve().parent != (minisd2_folder() / "models").resolve():
-        return None
-    return World(duplicates=not folder.name.endswith("-dedup"))
+    """The world of a model's folder, where one was written beside it, else None."""
+    path = folder / WORLD
+    return World(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

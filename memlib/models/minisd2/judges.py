@@ -41,7 +41,7 @@ def save_picture_tower(towers: TwoTowers, channels: list[int], width: int, folde
 def load_picture_tower(folder: Path) -> PictureTower:
     """Read what `save_picture_tower` wrote; raises InputError where it is missing."""
     if not (folder / "config.json").exists():
-        raise InputError(f"No picture tower at {folder}; run `python -m memlib.training.minisd2 train text`.")
+        raise InputError(f"No picture tower at {folder}; run `memlib minisd2 train text`.")
     config = json.loads((folder / "config.json").read_text())
     tower = PictureTower(config["channels"], config["width"])
     tower.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from memlib.base.errors import InputError
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd2.corpus import Corpus
-from memlib.models.minisd2.paths import minisd2_folder, read_yaml
-from memlib.training.minisd.export import export_model
+from memlib.models.minisd2.paths import read_yaml
 from memlib.training.minisd.parts import ContrastivePart
 from memlib.training.minisd.trainer import Trainer
-from memlib.training.minisd2.train import Recipe, export_text, runs, schedule, shown_vae, unet_part
+from memlib.training.minisd2.train import Recipe, export_text, export_unet, runs, schedule, unet_part
 
 KEYS = {"says", "seeds", "corpus", "unet", "padding", "text_steps"}
 
@@ -26,8 +26,8 @@ class Member:
     name: str
     says: str
     seeds: tuple[int, ...]
-    corpus: dict
-    unet: dict
+    corpus: dict[str, Any]
+    unet: dict[str, Any]
     padding: str
     text_steps: int | None
 
@@ -87,7 +87,7 @@ def train_member(member: Member, seed: int, device: torch.device, half: bool, pr
     trainer = Trainer(unet_part(made, device, half), schedule(made.settings), folder, device)
     trainer.run(progress=progress)
     trainer.part.module.load_state_dict(trainer.averaged_state())
-    export_model(trainer.part.module.eval(), f"minisd-{made.padding}", folder / "pipeline", runs(), minisd2_folder(), made.text, shown_vae())
+    export_unet(trainer.part.module.eval(), made, f"minisd-{made.padding}", folder / "pipeline")
 
 
 def train_family(names: Sequence[str] | None, seeds: Sequence[int] | None, device: str, precision: str, progress: bool) -> None:

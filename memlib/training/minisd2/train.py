@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,6 +17,7 @@ from memlib.base.errors import InputError
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd.paths import runs_folder
 from memlib.models.minisd2.corpus import Corpus
+from memlib.models.minisd2.data import write_world
 from memlib.models.minisd2.judges import save_picture_tower
 from memlib.models.minisd2.paths import minisd2_folder, read_yaml
 from memlib.training.minisd.export import export_model, frozen_folder
@@ -39,8 +41,8 @@ class Recipe:
     """How one U-Net is trained: padding "v1" or "v2", its corpus and its hyper-parameters; `text` is the folder of a text encoder of its own."""
 
     padding: str
-    corpus: dict
-    settings: dict
+    corpus: dict[str, Any]
+    settings: dict[str, Any]
     text: Path | None = None
 
 
@@ -72,7 +74,7 @@ def unet_part(made: Recipe, device: torch.device, half: bool) -> UnetPart:
     return UnetPart(corpus, made.settings, vae, text, PAD_IDS[made.padding], runs() / "cache", device, half)
 
 
-def schedule(block: dict) -> Schedule:
+def schedule(block: dict[str, Any]) -> Schedule:
     return Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"), cooldown=block.get("cooldown"))
 
 
@@ -103,7 +105,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     export(name, trainer, block)
 
 
-def export_text(trainer: Trainer, block: dict, tower: Path) -> None:
+def export_text(trainer: Trainer, block: dict[str, Any], tower: Path) -> None:
     """Write a text encoder to its run's folder `export`, its picture tower to `tower`, and to `export-unread` the encoder with all embeddings.
 
     The last one is for trainings on words that it has never read, which are all one to the others.
@@ -115,8 +117,14 @@ def export_text(trainer: Trainer, block: dict, tower: Path) -> None:
     save_picture_tower(part.module, block["image_channels"], block["width"], tower)
 
 
+def export_unet(unet: Any, made: Recipe, name: str, target: Path) -> None:
+    """Write a pipeline folder to `target`, with the corpus that its U-Net was trained on."""
+    export_model(unet, name, target, runs(), minisd2_folder(), made.text, shown_vae())
+    write_world(target, made.corpus)
+
+
 @torch.no_grad()
-def export(name: str, trainer: Trainer, block: dict) -> None:
+def export(name: str, trainer: Trainer, block: dict[str, Any]) -> None:
     """Write the averaged weights of a part, and its record beside them."""
     part, folder = trainer.part, minisd2_folder()
     part.module.load_state_dict(trainer.averaged_state())
@@ -136,7 +144,7 @@ def export(name: str, trainer: Trainer, block: dict) -> None:
         save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps({**block, **calibrate(part, trainer.device)}, indent=1) + "\n")
     else:
-        export_model(part.module, name, folder / "models" / name, runs(), folder, own_vae=shown_vae())
+        export_unet(part.module, recipe(name), name, folder / "models" / name)
     records = folder / "logs"
     records.mkdir(exist_ok=True)
     (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
