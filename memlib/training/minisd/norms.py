@@ -6,7 +6,11 @@ nothing is replaced, and training is slower.
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import os
 import shutil
+import subprocess
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -16,50 +20,84 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from memlib.base.writing import replacing
+
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-std=c++17")
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
 
 @lru_cache(1)
-def kernels() -> Any:
-    """The compiled functions, built on first use (half a minute) and kept by torch; None without a C++ compiler."""
-    from torch.utils.cpp_extension import load
-
-    if shutil.which("c++") is None and shutil.which("g++") is None:
+def kernels() -> ctypes.CDLL | None:
+    """The compiled functions, built in seconds on first use and kept in the user's cache; None where there is no C++ compiler."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
         return None
+    source = Path(__file__).with_suffix(".cpp")
+    # -march=native: what was built on another processor must not be loaded on this one.
+    processor = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True).stdout
+    digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode() + processor).hexdigest()[:16]
+    built = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlib" / "kernels" / f"norms-{digest}.so"
     try:
-        source = str(Path(__file__).with_suffix(".cpp"))
-        return load("memlib_norms", [source], extra_cflags=["-O3", "-march=native", "-ffast-math"], extra_ldflags=["-lmvec"])
-    except (OSError, RuntimeError, ImportError) as error:
-        warnings.warn(f"The CPU's normalization could not be compiled ({str(error).splitlines()[0]}): training is slower without it.", stacklevel=2)
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(built) as partial:
+                subprocess.run([compiler, *FLAGS, str(source), "-o", str(partial), "-lm"], check=True, capture_output=True)
+        library = ctypes.CDLL(str(built))
+    except (OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(f"The CPU's normalization could not be compiled ({error}): training is slower without it.", stacklevel=2)
         return None
+    library.normalize.argtypes = [_POINTER] * 6 + [_LONG] * 4 + [ctypes.c_float, _INT, _INT]
+    library.normalize_backward.argtypes = [_POINTER] * 9 + [_LONG] * 4 + [_INT, _INT]
+    library.normalize.restype = library.normalize_backward.restype = None
+    return library
 
 
 def _last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _pointers(*tensors: torch.Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(context, x, weight, bias, groups, eps, silu):
+    def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, silu: bool) -> torch.Tensor:
         x = _last(x)
-        y, mean, scale = kernels().fwd(x, weight, bias, groups, eps, silu)
+        count, channels, height, width = x.shape
+        y, mean, scale = torch.empty_like(x), *torch.empty(2, count, groups)
+        half = x.dtype == torch.bfloat16
+        library = kernels()
+        assert library is not None
+        library.normalize(*_pointers(x, y, weight, bias, mean, scale), count, height * width, channels, groups, eps, silu, half)
         context.save_for_backward(x, weight, bias, mean, scale)
         context.silu = silu
         return y
 
     @staticmethod
-    def backward(context, gradient):
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, mean, scale = context.saved_tensors
-        return (*kernels().bwd(x, _last(gradient.to(x.dtype)), weight, bias, mean, scale, context.silu), None, None, None)
+        count, channels, height, width = x.shape
+        above, below = _last(gradients[0].to(x.dtype)), torch.empty_like(x)
+        of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
+        sizes = (count, height * width, channels, mean.shape[1], context.silu, x.dtype == torch.bfloat16)
+        library = kernels()
+        assert library is not None
+        library.normalize_backward(*_pointers(x, above, below, weight, bias, mean, scale, of_weight, of_bias), *sizes)
+        return below, of_weight, of_bias, None, None, None
 
 
 class _Norm(nn.GroupNorm):
     silu = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() != 4 or self.weight.dtype != torch.float32:
+        if x.dim() != 4 or self.weight.dtype != torch.float32 or x.device.type != "cpu":
             x = super().forward(x)
             return nn.functional.silu(x) if self.silu else x
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            x = x.float()
         return _Normalize.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.silu)
 
 
