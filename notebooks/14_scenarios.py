@@ -37,27 +37,25 @@
 # %%
 import gc
 import textwrap
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
-from myst_nb import glue
 
 from memlib.companion import bench
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, reported
-from memlib.base.errors import InputError
-from memlib.experiment import Experiment
-from memlib.mitigations import REGISTRY, get
-from memlib.results.scenarios import (
-    SCENARIOS, SCORES, SHARED_SPREAD, Result, at_transition, largest_cost, least_lowering, measure, place, spread, spread_difference,
-    transition_under,
-)
+from memlib.experiment.page import NOT_MEASURED, Page, listed, reported_at, told
 from memlib.judging.estimates import mean_interval, quantile_interval
+from memlib.mitigations import REGISTRY, get
 from memlib.probes.transitions import trace, transition_step
+from memlib.results import figures as plots
+from memlib.results.measure import measure
+from memlib.results.scenarios import (
+    SCENARIOS, SHARED_SPREAD, distances, largest_cost, least_lowering, own_methods, placed, scenario_group, spread, spread_difference, strips,
+)
+from memlib.results.table import estimate, matrix, summarise
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
@@ -79,20 +77,17 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("B3", "B6")
 plots.style()
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model, "pretrained": "auto"}
+sampling = {name: value for name, value in page.settings.items() if name != "substrate"}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("B3", "B6")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-
+page.show_claims()
 
 # %% [markdown]
 # ## Each scenario measured
@@ -105,45 +100,38 @@ for name in names:
 # many pictures guidance ever began. A picture without it ignores its prompt, and a low similarity is then no mitigation.
 
 # %%
+SIMILARITY, ALIGNMENT = "similarity to training", "alignment with prompt"
+
+
 def measured(key):
-    """The result of one scenario, or a sentence on why there is none."""
-    where = place(key, substrate, models[key])
-    if isinstance(where, str):
-        return where
-    try:
-        run = Experiment(where[0], n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype,
-                         batch_size=batch_size)
-    except InputError as error:
-        if key == "pretrained" or models[key] != "auto":
-            raise
-        return str(error)  # a difference file that belongs to another base
-    prompts = memorized if key == "pretrained" else where[1]
-    group, other = run.group(prompts, n_prompts, SCENARIOS[key].title), run.group(not_memorized, n_prompts, "not memorized")
-    quiet, quiet_other = trace(group, 0.0), trace(other, 0.0)
-    result = Result(SCENARIOS[key], run.substrate.name, quiet.transition(), quiet.difference, quiet_other.transition(), quiet_other.difference)
-    adapted = []
-    for m in chosen:
-        if m.name.startswith(("static-transition", "dynamic-transition")):
-            begins = transition_under(m, group)
-            if m.name.startswith("static"):
-                m = at_transition(m, begins)
-            else:
-                result.guided[m.title] = begins >= 0
-        adapted.append(m)
-    measure(group, result, adapted)
-    return result
+    """What was measured in one scenario, or a sentence on why there is nothing."""
+    group = scenario_group(key, substrate, models[key], memorized, n_prompts, **sampling)
+    if isinstance(group, str):
+        return group
+    run = group.experiment
+    other = run.group(not_memorized, n_prompts, "not memorized")
+    here, guided = placed(chosen, group)
+    rows, _ = measure(group, here, [SIMILARITY, ALIGNMENT, "quality"])
+    own = own_methods(key, here)
+    quiet, others = trace(group, 0.0), trace(other, 0.0)
+    return SimpleNamespace(
+        model=run.substrate.name, prompts=group.prompts.prompts, methods=here, own=own, guided=guided, rows=rows, distances=distances(group, here),
+        steps=quiet.transition(), traces=quiet.difference, other_steps=others.transition(), other_traces=others.difference,
+        pictures=strips(group, [here[0], *own], 6), thresholds=run.thresholds, provenance=run.provenance(),
+    )  # fmt: skip
+
+
+def label(key):
+    return f"{SCENARIOS[key].number}: {SCENARIOS[key].title}"
 
 
 outcomes = {}
 for key in SCENARIOS:
     outcomes[key] = measured(key)
     gc.collect()  # one model at a time
-found = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Result)}
-threshold = found["pretrained"].thresholds.get("copy_threshold")
-for key, outcome in outcomes.items():
-    told_of = f"model {outcome.model}, {len(outcome.prompts)} prompts" if key in found else f"not measured. {outcome}"
-    print(f"{SCENARIOS[key].number}: {SCENARIOS[key].title}: {told_of}")
-
+found = {key: r for key, r in outcomes.items() if not isinstance(r, str)}
+for key, r in outcomes.items():
+    print(f"{label(key)}: {f'model {r.model}, {len(r.prompts)} prompts' if key in found else f'{NOT_MEASURED}. {r}'}")
 
 # %% [markdown]
 # ## Static or dynamic?
@@ -152,21 +140,13 @@ for key, outcome in outcomes.items():
 # share of the schedule: *static* means that the whole interval is at most a twentieth, *dynamic* that it is wholly above.
 
 # %%
-def label(key):
-    return f"{SCENARIOS[key].number}: {SCENARIOS[key].title}"
-
-
-spreads = {key: spread(r.transitions, steps) for key, r in found.items()}
+spreads = {key: spread(r.steps, steps) for key, r in found.items()}
 
 
 def kind(estimate):
     if estimate is None:
-        return "not measured"
+        return NOT_MEASURED
     return "static" if estimate.high <= SHARED_SPREAD else "dynamic" if estimate.low > SHARED_SPREAD else "open"
-
-
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
 
 
 def middle(values):
@@ -180,9 +160,9 @@ pd.DataFrame(
             "according to basin": SCENARIOS[key].kind,
             "measured": kind(spreads[key]),
             "spread": told(spreads[key], 3),
-            "median transition step (range)": middle(r.transitions),
-            "pictures with a transition": f"{(r.transitions >= 0).sum()} of {r.transitions.size}",
-            "not memorized: with a transition": f"{(r.other_transitions >= 0).sum()} of {r.other_transitions.size}",
+            "median transition step (range)": middle(r.steps),
+            "pictures with a transition": f"{(r.steps >= 0).sum()} of {r.steps.size}",
+            "not memorized: with a transition": f"{(r.other_steps >= 0).sum()} of {r.other_steps.size}",
             "step of the mean trace": int(transition_step(r.traces.mean((0, 1)))),
         }
         for key, r in found.items()
@@ -194,7 +174,7 @@ points = pd.DataFrame(
     [
         {"scenario": label(key), "transition step": int(step), "prompts": who}
         for key, r in found.items()
-        for who, values in (("of the scenario", r.transitions), ("not memorized", r.other_transitions))
+        for who, values in (("of the scenario", r.steps), ("not memorized", r.other_steps))
         for step in values.flatten()
         if step >= 0
     ],
@@ -243,45 +223,31 @@ for key, r in found.items():
 # their picture shows, so that alignment with them is near zero with or without mitigation.
 
 # %%
-def cell(values, of=mean_interval):
-    return "not measured" if values is None else told(of(values))
-
-
 def p95(values):
     return quantile_interval(values, 0.95, resamples=500)
 
 
-def table(r):
-    rows = {}
-    for title in r.names:
-        similarity, distance = r.score("similarity to training", title), r.distance[title]
-        rows[title] = {
-            "in the text here": "yes" if title in r.own else "",
-            "guided": f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all",
-            "similarity to training": cell(similarity),
-            "95th percentile": cell(similarity, p95),
-            "alignment with prompt": cell(r.score("alignment with prompt", title)),
-            "quality": cell(r.score("quality", title)),
-            "distance": "not measured" if distance is None else f"{distance[0]:.3f} (sd {distance[1]:.3f})",
-        }
-    return pd.DataFrame(rows).T
-
-
+COLUMNS = {SIMILARITY: (SIMILARITY, mean_interval), "95th percentile": (SIMILARITY, p95), ALIGNMENT: (ALIGNMENT, mean_interval), "quality": ("quality", mean_interval)}
 for key, r in found.items():
-    display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"), table(r))
+    shown = summarise(r.rows, COLUMNS)
+    titles = [m.title for m in r.own]
+    shown.insert(0, "in the text here", ["yes" if title in titles else "" for title in shown.index])
+    shown.insert(1, "guided", [f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all" for title in shown.index])
+    shown["distance"] = [f"{r.distances[title][0]:.3f} (sd {r.distances[title][1]:.3f})" if title in r.distances else NOT_MEASURED for title in shown.index]
+    display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"), shown)
 
 # %% [markdown]
 # `basin`'s own figures, *reported*: other models and metrics, so compare directions and order, not values.
 
 # %%
-rows = reported(text="basin")
-rows = rows[rows["place"].isin([s.place for s in SCENARIOS.values()]) & rows["metric"].isin(["similarity_p95", "similarity", "clip_score"])]
+rows = reported_at("basin", [s.place for s in SCENARIOS.values()])
+rows = rows[rows["metric"].isin(["similarity_p95", "similarity", "clip_score"])]
 rows.pivot_table(index=["place", "setting", "method"], columns="metric", values="value", sort=False).round(3).astype(object).fillna("–")
 
 # %% mystnb={"image": {"alt": "Mean similarity to training by mitigation and scenario, as a table of colours", "width": "100%"}}
-means = {key: {r.names[title]: r.score("similarity to training", title) for title in r.names} for key, r in found.items()}
+means = {key: {m.name: matrix(r.rows, SIMILARITY, m) for m in r.methods} for key, r in found.items()}
 grid = pd.DataFrame({label(key): {name: np.mean(values) for name, values in row.items() if values is not None} for key, row in means.items()})
-never = {(label(key), r.names[title]) for key, r in found.items() for title, guided in r.guided.items() if not guided.any()}
+never = {(label(key), m.name) for key, r in found.items() for m in r.methods if not r.guided.get(m.title, np.ones(1)).any()}
 if grid.size:
     notes = grid.apply(lambda column: [f"{v:.2f}" + "*" * ((column.name, name) in never) for name, v in column.items()])
     figure, axis = plt.subplots(figsize=(8.6, 0.36 * len(grid) + 1.6))
@@ -298,12 +264,11 @@ if grid.size:
 # on an idle machine by `python -m memlib.companion.bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
-run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype)
-known = run.group(memorized, n_timed or bench.TURNS)
+run = page.experiment(n_seeds=1)
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
-times = bench.times(sampler, chosen, known.prompts.prompts, n_timed)
-print(times.source)
-times.table()
+taken = bench.times(sampler, chosen, run.group(memorized, n_timed or bench.TURNS).prompts.prompts, n_timed)
+print(taken.source)
+taken.table()
 
 
 # %% [markdown]
@@ -316,13 +281,13 @@ def why_absent(quantity):
     r = found.get(key)
     if r is None:
         return f"{SCENARIOS[key].title} was not measured."
-    return f"In the scenario {SCENARIOS[key].title} {(r.transitions >= 0).sum()} of {r.transitions.size} pictures have a transition, too few for a spread."
+    return f"In the scenario {SCENARIOS[key].title} {(r.steps >= 0).sum()} of {r.steps.size} pictures have a transition, too few for a spread."
 
 
 def apart(first, second):
     if first not in found or second not in found:
         return None
-    return spread_difference(found[first].transitions, found[second].transitions, steps)
+    return spread_difference(found[first].steps, found[second].steps, steps)
 
 
 quantities = {
@@ -332,33 +297,24 @@ quantities = {
 }
 for key in SCENARIOS:
     r = found.get(key)
-    quantities[f"similarity_{key}"] = None if r is None else least_lowering(r)
-    quantities[f"alignment_{key}"] = None if r is None else largest_cost(r, "alignment with prompt")
-    quantities[f"quality_{key}"] = None if r is None else largest_cost(r, "quality")
+    quantities[f"similarity_{key}"] = None if r is None else least_lowering(r.rows, r.own)
+    for name, score in (("alignment", ALIGNMENT), ("quality", "quality")):
+        quantities[f"{name}_{key}"] = None if r is None else largest_cost(r.rows, r.own, score)
 
-verdicts = {
-    name: judge(claim(name), {q: quantities[q] for q in claim(name).quantities}, substrate=run.substrate.name,
-                absent_because={q: why_absent(q) for q in claim("B3").quantities} if name == "B3" else None)
-    for name in names
-}
-display(*verdicts.values())
+page.judge(quantities, run.substrate.name, absent_because={q: why_absent(q) for q in page.claims["B3"].quantities})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
+threshold = found["pretrained"].thresholds.get("copy_threshold")
+page.glue({"threshold": NOT_MEASURED if threshold is None else f"{threshold:.2f}"})
 for key in SCENARIOS:
-    r = found.get(key)
-    glue(f"kind_{key}", kind(spreads.get(key)), display=False)
-    glue(f"spread_{key}", told(spreads.get(key), 3), display=False)
-    glue(f"similarity_{key}", "not measured" if r is None else cell(r.score(SCORES[0])), display=False)
-    glue(f"change_{key}", told(quantities[f"similarity_{key}"]), display=False)
-    glue(f"cost_{key}", told(quantities[f"alignment_{key}"]), display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
-glue("threshold", "not measured" if threshold is None else f"{threshold:.2f}", display=False)
+    plain = estimate(found[key].rows, SIMILARITY, get("none")) if key in found else None
+    page.glue({f"kind_{key}": kind(spreads.get(key)), f"similarity_{key}": plain, f"change_{key}": quantities[f"similarity_{key}"],
+               f"cost_{key}": quantities[f"alignment_{key}"]})  # fmt: skip
+    page.glue({f"spread_{key}": spreads.get(key)}, digits=3)
 
 # %% [markdown]
 # On this substrate B3 {glue:text}`verdict_B3` and B6 {glue:text}`verdict_B6`.

@@ -46,27 +46,26 @@
 # %%
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 from IPython.display import Markdown, display
-from myst_nb import glue
 
-from memlib.companion import bench
-from memlib.results import kept_scenarios, figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge
-from memlib.judging.equivalence import relative_change
-from memlib.base.errors import InputError
-from memlib.experiment import Experiment
-from memlib.results.mitigation_table import alignment_with_changed, change, table, told
-from memlib.mitigations import REGISTRY, describe, get
 from memlib.base.numbers import counted
-from memlib.results.orders import orders, tally
-from memlib.results.pareto import rank
-from memlib.results.scenarios import SCENARIOS, earlier_methods, place, shares_of_effect, weakest_scenario
-from memlib.results.side_by_side import SideBySide, recipe, side_by_side, variants_of
 from memlib.base.paths import data_folder
-from memlib.judging.estimates import mean_interval
+from memlib.companion import bench
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.equivalence import relative_change
+from memlib.judging.estimates import mean_interval, quantile_interval, share_interval
+from memlib.mitigations import REGISTRY, describe, get
+from memlib.results import figures as plots
+from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED
+from memlib.results.measure import measure
+from memlib.results.orders import listed, orders, tally
+from memlib.results.pareto import areas, rank
+from memlib.results.scenarios import SCENARIOS, SIMILARITY, earlier_methods, placed, scenario_group, shares_of_effect, strips, weakest_scenario
+from memlib.results.settings import KEPT, LEFT, alternatives, both_told, compared, curves, settings_of
+from memlib.results.table import SCORES, change, empty, estimate, matrix, path_of, summarise
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
@@ -81,7 +80,7 @@ methods = None  # names of mitigations; None: all that are registered
 only_pretrained = ["amg", "bright-ending", "han-batch", "han-sample", "nemo", "prss", "sail", "wanda"]  # in the last scenario alone; None: everywhere
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["pretrained"]  # scenarios in which strengths are tried; None: all of them
-keep_rows = False  # True: take nothing from the kept run, measure everything everywhere and keep it under data/measured
+profile = "check"  # check: take the reference run and measure a share of it anew; reference: measure and keep what it lacks; live: measure all now
 n_prompts = 6  # at most so many prompts of each scenario
 n_seeds = 2  # seeds 0, 1, ... for every prompt
 n_other_seeds = 1  # seeds for prompts that are not memorized
@@ -96,25 +95,19 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("A3", "B7", "C5d")
 plots.style()
-if keep_rows and (methods is not None or not strengths or scenarios is not None):
-    raise InputError("keep_rows keeps all methods at all strengths in all scenarios: leave methods, strengths and scenarios as they are.")
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 dear = {get(name).name for name in only_pretrained or ()}
-by_name = {m.name: m for m in chosen}
-families = {m.name: m.family for m in chosen}
-keys = list(SCENARIOS if scenarios is None else scenarios)
+by_name, families = {m.name: m for m in chosen}, {m.name: m.family for m in chosen}
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model, "pretrained": "auto"}
+sampling = {name: value for name, value in page.settings.items() if name != "substrate"}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-names = ("A3", "B7", "C5d")
-for name in names:
-    c = claim(name)
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
+page.show_claims()
 
 # %% [markdown]
 # ## The methods
@@ -137,61 +130,56 @@ methods_shown
 # scenario's own traces have theirs. Only on the pre-trained model prompts that are not memorized are measured beside: what a method costs where
 # it is not needed. Pictures take 25 steps here, half of what the texts take (`-p steps 50`).
 #
-# Not everything is measured anew each time: methods that no text compares across scenarios, strengths, and what published programs do otherwise
-# come from a run of this notebook that measured all of it (`-p keep_rows True`, some twenty minutes from nothing on two cores). They are taken
-# only where prompts, seeds, weights, metrics and sampling are those of this run, and are named below each table. On a substrate for which
-# nothing is kept all of it is measured in scenario 4, and the rest with `-p keep_rows True`.
+# The tables come from a reference run of this notebook (`-p profile reference`, some twenty minutes from nothing on two cores, and going on where
+# it was stopped). It is taken only where prompts, seeds, weights, metrics and sampling are those of this run; the registered settings of methods
+# that texts compare across scenarios are then measured anew and compared with it, and the page fails where they differ. On a substrate for which
+# nothing is kept all of it is measured in scenario 4, and the rest with the profile `reference` or `live`.
 
 # %%
 def measured(key):
     """What was measured in one scenario, or a sentence on why there is nothing."""
-    where = place(key, substrate, models[key])
-    if isinstance(where, str):
-        return where
-    try:
-        run = Experiment(where[0], n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype,
-                         batch_size=batch_size)
-    except InputError as error:
-        if key == "pretrained" or models[key] != "auto":
-            raise
-        return str(error)  # a difference file that belongs to another base
-    pretrained = key == "pretrained"
-    group = run.group(memorized if pretrained else where[1], n_prompts, SCENARIOS[key].title)
-    other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) if pretrained else None
-    path = kept_scenarios.path_of(key, substrate)
-    kept = None if keep_rows else kept_scenarios.fitting(recipe(group, other, n_swept_seeds), path)
-    # What is kept is not measured again, but for the registered settings of the methods that texts compare across scenarios.
-    variants = variants_of(chosen) if pretrained else ()
-    sweep = strengths and kept is None and (keep_rows or swept is None or key in swept)
-    here = [m for m in chosen if keep_rows or m.name not in dear or (pretrained and kept is None)]
-    found = side_by_side(SCENARIOS[key], group, here, other, sweep, n_swept_seeds, variants if kept is None else (), n_shown)
-    if kept is not None:
-        compared = kept_scenarios.disagreement(found, kept)
-        from_kept[key] = kept_scenarios.complete(found, kept, chosen, strengths, variants), compared, kept.provenance
-    if pretrained:
-        for name in ("random-token", "random-number"):
-            if name in by_name:
-                with_changed[name] = (group.score("alignment with prompt", by_name[name]), alignment_with_changed(group, by_name[name]))
-    return found
-
-
-with_changed, from_kept = {}, {}
-outcomes = {}
-for key in keys:
-    outcomes[key] = measured(key)
-    gc.collect()  # one model at a time
-found = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, SideBySide)}
-pre = found.get("pretrained")
-for key in found if keep_rows else ():
-    kept_scenarios.keep(found[key], kept_scenarios.path_of(key, substrate))
+    group = scenario_group(key, substrate, models[key], memorized, n_prompts, **sampling)
+    if isinstance(group, str):
+        return group
+    run, few = group.experiment, group.part(None, n_swept_seeds if strengths else None)
+    here, guided = placed(chosen, group)
+    share = [m for m in here if m.name not in dear]
+    every = [setting for m in here for setting in settings_of(m, strengths)]
+    # Nothing is measured in a check of what is not for this scenario; it is taken where the reference has it.
+    spared = [] if key == "pretrained" else [m for m in here if m.name in dear]
+    unswept = [] if swept is None or key in swept else [m for m in every if m not in share]
+    common = {"profile": profile, "reference": path_of("all_mitigations", substrate)}
+    rows, checked = measure(group, here, share=share, spared=spared, evaluations=True, **common)
+    left, _ = measure(few, every, [LEFT, KEPT, BY_CHANCE], share=(), spared=unswept, **common)
+    r = SimpleNamespace(model=run.substrate.name, prompts=group.prompts.prompts, methods=here, guided=guided, rows=rows, checked=[checked],
+                        pictures=strips(group, share, n_shown), threshold=run.thresholds.get("copy_threshold"), provenance=run.provenance())  # fmt: skip
+    r.curves, r.corner = curves(left, left, here, strengths)
+    if key == "pretrained":
+        other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds)
+        r.others, checked = measure(other, here, share=share, evaluations=True, **common)
+        kept, _ = measure(other.part(None, n_swept_seeds if strengths else None), every, [KEPT, BY_CHANCE], share=(), **common)
+        r.other_curves, r.other_corner = curves(left, kept, here, strengths)
+        r.other_prompts, r.other_pictures = other.prompts.prompts, strips(other, share, n_shown)
+        r.checked.append(checked)
+        r.alternatives = alternatives(here)
+        r.both, _ = measure(few, [m for *_, ours, theirs in r.alternatives for m in (ours, theirs)], share=(), evaluations=True, **common)
+        r.with_changed = [by_name[name] for name in ("random-token", "random-number") if name in by_name]
+        r.changed, _ = measure(group, r.with_changed, [KEPT, WITH_CHANGED])
+    return r
 
 
 def label(key):
     return f"{SCENARIOS[key].number}: {SCENARIOS[key].title}"
 
 
-for key, outcome in outcomes.items():
-    print(f"{label(key)}: {f'model {outcome.model}, {len(outcome.prompts)} prompts' if key in found else f'not measured. {outcome}'}")
+outcomes = {}
+for key in SCENARIOS if scenarios is None else scenarios:
+    outcomes[key] = measured(key)
+    gc.collect()  # one model at a time
+found = {key: r for key, r in outcomes.items() if not isinstance(r, str)}
+pre = found.get("pretrained")
+for key, r in outcomes.items():
+    print(f"{label(key)}: {f'model {r.model}, {len(r.prompts)} prompts' if key in found else f'{NOT_MEASURED}. {r}'}")
 
 # %% [markdown]
 # ## The table
@@ -202,26 +190,34 @@ for key, outcome in outcomes.items():
 # ever begins: a dynamic transition without a transition ignores the prompt, and a low similarity is then no mitigation.
 
 # %% tags=["full-width"]
+def table(rows, r, measured=SCORES):
+    """One line for each method: scores with intervals, what it acts on, and U-Net evaluations."""
+    above = {"95th percentile": (SIMILARITY, lambda v: quantile_interval(v, 0.95, resamples=500)),
+             "above the threshold": (SIMILARITY, lambda v: share_interval(v >= (r.threshold or 1)))}  # fmt: skip
+    means = {score: (score, mean_interval) for score in measured}
+    shown = summarise(rows, {SIMILARITY: means.pop(SIMILARITY), **above, **means} if SIMILARITY in means else means)
+    methods = {m.title: m for m in r.methods}
+    shown.insert(0, "acts on", ["" if title == "none" else methods[title].family for title in shown.index])
+    return shown.assign(**{EVALUATIONS: ["" if (v := matrix(rows, EVALUATIONS, methods[title])) is None else f"{v[0]:.0f}" for title in shown.index]})
+
+
 for key, r in found.items():
     display(Markdown(f"**Scenario {label(key)}**, {counted(len(r.prompts), 'prompt')}, {counted(n_seeds, 'seed')}, model `{r.model}`"))
-    shown = table(r.rows, r.thresholds.get("copy_threshold"))
-    guided = r.result.guided
-    shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
+    shown = table(r.rows, r)
+    shown.insert(1, "guided", [f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all" for title in shown.index])
     display(shown)
-    if key in from_kept:
-        taken, (count, apart), source = from_kept[key]
-        print(f"From the kept run: {', '.join(taken)}. {count} rows measured in both differ by at most {apart:.3f} in a mean. {source}")
+    print(r.checked[0].words())
 
 # %% tags=["full-width"]
 if pre is not None:
     count = f"{counted(len(pre.other_prompts), 'prompt')}, {counted(min(n_other_seeds, n_seeds), 'seed')}"
     display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
-    shown = table(pre.others, pre.thresholds.get("copy_threshold"))
-    display(shown.drop(columns=["similarity to training", "95th percentile", "above the threshold", "diversity"]))
+    display(table(pre.others, pre, ("similarity to original", "alignment with prompt", "quality")))
+    print(pre.checked[1].words())
 
 # %% [markdown]
 # Time and memory are measured by a command of their own, all methods in one process and in turn, with an empty store:
-# `python -m memlib.companion.bench mitigations`. Its table for this substrate is shown where it was kept: medians over pictures, and the time as a multiple
+# `memlib bench mitigations`. Its table for this substrate is shown where it was kept: medians over pictures, and the time as a multiple
 # of that without mitigation in the same turn, with a 95 % interval by bootstrap over turns.
 
 # %% tags=["full-width"]
@@ -246,10 +242,10 @@ else:
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
-panels = {label(key): (r.curves, r.reference) for key, r in found.items() if r.curves}
-usual = {label(key): {row.mitigation.name: row.title for row in r.rows} for key, r in found.items()}
+panels = {label(key): (r.curves, r.corner) for key, r in found.items() if r.curves}
+usual = {label(key): {m.name: m.title for m in r.methods} for key, r in found.items()}
 if pre is not None and pre.other_curves:
-    panels[OTHERS], usual[OTHERS] = (pre.other_curves, pre.other_reference), usual[label("pretrained")]
+    panels[OTHERS], usual[OTHERS] = (pre.other_curves, pre.other_corner), usual[label("pretrained")]
 
 # %% mystnb={"image": {"alt": "Similarity to training left against alignment with the prompt kept, a panel for each scenario, each mitigation a curve over its strengths in the colour of its family", "width": "100%"}}
 if panels:
@@ -264,23 +260,12 @@ else:
 # area. More settings can only dominate more, so the area of the registered setting alone stands beside.
 
 # %% tags=["full-width"]
-ranked = {}
-for title, (curves, reference) in panels.items():
-    if reference is not None and (areas := rank(curves, reference, usual[title], same_prompts=title != OTHERS)):
-        ranked[title] = areas
-    elif reference is not None:
-        print(f"{title}: no ranking. Alignment without mitigation is not above that with the prompts of other pictures.")
+ranked = {title: rank(curves_, corner, usual[title], same_prompts=title != OTHERS) for title, (curves_, corner) in panels.items() if corner is not None}
+for title in [title for title, by in ranked.items() if not by]:
+    print(f"{title}: no ranking. Alignment without mitigation is not above that with the prompts of other pictures.")
+ranked = {title: by for title, by in ranked.items() if by}
 if ranked:
-    areas_shown = pd.concat(
-        {
-            title: pd.DataFrame(
-                {name: {"area": f.area.text(2), "registered setting": f"{f.single:.2f}", "first": f"{f.first:.0%}"} for name, f in by.items()}
-            ).T
-            for title, by in ranked.items()
-        },
-        axis=1,
-    )
-    display(areas_shown.fillna("not measured"))
+    display(areas(ranked).fillna(NOT_MEASURED))
 
 # %% mystnb={"image": {"alt": "Dominated area of each mitigation with its interval, a panel for each scenario, the largest first", "width": "100%"}}
 if ranked:
@@ -293,15 +278,15 @@ if ranked:
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(), pre.prompts[:n_shown], label("pretrained"), cell=0.5);
+    plots.montage(pre.pictures, pre.prompts[:n_shown], label("pretrained"), cell=0.5);
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, one column per prompt: pictures under every mitigation, one row each", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures(others=True), pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5);
+    plots.montage(pre.other_pictures, pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5);
 
 # %% mystnb={"image": {"alt": "Prompts of the fine-tuned scenarios, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 for key in [key for key in found if key != "pretrained"][-1:]:
-    plots.montage(found[key].pictures(), found[key].prompts[:n_shown], label(key), cell=0.5);
+    plots.montage(found[key].pictures, found[key].prompts[:n_shown], label(key), cell=0.5);
 
 # %% [markdown]
 # ## What public programs do otherwise
@@ -311,29 +296,11 @@ for key in [key for key in found if key != "pretrained"][-1:]:
 # prompts of the pre-trained model, with as many seeds as in the curves.
 
 # %% tags=["full-width"]
-scores = ("similarity to training", "alignment with prompt", "quality")
-
-
-def compared(ours, other, difference):
-    """Means under our default and under the other, with the paired difference."""
-    return "not measured" if difference is None else f"{ours.mean():.2f} → {other.mean():.2f}, {difference.text(2)}"
-
-
-differences = []
-if pre is not None:
-    by_title = {row.title: row for row in pre.variant_rows}
-    for variant in pre.variants:
-        ours, other = by_title[variant.ours.title], by_title[variant.other.title]
-        entry = {"point": variant.point, "method": ours.title, "what the other does": variant.words, "as": other.title}
-        for score in scores:
-            entry[score] = compared(ours.score(score), other.score(score), change(pre.variant_rows, other.title, score, ours.title))
-        rows = "not measured" if ours.reason or other.reason else f"{ours.evaluations:.0f} → {other.evaluations:.0f}"
-        differences.append(entry | {"U-Net evaluations": rows})
-    for name, (original, changed) in with_changed.items():
-        entry = {"point": "17", "method": name, "what the other does": "alignment is taken with the changed prompt", "as": name}
-        paired = None if original is None or changed is None else mean_interval(changed - original)
-        differences.append(entry | {"alignment with prompt": compared(original, changed, paired)})
-differences = pd.DataFrame(differences, columns=["point", "method", "what the other does", "as", *scores, "U-Net evaluations"])
+differences = compared(empty() if pre is None else pre.both, [] if pre is None else pre.alternatives, [SIMILARITY, KEPT, "quality"])
+for m in [] if pre is None else pre.with_changed:
+    words = both_told(matrix(pre.changed, KEPT, m), matrix(pre.changed, WITH_CHANGED, m))
+    line = {"point": "17", "method": m.name, "what the other does": "alignment is taken with the changed prompt", "as": m.name, KEPT: words}
+    differences.loc[len(differences)] = pd.Series(line)
 differences.set_index(["point", "method"]).fillna("–")
 
 # %% [markdown]
@@ -346,19 +313,12 @@ differences.set_index(["point", "method"]).fillna("–")
 # %%
 survived = []
 for key, r in found.items():
-    by_method = {row.mitigation.name: row.scores for row in r.rows}
-    survived += orders("basin", SCENARIOS[key].place, by_method)
-    if key == "pretrained":
-        survived += orders("clip", "Table 4", by_method)
+    scored = {m.name: {score: matrix(r.rows, score, m) for score in SCORES} for m in r.methods}
+    survived += orders("basin", SCENARIOS[key].place, scored) + (orders("clip", "Table 4", scored) if key == "pretrained" else [])
 tally(survived)
 
 # %%
-told_apart = [o for o in survived if o.outcome in ("confirmed", "reversed")]
-pd.DataFrame(
-    [{"reported in": o.place, "score": o.score, "lower": o.lower, "higher": o.higher, "reported difference": round(o.gap, 2),
-      "here": o.measured.text(2), "outcome": o.outcome} for o in sorted(told_apart, key=lambda o: (o.outcome != "reversed", -o.gap))],
-    columns=["reported in", "score", "lower", "higher", "reported difference", "here", "outcome"],
-)
+listed(survived)
 
 # %% [markdown]
 # ## Do earlier methods work elsewhere?
@@ -367,8 +327,7 @@ pd.DataFrame(
 # the same scenario. B7 looks at the scenario where that share is lowest.
 
 # %%
-earlier = {m.name for m in earlier_methods()}
-shares = {name: by for name, by in shares_of_effect({key: r.result for key, r in found.items()}).items() if by}
+shares = {name: by for name, by in shares_of_effect({key: (r.rows, r.methods) for key, r in found.items()}).items() if by}
 if shares:
     display(pd.DataFrame({name: {label(key): told(by.get(key)) for key in SCENARIOS} for name, by in shares.items()}))
 else:
@@ -382,16 +341,13 @@ else:
 # are those of the benchmark above (`-p n_timed 5` takes them anew).
 
 # %%
-run = Experiment(substrate, n_seeds=1, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
+run = page.experiment(n_seeds=1)
 EDITS = ("pad-swap", "pad-swap-eot-mask", "pad-mask")
-rows_needed = {} if pre is None else {row.mitigation.name: row.evaluations for row in pre.rows if not row.reason}
-quick = [by_name[name] for name, rows in rows_needed.items() if name in ("none", "ren", *EDITS) or rows <= rows_needed["none"]]
-known = run.group(memorized, n_timed or bench.TURNS)
-sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)
-times = bench.times(sampler, quick, known.prompts.prompts, n_timed)
-print(times.source)
-times.table().sort_values(["U-Net evaluations per picture", "seconds per picture"])
-
+needed = {} if pre is None else {m.name: float(v[0]) for m in pre.methods if (v := matrix(pre.rows, EVALUATIONS, m)) is not None}
+quick = [by_name[name] for name, rows in needed.items() if name in ("none", "ren", *EDITS) or rows <= needed["none"]]
+taken = bench.times(bench.Sampler(run.substrate, steps, guidance, scheduler), quick, run.group(memorized, n_timed or bench.TURNS).prompts.prompts, n_timed)
+print(taken.source)
+taken.table().sort_values(["U-Net evaluations per picture", "seconds per picture"])
 
 # %% [markdown]
 # ## Verdicts
@@ -399,75 +355,56 @@ times.table().sort_values(["U-Net evaluations per picture", "seconds per picture
 # %%
 def relative(rows, score, name):
     """Change of a score under a method as a share of its mean without mitigation on prompts that are not memorized; None: not measured."""
-    if pre is None:
-        return None
-    by = {row.mitigation.name: row for row in rows}
-    base = next(row for row in pre.others if row.mitigation.name == "none").score(score)
-    if name not in by or by[name].score(score) is None or base is None or base.mean() <= 0:
-        return None
-    return relative_change(by[name].score(score), by["none"].score(score), float(base.mean()))
+    method = next((m for m in pre.methods if m.name == name), None) if pre is not None else None
+    values = [None] if method is None else [matrix(rows, score, method), matrix(rows, score, get("none")), matrix(pre.others, score, get("none"))]
+    return None if any(v is None for v in values) or values[2].mean() <= 0 else relative_change(values[0], values[1], float(values[2].mean()))
 
 
-quantities = {"weakest_scenario": weakest_scenario(shares) if set(shares) == earlier else None}
-quantities["similarity"] = None if pre is None else change(pre.rows, "ren", "similarity to training")
-for short, score in (("alignment", "alignment with prompt"), ("quality", "quality")):
+quantities = {"weakest_scenario": weakest_scenario(shares) if set(shares) == {m.name for m in earlier_methods()} else None}
+quantities["similarity"] = None if pre is None else change(pre.rows, SIMILARITY, get("ren"))
+for short, score in (("alignment", KEPT), ("quality", "quality")):
     quantities[short] = None if pre is None else relative(pre.rows, score, "ren")
     quantities[f"{short}_others"] = None if pre is None else relative(pre.others, score, "ren")
-timed = {run.mitigation for run in times.runs}
-rest = sorted(timed - {"none", "sot-pad", *EDITS})
+timed = {run.mitigation for run in taken.runs}
 own = {}
 for what in ("evaluations", "seconds"):
-    dearest = times.extreme(what, EDITS, largest=True) if set(EDITS) <= timed else None
-    cheapest = times.extreme(what, rest)
-    own[f"{what}_to_none"] = None if dearest is None else times.ratio(what, dearest)
-    own[f"{what}_to_cheapest"] = None if dearest is None or cheapest is None else times.ratio(what, dearest, cheapest)
-    quantities[f"{what}_to_none"] = times.ratio(what, "ren")
-
-verdicts = {}
-for name in names:
-    values = quantities | own if name == "C5d" else quantities
-    verdicts[name] = judge(claim(name), {q: values[q] for q in claim(name).quantities}, substrate=run.substrate.name)
-display(*verdicts.values())
+    dearest = taken.extreme(what, EDITS, largest=True) if set(EDITS) <= timed else None
+    cheapest = taken.extreme(what, sorted(timed - {"none", "sot-pad", *EDITS}))
+    own[f"{what}_to_none"] = None if dearest is None else taken.ratio(what, dearest)
+    own[f"{what}_to_cheapest"] = None if dearest is None or cheapest is None else taken.ratio(what, dearest, cheapest)
+    quantities[f"{what}_to_none"] = taken.ratio(what, "ren")
+page.judge(quantities, run.substrate.name, own={"C5d": own})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("B7", verdicts["B7"].verdict)  # the others hang on time, which differs from machine to machine
-
+page.print_verdicts("B7")  # the others hang on time, which differs from machine to machine
 
 # %% tags=["remove-cell"]
 def leaders(key, free=False):
     """Methods that come first in at least one of twenty resamples, with their areas; with `free` those alone that cost no evaluation more."""
     title = OTHERS if key == "others" else label(key)
     if title not in ranked:
-        return "no ranking" if title in panels else "not measured"
+        return "no ranking" if title in panels else NOT_MEASURED
     r = pre if key == "others" else found[key]
-    rows = {row.mitigation.name: row.evaluations for row in r.rows if not row.reason}
+    rows = {m.name: v[0] for m in r.methods if (v := matrix(r.rows, EVALUATIONS, m)) is not None}
     by = {name: f for name, f in ranked[title].items() if not free or rows[name] <= rows["none"]}
     best = max(by.values(), key=lambda f: f.area.value)
-    names_ = [name for name, f in by.items() if (f.area.high >= best.area.value if free else f.first >= 0.05) or f is best]
-    return ", ".join(f"{name} ({by[name].area.value:.2f})" for name in names_[:5]) or "none"
+    names = [name for name, f in by.items() if (f.area.high >= best.area.value if free else f.first >= 0.05) or f is best]
+    return ", ".join(f"{name} ({by[name].area.value:.2f})" for name in names[:5]) or "none"
 
 
 for key in (*SCENARIOS, "others"):
-    glue(f"leaders_{key}", leaders(key), display=False)
-    glue(f"free_{key}", leaders(key, free=True), display=False)
-for key in SCENARIOS:
-    r = found.get(key)
-    plain = None if r is None else r.rows[0].score("similarity to training")
-    glue(f"plain_{key}", "not measured" if plain is None else mean_interval(plain).text(2), display=False)
-for outcome in ("confirmed", "reversed", "open"):
-    glue(f"orders_{outcome}", sum(o.outcome == outcome for o in survived), display=False)
-glue("orders_all", sum(o.outcome != "not measured" for o in survived), display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
-harm = {} if pre is None else {m.name: relative(pre.others, "alignment with prompt", m.name) for m in chosen if m.name != "none"}
-harmless = [name for name, e in harm.items() if e is not None and e.low >= -0.05]
-harmful = [name for name, e in harm.items() if e is not None and e.high < -0.05]
-unknown = "not measured" if not any(harm.values()) else "none"
-glue("harmless", ", ".join(harmless) or unknown, display=False)
-glue("harmful", ", ".join(harmful) or unknown, display=False)
-glue("reversed_pairs", "; ".join(f"{o.lower} below {o.higher} ({o.place})" for o in survived if o.outcome == "reversed") or "none", display=False)
-glue("model", run.substrate.name, display=False)
+    page.glue({f"leaders_{key}": leaders(key), f"free_{key}": leaders(key, free=True)})
+page.glue({f"plain_{key}": estimate(found[key].rows, SIMILARITY, get("none")) if key in found else None for key in SCENARIOS})
+page.glue({f"orders_{outcome}": sum(o.outcome == outcome for o in survived) for outcome in ("confirmed", "reversed", "open")})
+harm = {} if pre is None else {m.name: relative(pre.others, KEPT, m.name) for m in chosen if m.name != "none"}
+unknown = NOT_MEASURED if not any(harm.values()) else "none"
+page.glue({
+    "orders_all": sum(o.outcome != NOT_MEASURED for o in survived), "model": run.substrate.name,
+    "harmless": ", ".join(name for name, e in harm.items() if e is not None and e.low >= -0.05) or unknown,
+    "harmful": ", ".join(name for name, e in harm.items() if e is not None and e.high < -0.05) or unknown,
+    "reversed_pairs": "; ".join(f"{o.lower} below {o.higher} ({o.place})" for o in survived if o.outcome == "reversed") or "none",
+})  # fmt: skip
 
 # %% [markdown]
 # ## What survives

@@ -6,7 +6,7 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.results import figures as plots
-from memlib.results.pareto import Reference, Setting, dominated_area, front, rank
+from memlib.results.pareto import Reference, dominated_area, front, rank
 
 CORNER = (1.0, 0.0)
 
@@ -41,14 +41,14 @@ def test_the_area_is_the_share_of_random_points_that_are_dominated():
 def setting(title, left, kept, spread=0.0, prompts=8):
     draw = np.random.default_rng(len(title))
     noise = draw.normal(size=(2, prompts, 2)) * spread
-    return Setting(title, left + noise[0], kept + noise[1])
+    return {title: (left + noise[0], kept + noise[1])}
 
 
 def test_methods_are_ranked_by_what_their_settings_dominate_together():
     curves = {
-        "none": [setting("none", 0.8, 0.3)],
-        "weak": [setting("weak", 0.6, 0.3)],
-        "swept": [setting("swept", 0.6, 0.3), setting("swept, strong", 0.2, 0.25)],
+        "none": setting("none", 0.8, 0.3),
+        "weak": setting("weak", 0.6, 0.3),
+        "swept": setting("swept", 0.6, 0.3) | setting("swept, strong", 0.2, 0.25),
     }
     found = rank(curves, Reference(0.8, 0.1, 0.3), {"swept": "swept"})
     assert list(found) == ["swept", "weak", "none"]
@@ -62,20 +62,20 @@ def test_methods_are_ranked_by_what_their_settings_dominate_together():
 def test_intervals_and_first_places_follow_the_prompts():
     draw = np.random.default_rng(1)
     base = draw.uniform(0.2, 0.6, (12, 2))
-    none = {"none": [Setting("none", np.full((12, 2), 0.8), np.full((12, 2), 0.3))]}
-    same = none | {"a": [Setting("a", base, np.full((12, 2), 0.3))], "b": [Setting("b", base.copy(), np.full((12, 2), 0.3))]}
+    none = {"none": {"none": (np.full((12, 2), 0.8), np.full((12, 2), 0.3))}}
+    same = none | {"a": {"a": (base, np.full((12, 2), 0.3))}, "b": {"b": (base.copy(), np.full((12, 2), 0.3))}}
     found = rank(same, Reference(0.8, 0.1, 0.3))
     assert found["a"].area.low < found["a"].area.value < found["a"].area.high and found["a"].first == found["b"].first == 0.5
     means = base.mean(1)
     drawn = [1 - means[draw.integers(12, size=12)].mean() / 0.8 for _ in range(4000)]
     assert np.allclose([found["a"].area.low, found["a"].area.high], np.quantile(drawn, [0.025, 0.975]), atol=0.02)
     # Alignment on other prompts, and another number of them.
-    apart = {name: [Setting(name, left, draw.uniform(0.2, 0.4, (5, 2)))] for name, left in (("none", none["none"][0].left), ("a", base))}
+    apart = {name: {name: (left, draw.uniform(0.2, 0.4, (5, 2)))} for name, left in (("none", none["none"]["none"][0]), ("a", base))}
     assert rank(apart, Reference(0.8, 0.1, 0.3), same_prompts=False)["a"].area.n_prompts == 12
 
 
 def test_there_is_no_ranking_where_alignment_tells_nothing():
-    curves = {name: [setting(name, left, 0.3, prompts=1)] for name, left in (("none", 0.8), ("a", 0.2))}
+    curves = {name: setting(name, left, 0.3, prompts=1) for name, left in (("none", 0.8), ("a", 0.2))}
     assert rank(curves, Reference(0.8, 0.3, 0.3)) == {} and rank({}, Reference(0.8, 0.1, 0.3)) == {}
     assert np.isnan(rank(curves, Reference(0.8, 0.1, 0.3))["a"].area.low)
 
@@ -84,7 +84,7 @@ def test_areas_are_those_beyond_no_mitigation_on_the_same_prompts():
     # Prompts differ much in how memorized they are, and the method lowers each by the same: the interval of what is gained is narrow.
     base = np.random.default_rng(2).uniform(0.4, 1.0, (20, 2))
     kept = np.full((20, 2), 0.3)
-    curves = {"none": [Setting("none", base, kept)], "a": [Setting("a", base - 0.2, kept)], "beyond": [Setting("beyond", base - 2, kept)]}
+    curves = {"none": {"none": (base, kept)}, "a": {"a": (base - 0.2, kept)}, "beyond": {"beyond": (base - 2, kept)}}
     found = rank(curves, Reference(float(base.mean()), 0.1, 0.3))
     assert (found["none"].area.low, found["none"].area.high) == (0, 0)
     assert found["a"].area.high - found["a"].area.low < 1e-9 and found["a"].area.value == pytest.approx(0.2 / base.mean())
@@ -92,14 +92,14 @@ def test_areas_are_those_beyond_no_mitigation_on_the_same_prompts():
 
 
 def test_the_front_is_what_nothing_beats_in_both():
-    curves = {"none": [setting("none", 0.9, 0.7, 0)], "a": [setting("weak", 0.6, 0.6, 0), setting("strong", 0.2, 0.5, 0)],
-              "beaten": [setting("b", 0.6, 0.55, 0)], "even": [setting("c", 0.2, 0.5, 0)]}  # fmt: skip
-    assert front(curves) == [("a", 1), ("a", 0), ("none", 0)]
-    assert front({name: curves[name] for name in ("beaten", "even")}) == [("even", 0), ("beaten", 0)]
+    curves = {"none": setting("none", 0.9, 0.7, 0), "a": setting("weak", 0.6, 0.6, 0) | setting("strong", 0.2, 0.5, 0),
+              "beaten": setting("b", 0.6, 0.55, 0), "even": setting("c", 0.2, 0.5, 0)}  # fmt: skip
+    assert front(curves) == [("a", "strong"), ("a", "weak"), ("none", "none")]
+    assert front({name: curves[name] for name in ("beaten", "even")}) == [("even", "c"), ("beaten", "b")]
 
 
 def test_the_figures_show_every_method_in_the_colour_of_its_family():
-    curves = {name: [setting(name, 0.5, 0.3, 0.05), setting(name + "+", 0.3, 0.25, 0.05)] for name in ("none", "a", "b", "c")}
+    curves = {name: setting(name, 0.5, 0.3, 0.05) | setting(name + "+", 0.3, 0.25, 0.05) for name in ("none", "a", "b", "c")}
     families = {"none": "text", "a": "text", "b": "noise", "c": "noise"}
     reference = Reference(0.8, 0.1, 0.3)
     figure = plots.trade_off({"one": (curves, reference), "two": (curves, None), "three": (curves, None)}, families, "left", "kept")

@@ -1,10 +1,12 @@
 """The scenarios: what MiniSD's training sets hold, where their models are found, and the measures against closed forms."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from memlib.base.errors import InputError
 from memlib.judging.estimates import Estimate
+from memlib.mitigations import get
 from memlib.mitigations.base import Mitigation
 from memlib.models.minisd.prompt_sets import corpus, training_pictures
 from memlib.models.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
@@ -14,17 +16,23 @@ from memlib.results.scenarios import (
     SCENARIOS as ALL,
 )  # fmt: skip
 from memlib.results.scenarios import (
-    Result,
     at_transition,
+    distances,
     earlier_methods,
     effect_share,
     largest_cost,
     least_lowering,
+    own_methods,
     place,
+    placed,
+    scenario_group,
+    shares_of_effect,
     spread,
     spread_difference,
+    transition_under,
     weakest_scenario,
 )
+from memlib.results.table import join, name_of, typed
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -111,19 +119,56 @@ def test_a_static_point_is_the_median_of_the_dynamic_ones():
     assert at_transition(method, np.full((2, 2), -1)) is method
 
 
-def result(key, **similarity):
-    empty = np.zeros((0, 0))
-    scores = {title: {"similarity to training": np.full((4, 2), value), "alignment with prompt": np.full((4, 2), value / 2), "quality": None}
-              for title, value in similarity.items()}  # fmt: skip
-    names = {title: title.partition("@")[0] for title in similarity}
-    return Result(ALL[key], "model", empty, empty, empty, empty, scores, names=names)
+def measured(**similarity):
+    """Rows of four prompts and two seeds by method (name, and its step after @), alignment being half of similarity, quality not measured; and the methods."""
+    parts, methods = [], []
+    for title, value in similarity.items():
+        name, _, step = title.partition("@")
+        methods.append(get(name, **({"step": int(step)} if step else {})))
+        index = pd.MultiIndex.from_product([list("abcd"), [0, 1]], names=["prompt", "seed"]).to_frame(index=False)
+        method, params = name_of(methods[-1])
+        parts += [typed(index.assign(method=method, params=params, metric=metric, value=value * factor))
+                  for metric, factor in (("similarity to training", 1), ("alignment with prompt", 0.5))]  # fmt: skip
+    return join(parts), methods
 
 
 def test_the_worst_of_the_texts_methods_is_judged():
-    found = result("small", **{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "dynamic-transition": 0.79})
-    assert found.own == ["static-transition@20", "static-transition-opposite@20"]
-    assert least_lowering(found).value == pytest.approx(-0.2)
-    assert largest_cost(found, "alignment with prompt").value == pytest.approx(-0.5) and largest_cost(found, "quality") is None
+    rows, methods = measured(**{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "dynamic-transition": 0.79})
+    own = own_methods("small", methods)
+    assert [m.title for m in own] == ["static-transition (step 20)", "static-transition-opposite (step 20)"]
+    assert least_lowering(rows, own).value == pytest.approx(-0.2)
+    assert largest_cost(rows, own, "alignment with prompt").value == pytest.approx(-0.5) and largest_cost(rows, own, "quality") is None
+    assert least_lowering(rows, [*own, get("ren")]) is None and least_lowering(rows, []) is None
+
+
+def test_earlier_methods_are_compared_with_the_better_of_the_texts_own():
+    rows, methods = measured(**{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "ren": 0.5, "wen-3": 0.8})
+    shares = shares_of_effect({"small": (rows, methods), "class": (rows[rows["method"] != "static-transition"], methods)})
+    assert shares["ren"]["small"].value == pytest.approx(0.75) and shares["wen-3"]["small"].value == pytest.approx(0, abs=1e-12)
+    assert shares["ren"]["class"] is None
+    assert shares["random-token"] == {}
+
+
+def test_static_transitions_are_placed_and_dynamic_ones_say_where_they_begin(tiny_group):
+    group = tiny_group(2, 3)
+    moved, guided = placed([get("none"), get("static-transition"), get("dynamic-transition")], group)
+    assert [m.name for m in moved] == ["none", "static-transition", "dynamic-transition"]
+    steps = transition_under(get("static-transition"), group)
+    assert moved[1].params["step"] == (int(np.median(steps[steps >= 0])) if (steps >= 0).any() else get("static-transition").params["step"])
+    assert list(guided) == ["dynamic-transition"] and guided["dynamic-transition"].shape == (2, 2)
+    assert distances(group, moved) == {}
+
+
+def test_a_scenario_has_a_group_or_says_why_not(sd1_tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\na small dog\n", encoding="utf-8")
+    quickly = {"steps": 2, "device": "cpu", "store": tmp_path / "store"}
+    group = scenario_group("pretrained", str(sd1_tiny), memorized=str(prompts), n_prompts=1, **quickly)
+    assert len(group) == 1 and group.label == "memorized"
+    assert "fine-tuned from sd14" in scenario_group("small", "sd14", **quickly)
+    with pytest.raises(InputError, match="has no prompts.csv"):
+        scenario_group("small", "sd14", str(tmp_path / "nothing"), **quickly)
 
 
 def test_earlier_methods_are_the_five_of_the_texts_tables():

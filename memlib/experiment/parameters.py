@@ -66,7 +66,8 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("memorized", "labels", "statistics_file"), Annotated[TEXT | None, _OR_NONE]),
     "towers": NAMES,
     **dict.fromkeys(("models", "methods", "mitigations", "scenarios", "swept", "only_pretrained"), Annotated[NAMES | None, _OR_NONE]),
-    **dict.fromkeys(("refetch", "keep_rows", "strengths"), FLAG),
+    **dict.fromkeys(("refetch", "strengths"), FLAG),
+    "profile": Annotated[str, Field(pattern="^(live|reference|check)$", description="live, reference or check")],
     "measure": Annotated[FLAG | Annotated[str, Field(pattern="^auto$")], Field(description="auto, True or False")],
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def provenance(facts: Mapping[str, str], started: float, device: Any = None) -> 
     )
 
 
+@cache
 def _commit() -> str:
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "not in a repository"

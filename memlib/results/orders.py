@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from memlib.experiment.page import told
 from memlib.judging.claims import reported
 from memlib.judging.estimates import Estimate, paired_difference
 from memlib.mitigations import REGISTRY
@@ -83,3 +84,11 @@ def tally(found: Iterable[Order]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["reported in", "score", "outcome"])
     counted = table.groupby(["reported in", "score"], sort=False)["outcome"].value_counts().unstack(fill_value=0)
     return counted.reindex(columns=list(OUTCOMES), fill_value=0).assign(pairs=lambda t: t.sum(axis=1)).astype(int)
+
+
+def listed(found: Iterable[Order]) -> pd.DataFrame:
+    """Return the orders that are confirmed or reversed, reversed ones first and large reported differences before small ones."""
+    told_apart = sorted((o for o in found if o.outcome in OUTCOMES[:2]), key=lambda o: (o.outcome != "reversed", -o.gap))
+    columns = ("reported in", "score", "lower", "higher", "reported difference", "here", "outcome")
+    rows = [(o.place, o.score, o.lower, o.higher, round(o.gap, 2), told(o.measured), o.outcome) for o in told_apart]
+    return pd.DataFrame(rows, columns=list(columns))

@@ -7,37 +7,19 @@ at least as good in both (the hypervolume indicator, Zitzler and Thiele 1999, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import Estimate, bootstrap_weights, mean_interval, percentile_interval
+from memlib.judging.estimates import Estimate, bootstrap_weights, percentile_interval
 
 RESAMPLES = 5_000
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a method: `left`, its similarity to training [P, S], is better low, and `kept`, alignment [Q, S], better high.
-
-    Both on the same prompts, or `kept` on others (see `rank`).
-    """
-
-    title: str
-    left: np.ndarray
-    kept: np.ndarray
-
-    @property
-    def estimates(self) -> tuple[Estimate, Estimate]:
-        """Means of `left` and `kept` with intervals."""
-        return mean_interval(self.left), mean_interval(self.kept)
-
-    @property
-    def means(self) -> tuple[float, float]:
-        """Means of `left` and `kept`."""
-        return float(self.left.mean()), float(self.kept.mean())
+# The settings of a method from weak to strong, by title: similarity to training [P, S], better low, and alignment [Q, S], better high, on the
+# same prompts or on others (see `rank`).
+Settings = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -66,9 +48,14 @@ class Ranked:
     first: float
 
 
-def front(curves: Mapping[str, Sequence[Setting]]) -> list[tuple[str, int]]:
-    """Return the settings, as (method, place among its settings), that no other one equals or beats in both means; least similar first."""
-    means = {(name, place): setting.means for name, settings in curves.items() for place, setting in enumerate(settings)}
+def means_of(setting: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Return the means of a setting's similarity and alignment."""
+    return float(setting[0].mean()), float(setting[1].mean())
+
+
+def front(curves: Mapping[str, Settings]) -> list[tuple[str, str]]:
+    """Return the settings, as (method, title of the setting), that no other one equals or beats in both means; least similar first."""
+    means = {(name, title): means_of(setting) for name, settings in curves.items() for title, setting in settings.items()}
     found, best = [], -np.inf
     for which, (_, kept) in sorted(means.items(), key=lambda item: (item[1][0], -item[1][1])):
         if kept > best:
@@ -95,7 +82,7 @@ def dominated_area(left: np.ndarray, kept: np.ndarray, corner: tuple[np.ndarray 
 
 
 def rank(
-    curves: Mapping[str, Sequence[Setting]], reference: Reference, usual: Mapping[str, str] | None = None, same_prompts: bool = True,
+    curves: Mapping[str, Settings], reference: Reference, usual: Mapping[str, str] | None = None, same_prompts: bool = True,
     resamples: int = RESAMPLES,
 ) -> dict[str, Ranked]:  # fmt: skip
     """Return the dominated area of each method, in units of `reference`, the largest first; bootstrap over prompts.
@@ -110,24 +97,33 @@ def rank(
     if "none" not in curves or reference.unit <= 0:
         return {}
     draw = np.random.default_rng(0)
-    plain = curves["none"][0]
-    weights = [bootstrap_weights(len(plain.left), resamples, draw)]
-    weights.append(weights[0] if same_prompts else bootstrap_weights(len(plain.kept), resamples, draw))
-    corner, corners = (reference.left, reference.kept), (weights[0] @ plain.left.mean(1), reference.kept)
+    plain, plainly_kept = next(iter(curves["none"].values()))
+    weights = [bootstrap_weights(len(plain), resamples, draw)]
+    weights.append(weights[0] if same_prompts else bootstrap_weights(len(plainly_kept), resamples, draw))
+    corner, corners = (reference.left, reference.kept), (weights[0] @ plain.mean(1), reference.kept)
     areas, found = {}, {}
     for name, points in curves.items():
-        left, kept = (np.stack([getattr(p, side).mean(1) for p in points], 1) for side in ("left", "kept"))  # [prompts, K]
+        left, kept = (np.stack([point[side].mean(1) for point in points.values()], 1) for side in (0, 1))  # [prompts, K]
         value = _area(left.mean(0), kept.mean(0), corner, reference)
         areas[name] = _area(weights[0] @ left, weights[1] @ kept, corners, reference)
-        alone = next((i for i, p in enumerate(points) if p.title == (usual or {}).get(name)), 0)
+        alone = next((i for i, title in enumerate(points) if title == (usual or {}).get(name)), 0)
         single = float(_area(left.mean(0)[[alone]], kept.mean(0)[[alone]], corner, reference))
-        found[name] = (percentile_interval(value, areas[name], *points[0].left.shape[:2]), single)
+        found[name] = (percentile_interval(value, areas[name], *next(iter(points.values()))[0].shape), single)
     table = np.stack(list(areas.values()))
     # Methods that share the first place share its weight.
     firsts = (table == table.max(0)) & (table > 0)
     shares = (firsts / np.maximum(firsts.sum(0), 1)).mean(1)
     ranked = {name: Ranked(*found[name], float(share)) for name, share in zip(areas, shares, strict=True)}
     return dict(sorted(ranked.items(), key=lambda item: -item[1].area.value))
+
+
+def areas(ranked: Mapping[str, Mapping[str, Ranked]]) -> pd.DataFrame:
+    """Return a table with one line for each method and three columns for each ranking: the area, that of its registered setting, how often first."""
+    parts = {
+        title: {name: {"area": f.area.text(2), "registered setting": f"{f.single:.2f}", "first": f"{f.first:.0%}"} for name, f in by.items()}
+        for title, by in ranked.items()
+    }
+    return pd.concat({title: pd.DataFrame(lines).T for title, lines in parts.items()}, axis=1)
 
 
 def _area(left: np.ndarray, kept: np.ndarray, corner: tuple, reference: Reference) -> np.ndarray:

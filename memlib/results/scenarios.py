@@ -1,29 +1,34 @@
 """The scenarios of `basin` Section 6: which model, which prompts, which methods, and what is compared across them.
 
 A scenario's model is the substrate itself (its own memorized prompts), or one fine-tuned from it: MiniSD's come by name, others are
-folders written by `memlib finetune`.
+folders written by `python -m memlib.training.finetune`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from memlib.base.errors import InputError
+from memlib.experiment import Experiment
+from memlib.experiment.group import Group
 from memlib.judging.claims import reported
 from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import Estimate, bootstrap, paired_difference
+from memlib.judging.estimates import Estimate, bootstrap
 from memlib.metrics.distribution import kernel_distance
-from memlib.mitigations import REGISTRY, Mitigation
+from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.probes.transitions import trace
+from memlib.results.table import change, matrix, name_of
 
 SHARED_SPREAD = 0.05  # share of the schedule up to which claim B3 takes a transition point to be one for all
 RESAMPLES = 5_000
+SIMILARITY = "similarity to training"
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
     """Return a scenario's model (substrate name or folder) and prompt set, or a sentence on why there is none.
 
     `model` "auto" is the substrate's own where it has one by name (minisd-v1-small), else a folder written by
-    `memlib finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
+    `python -m memlib.training.finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
     """
     if scenario not in SCENARIOS:
         raise InputError(f"Unknown scenario {scenario!r}: use one of {', '.join(SCENARIOS)}.")
@@ -68,7 +73,9 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
         return str(Path(model).expanduser()), str(prompts)
     name = f"{substrate}-{scenario}"
     if name not in SUBSTRATES:
-        return f"There is no model fine-tuned from {substrate} here: make one with `memlib finetune` and give its folder as {scenario}_model."
+        return (
+            f"There is no model fine-tuned from {substrate} here: make one with `python -m memlib.training.finetune` and give its folder as {scenario}_model."
+        )
     try:
         locate(name)
     except InputError as error:
@@ -82,7 +89,7 @@ def earlier_methods() -> list[Mitigation]:
     return [m for m in REGISTRY.values() if compared & set(m.reported) and not m.source.startswith("basin")]
 
 
-def transition_under(method: Mitigation, group: Any) -> np.ndarray:
+def transition_under(method: Mitigation, group: Group) -> np.ndarray:
     """Return a group's transition steps [P, S] (-1 for none) under the guidance that a method has before the transition.
 
     For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
@@ -152,71 +159,48 @@ def _estimate(statistic: Callable[..., float], tables: Sequence[np.ndarray]) -> 
                      rows=True, resamples=RESAMPLES, method="nearest")  # fmt: skip
 
 
-@dataclass
-class Result:
-    """What was measured in one scenario: scores by method's title, transition steps [P, S], traces [P, S, T], a few pictures.
+def scenario_group(
+    scenario: str, substrate: str, model: str = "auto", memorized: str = "memorized", n_prompts: int | None = None, **sampling: Any
+) -> Group | str:
+    """Return a scenario's prompts under its model (see `place`), or a sentence on why there are none; `sampling` is passed to `Experiment`.
 
-    `scores` holds arrays [P, S] for "similarity to training", "alignment with prompt" and "quality", or None where not measured;
-    `distance` is the kernel distance to real pictures with its spread over subsets; `own` names the text's methods here;
-    `guided` has the pictures, [P, S] of bool, in which guidance ever began under a method that waits for a transition.
+    Raises InputError for a model that was given and cannot be loaded.
     """
-
-    scenario: Scenario
-    model: str
-    transitions: np.ndarray
-    traces: np.ndarray
-    other_transitions: np.ndarray
-    other_traces: np.ndarray
-    scores: dict[str, dict[str, np.ndarray | None]] = field(default_factory=dict)
-    distance: dict[str, tuple[float, float] | None] = field(default_factory=dict)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    guided: dict[str, np.ndarray] = field(default_factory=dict)
-    prompts: tuple[str, ...] = ()
-    thresholds: dict[str, float] = field(default_factory=dict)
-    provenance: Any = None
-
-    @property
-    def own(self) -> list[str]:
-        """Titles of the methods that the text uses in this scenario."""
-        return [title for title, name in self.names.items() if name in self.scenario.methods]
-
-    def score(self, name: str, title: str = "none") -> np.ndarray | None:
-        """Return a score [P, S] under a method, None where it was not measured."""
-        return self.scores[title][name]
+    where = place(scenario, substrate, model)
+    if isinstance(where, str):
+        return where
+    try:
+        run = Experiment(where[0], **sampling)
+    except InputError as error:
+        if scenario == "pretrained" or model != "auto":
+            raise
+        return str(error)  # a difference file that belongs to another base
+    own = scenario == "pretrained"
+    return run.group(memorized if own else where[1], n_prompts, "memorized" if own else SCENARIOS[scenario].title)
 
 
-SCORES = ("similarity to training", "alignment with prompt", "quality")
+def placed(methods: Sequence[Mitigation], group: Group) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
+    """Return the methods with static transitions at the group's own point (`at_transition`), and in which pictures guidance begins under the
+    methods that wait for a transition, bool [P, S] by title."""
+    begins = {m: transition_under(m, group) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
+    moved = [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in methods]
+    return moved, {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
 
 
-def measure(group: Any, result: Result, methods: Sequence[Mitigation], shown: int = 6) -> None:
-    """Fill `result` with scores, distances and pictures of a group (`memlib.experiment.group.Group`) under each method.
+def distances(group: Group, methods: Sequence[Mitigation]) -> dict[str, tuple[float, float]]:
+    """Return by title the kernel distance of a group's pictures to real ones, with its standard deviation over subsets.
 
-    Distances are to MiniSD's held-out pictures, which no model saw; elsewhere to the scenario's training pictures, as in the text.
+    Real are pictures that the substrate brings and no model saw; where it has none, the prompts' training pictures, as in the text. A method is
+    left out, and so are all of them, where there are no features or fewer than two pictures on either side.
     """
-    run = group.experiment
-    result.prompts, result.thresholds = group.prompts.prompts, run.thresholds
-    features, real = _features(run.metrics), _real_pictures(group)
-    reference = None if features is None or real is None else features(real)
-    for method in methods:
-        pictures = group.pictures(method)
-        result.names[method.title] = method.name
-        result.scores[method.title] = {name: group.score(name, method) for name in SCORES}
-        result.distance[method.title] = None if reference is None or len(reference) < 2 else kernel_distance(
-            features(pictures).reshape(-1, reference.shape[-1]), reference, np.random.default_rng(0)
-        )  # fmt: skip
-        if method.name == "none" or method.name in result.scenario.methods:
-            result.pictures[method.title] = pictures[:shown, 0]
-    if group.training is not None:
-        result.pictures["training picture"] = np.stack([pictures[0] for pictures in group.training[:shown]])
-    result.provenance = run.provenance()
-
-
-def _real_pictures(group: Any) -> np.ndarray | None:
-    held_out = group.experiment.substrate.data.held_out
-    if held_out is not None:
-        return held_out(None)
-    return None if group.training is None else np.concatenate(group.training)
+    held_out, training = group.experiment.substrate.data.held_out, group.training
+    real = held_out(None) if held_out else None if training is None else np.concatenate(training)
+    features = _features(group.experiment.metrics)
+    if features is None or real is None or len(real) < 2:
+        return {}
+    reference = features(real)
+    found = {m.title: features(group.pictures(m)).reshape(-1, reference.shape[-1]) for m in methods}
+    return {title: kernel_distance(own, reference, np.random.default_rng(0)) for title, own in found.items() if len(own) > 1}
 
 
 def _features(metrics: Any) -> Any:
@@ -226,40 +210,62 @@ def _features(metrics: Any) -> Any:
     return metrics.alignment.pictures if metrics.alignment.available else None
 
 
-def least_lowering(result: Result) -> Estimate | None:
-    """Change of similarity to training under that of the text's methods here that lowers it least, paired; None: not measured."""
-    none = result.score(SCORES[0])
-    found = [paired_difference(result.score(SCORES[0], title), none) for title in result.own] if none is not None else []
-    return max(found, key=lambda estimate: estimate.value, default=None)
+def strips(group: Group, methods: Sequence[Mitigation], count: int) -> dict[str, np.ndarray]:
+    """Rows for `memlib.results.figures.montage`: the first seed's pictures of the first prompts under each method, training pictures last."""
+    rows = range(min(count, len(group)))
+    shown = {m.title: group.some_pictures(m, rows, 1)[:, 0] for m in methods}
+    return shown if group.training is None else shown | {"training picture": np.stack([group.training[row][0] for row in rows])}
 
 
-def largest_cost(result: Result, score: str) -> Estimate | None:
-    """Change of a score under that of the text's methods here that costs most, as a share of the mean without mitigation."""
-    none = result.score(score)
+def own_methods(scenario: str, methods: Sequence[Mitigation]) -> list[Mitigation]:
+    """Return those of the methods that the text uses in a scenario."""
+    return [m for m in methods if m.name in SCENARIOS[scenario].methods]
+
+
+def least_lowering(rows: pd.DataFrame, own: Sequence[Mitigation]) -> Estimate | None:
+    """Change of similarity to training under that of `own` methods that lowers it least, paired; None where one was not measured."""
+    found = [change(rows, SIMILARITY, method) for method in own]
+    return None if None in found else max(filter(None, found), key=lambda estimate: estimate.value, default=None)
+
+
+def largest_cost(rows: pd.DataFrame, own: Sequence[Mitigation], metric: str) -> Estimate | None:
+    """Change of a score under that of `own` methods that costs most, as a share of the mean without mitigation."""
+    none, under = matrix(rows, metric, get("none")), [matrix(rows, metric, method) for method in own]
     if none is None or none.mean() <= 0:
         return None
-    found = [relative_change(result.score(score, title), none) for title in result.own]
-    return min(found, key=lambda estimate: estimate.value, default=None)
+    found = [relative_change(values, none) for values in under if values is not None]
+    return min(found, key=lambda estimate: estimate.value, default=None) if len(found) == len(own) else None
 
 
-def shares_of_effect(results: Mapping[str, Result]) -> dict[str, dict[str, Estimate | None]]:
-    """By earlier method and scenario: how much it lowers similarity, as a share of what the better of the text's own does."""
-    found: dict[str, dict[str, Estimate | None]] = {method.name: {} for method in earlier_methods()}
-    for key, result in results.items():
-        none = result.score(SCORES[0])
-        own = [result.score(SCORES[0], title) for title in result.own]
+def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigation]]]) -> dict[str, dict[str, Estimate | None]]:
+    """By earlier method and scenario: how much it lowers similarity, as a share of what the better of the text's own does.
+
+    `measured` has by scenario its rows and the methods as they were placed there.
+    """
+    earlier = [method.name for method in earlier_methods()]
+    found: dict[str, dict[str, Estimate | None]] = {name: {} for name in earlier}
+    for key, (rows, methods) in measured.items():
+        none = matrix(rows, SIMILARITY, get("none"))
+        own = [values for m in own_methods(key, methods) if (values := matrix(rows, SIMILARITY, m)) is not None]
         best = min(own, key=np.mean) if none is not None and own else None
-        for title, name in result.names.items():
-            if name in found:
-                found[name][key] = None if best is None else effect_share(none, result.score(SCORES[0], title), best)
+        for method in methods:
+            if method.name in found and _has_scores(rows, method):
+                values = matrix(rows, SIMILARITY, method)
+                found[method.name][key] = None if none is None or best is None or values is None else effect_share(none, values, best)
     return found
+
+
+def _has_scores(rows: pd.DataFrame, method: Mitigation) -> bool:
+    name, params = name_of(method)
+    return bool(((rows["method"] == name) & (rows["params"] == params) & (rows["note"] == "")).any())
 
 
 def weakest_scenario(shares: Mapping[str, Mapping[str, Estimate | None]]) -> Estimate | None:
     """The lowest share of each earlier method over all scenarios, and of these the highest; None unless all are measured."""
     lowest = []
     for by_scenario in shares.values():
-        if set(by_scenario) != set(SCENARIOS) or any(estimate is None for estimate in by_scenario.values()):
+        measured = [estimate for estimate in by_scenario.values() if estimate is not None]
+        if set(by_scenario) != set(SCENARIOS) or len(measured) < len(by_scenario):
             return None
-        lowest.append(min(by_scenario.values(), key=lambda estimate: estimate.value))
+        lowest.append(min(measured, key=lambda estimate: estimate.value))
     return max(lowest, key=lambda estimate: estimate.value, default=None)

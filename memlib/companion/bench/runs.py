@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from memlib.base.paths import data_folder
-from memlib.results.measured import reading
+from memlib.results.table import reading
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,18 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from memlib.judging.estimates import mean_interval
 from memlib.results.figures.style import COLOURS
-from memlib.results.pareto import front
-
-if TYPE_CHECKING:
-    from memlib.results.pareto import Ranked, Reference, Setting
+from memlib.results.pareto import Ranked, Reference, Settings, front, means_of
 
 MARKERS = "osD^vP*X<>h8"
 LINE = 0.042  # height of a name, as a share of a panel's
 PLAIN = {"color": "black", "marker": "*", "markersize": 11, "linestyle": ""}
 
 
-def _looks(families: Mapping[str, str]) -> dict[str, dict]:
+def _looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The family's colour for each name, with a marker and line of its own within the family."""
     order = list(dict.fromkeys(families.values()))
     marks = {family: cycle(MARKERS) for family in order}
@@ -31,7 +29,7 @@ def _looks(families: Mapping[str, str]) -> dict[str, dict]:
 
 
 def trade_off(
-    panels: Mapping[str, tuple[Mapping[str, Sequence[Setting]], Reference | None]], families: Mapping[str, str], xlabel: str, ylabel: str,
+    panels: Mapping[str, tuple[Mapping[str, Settings], Reference | None]], families: Mapping[str, str], xlabel: str, ylabel: str,
     columns: int = 2,
 ) -> Figure:  # fmt: skip
     """Similarity left (better to the left) against alignment kept (better above); colours tell the family of a method.
@@ -63,23 +61,23 @@ def trade_off(
     return figure
 
 
-def _curve(axis: Axes, settings: Sequence[Setting], look: Mapping) -> None:
-    x, y = zip(*(setting.means for setting in settings), strict=True)
+def _curve(axis: Axes, settings: Settings, look: Mapping[str, Any]) -> None:
+    x, y = zip(*map(means_of, settings.values()), strict=True)
     look = {"linewidth": 0.8, "markersize": 4.5, **look, "alpha": 0.45}
     axis.plot(x, y, markerfacecolor="white", **look)
     axis.plot(x[-1:], y[-1:], **look)
 
 
-def _front(axis: Axes, curves: Mapping[str, Sequence[Setting]], looks: Mapping[str, Mapping]) -> None:
-    best = [(name, curves[name][place], place == len(curves[name]) - 1) for name, place in front(curves)]
-    axis.step(*zip(*(setting.means for _, setting, _ in best), strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
+def _front(axis: Axes, curves: Mapping[str, Settings], looks: Mapping[str, Mapping]) -> None:
+    best = [(name, curves[name][title], title == list(curves[name])[-1]) for name, title in front(curves)]
+    axis.step(*zip(*(means_of(setting) for _, setting, _ in best), strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
     for name, setting, strongest in best:
-        xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in setting.estimates)
+        xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in map(mean_interval, setting))
         spread = {} if np.isnan([xerr, yerr]).any() else {"xerr": xerr, "yerr": yerr}
         look = {"markersize": 6, **looks[name], "linestyle": ""}
-        axis.errorbar(*setting.means, **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
+        axis.errorbar(*means_of(setting), **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
     # A method's name once, at its setting of the least similarity; in the left half to the right of it and below, else to the left and above.
-    places = {name: setting.means for name, setting, _ in reversed(best) if name != "none"}
+    places = {name: means_of(setting) for name, setting, _ in reversed(best) if name != "none"}
     middle = np.mean(axis.get_xlim())
     _names(axis, {name: place for name, place in places.items() if place[0] < middle}, looks, upwards=False)
     _names(axis, {name: place for name, place in places.items() if place[0] >= middle}, looks, upwards=True)

@@ -1,0 +1,170 @@
+"""How rows of the table of scores come about: measured now, taken from a reference run, or taken and checked.
+
+The *profile* of a run says which: see `PROFILES`. A page names it as a parameter, and `Checked.words` says in one line which of its rows were
+measured now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memlib.base.errors import InputError, NotMeasured
+from memlib.experiment.group import Edit, Group
+from memlib.experiment.scores import ROLE_OF
+from memlib.mitigations import Mitigation
+from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
+from memlib.results.table import KEYS, SCORES, append, empty, fingerprints, join, name_of, read, rows_of, sources, title_of
+from memlib.sampling.batches import SAMPLER_VERSION
+
+# live: everything is measured now. reference: what the file lacks is measured now and appended to it method by method, so that a run that was
+# stopped goes on. check: rows are the file's; a share of the methods is measured anew and compared, and what the file lacks is measured now.
+PROFILES = ("live", "reference", "check")
+# Largest difference of a method's mean score, in the score's own units, between rows of the reference and the same ones measured anew. On
+# one machine rows agree to the fourth digit; another one's arithmetic may turn one picture of a dozen.
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Which methods (titles) were measured `now` and which are `kept` rows, how many methods were `compared` and how far `apart` means are at most."""
+
+    now: tuple[str, ...]
+    kept: tuple[str, ...]
+    compared: int = 0
+    apart: float = 0.0
+    sources: tuple[str, ...] = ()
+
+    def words(self) -> str:
+        """One line for a page."""
+        if not self.kept:
+            return "Everything was measured now."
+        anew = f" {self.compared} methods measured again differ from it by at most {self.apart:.3f} in a mean." if self.compared else ""
+        new = f" Measured now alone: {', '.join(added)}." if (added := [title for title in self.now if title not in self.kept]) else ""
+        return f"From the reference run: {', '.join(self.kept)}.{anew}{new} {' '.join(self.sources)}"
+
+
+def measure(
+    group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES, *, profile: str = "live", reference: Path | None = None,
+    share: Iterable[Edit] | None = None, spared: Iterable[Edit] = (), evaluations: bool = False, tolerance: float = TOLERANCE,
+) -> tuple[pd.DataFrame, Checked]:  # fmt: skip
+    """Return rows of a group of prompts under each method: scores by prompt and seed, and with `evaluations` the U-Net rows of a picture.
+
+    A score that cannot be measured here has no rows; a method that cannot be used here has one, with a note. Of the PROFILES, "reference" and
+    "check" read the file `reference`, of which rows count that have the same weights, prompts, seeds, protocol, metrics and version of the method;
+    "check" measures the methods of `share` anew (by default the first), and none of `spared`: they are left out where the file lacks them.
+    Raises InputError where a mean measured anew differs by more than `tolerance`.
+    """
+    if profile not in PROFILES:
+        raise InputError(f"Unknown profile {profile!r}: use one of {', '.join(PROFILES)}.")
+    methods = list(dict.fromkeys(methods))
+    kept = empty() if profile == "live" or reference is None else fitting(read(reference), group, methods, metrics)
+    there = {*zip(kept["method"], kept["params"], strict=True)}
+    anew = {name_of(m) for m in (methods[:1] if share is None else share)} if profile == "check" else set()
+    left_out = {name_of(m) for m in spared} - there if profile == "check" else set()
+    methods = [m for m in methods if name_of(m) not in left_out]
+    absent = [m for m in methods if name_of(m) not in there or name_of(m) in anew]
+    made = group.make(m for m in absent if not _missing(m, group))
+    parts = []
+    for method in absent:
+        parts.append(_measured(group, method, metrics, evaluations, made.get(method)))
+        if profile == "reference" and reference is not None:
+            append(reference, parts[-1])
+    now = join(parts)
+    count, apart = compare(now, kept)
+    if apart > tolerance:
+        raise InputError(
+            f"A mean score measured anew differs by {apart:.3f} from the reference run {reference and reference.name}, more than {tolerance:g}: look for "
+            "what has changed since, or measure the reference again with the profile 'reference'."
+        )
+    titles = {name_of(m): title_of(*name_of(m)) for m in methods}
+    checked = Checked(tuple(titles[name_of(m)] for m in absent), tuple(titles[name_of(m)] for m in methods if name_of(m) in there),
+                      count, apart, tuple(sources(kept)))  # fmt: skip
+    order = {name: place for place, name in enumerate(titles)}
+    rows = join([now, kept])  # where both have a row, the reference's stays
+    place = pd.Series([order[name] for name in zip(rows["method"], rows["params"], strict=True)], index=rows.index, dtype=int)
+    return rows.loc[place.sort_values(kind="stable").index].reset_index(drop=True), checked
+
+
+def fitting(rows: pd.DataFrame, group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES) -> pd.DataFrame:
+    """Return those of `rows` that `measure` would make of a group, of the methods for which all of them are there."""
+    x = group.experiment
+    same = {"substrate": x.substrate.name, "training": x.substrate.weights_hash[:12], "prompt_set": group.label,
+            "steps": x.steps, "guidance": x.guidance, "scheduler": x.scheduler}  # fmt: skip
+    rows = rows[np.logical_and.reduce([(rows[key] == value).fillna(False).to_numpy(bool) for key, value in same.items()])]
+    rows = rows[rows["prompt"].isin(["", *rows_of(group, "none", "", np.zeros(len(group)))["prompt"]])]
+    # What was taken over seeds hangs on how many they were.
+    over_seeds = (rows["seed"].isna() & (rows["n"] == len(x.seeds)).fillna(False)).to_numpy(bool)
+    rows = rows[rows["seed"].isin(x.seeds).fillna(False).to_numpy(bool) | over_seeds]
+    rows = rows[rows["run"].map({run: _alike(json.loads(run or "{}"), group) for run in set(rows["run"])}).astype(bool)]
+    whole = []
+    for method in dict.fromkeys(map(name_of, methods)):
+        own = rows[(rows["method"] == method[0]) & (rows["params"] == method[1])]
+        own = own[own["metric"].isin([*metrics, EVALUATIONS, ""])]
+        counts, expected = own["metric"].value_counts(), {metric: _expected(metric, group, method[0]) for metric in metrics}
+        if len(own) and ((own["note"] != "").any() or all(counts.get(metric, 0) >= count for metric, count in expected.items())):
+            whole.append(own)
+    return join(whole)
+
+
+def compare(now: pd.DataFrame, kept: pd.DataFrame) -> tuple[int, float]:
+    """Return how many methods two tables share, and the largest difference of a method's mean score over the prompts and seeds they share.
+
+    Means are taken by substrate, prompt set, method and metric; (0, 0.0) where nothing can be compared.
+    """
+    scored = [rows[(rows["metric"] != "") & (rows["metric"] != EVALUATIONS)] for rows in (now, kept)]
+    both = scored[0].merge(scored[1], on=list(KEYS), suffixes=("", "_kept"))
+    if both.empty:
+        return 0, 0.0
+    means = both.groupby(["substrate", "prompt_set", "method", "params", "metric"])[["value", "value_kept"]].mean()
+    methods = both[["substrate", "prompt_set", "method", "params"]].drop_duplicates()
+    return len(methods), float((means["value"] - means["value_kept"]).abs().max())
+
+
+def _measured(group: Group, method: Edit, metrics: Sequence[str], evaluations: bool, known: float | None) -> pd.DataFrame:
+    try:
+        if why := _missing(method, group):
+            raise NotMeasured(why)
+        # First, since rows are counted while pictures are made.
+        rows = counted(group, method, known) if evaluations and isinstance(method, Mitigation) else None
+        values = {metric: _value(group, method, metric) for metric in metrics} | {EVALUATIONS: rows}
+        return join(rows_of(group, method, metric, value) for metric, value in values.items() if value is not None)
+    except (InputError, NotMeasured) as error:
+        if name_of(method)[0] == "none":
+            raise
+        return rows_of(group, method, "", np.nan, note=str(error))
+
+
+def _value(group: Group, method: Edit, metric: str) -> Any:
+    if metric == BY_CHANCE:
+        return alignment_by_chance(group) if name_of(method)[0] == "none" else None
+    if metric == WITH_CHANGED:
+        return alignment_with_changed(group, method) if isinstance(method, Mitigation) and method.rewrites else None
+    return group.score(metric, method)
+
+
+def _missing(method: Edit, group: Group) -> str:
+    return method.missing(group.experiment.substrate) if isinstance(method, Mitigation) else ""
+
+
+def _expected(metric: str, group: Group, method: str) -> int:
+    """How many rows `measure` makes of a metric under a method that can be used; those of changed prompts are not asked for."""
+    seeds = len(group.experiment.seeds)
+    if metric == WITH_CHANGED or not group.experiment.metrics[ROLE_OF.get(metric, "alignment" if metric == BY_CHANCE else "copy")].available:
+        return 0
+    if metric == BY_CHANCE:
+        return int(method == "none" and len(set(group.prompts.prompts)) > 1)
+    if metric == "diversity":
+        return len(group) if seeds > 1 else 0
+    return 0 if metric == "similarity to training" and group.training is None else len(group) * seeds
+
+
+def _alike(facts: Mapping[str, Any], group: Group) -> bool:
+    """Whether a run's sampler and metrics are those of a group."""
+    return facts.get("sampler version") == SAMPLER_VERSION and facts.get("metrics") == fingerprints(group)
