@@ -35,27 +35,23 @@
 # the fine-tuned folders are parameters, and a scenario without one is *not measured*.
 
 # %%
-import gc
 import textwrap
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown, display
 
 from memlib.companion import bench
-from memlib.experiment.page import NOT_MEASURED, Page, listed, reported_at, told
-from memlib.judging.estimates import mean_interval, quantile_interval
+from memlib.experiment.page import NOT_MEASURED, Page, reported_at, told
+from memlib.judging.estimates import mean_interval
 from memlib.mitigations import REGISTRY, get
 from memlib.probes.transitions import trace, transition_step
 from memlib.results import figures as plots
+from memlib.results.effects import kind_of, largest_cost, least_lowering, spread, spread_difference
 from memlib.results.measure import measure
-from memlib.results.scenarios import (
-    SCENARIOS, SHARED_SPREAD, distances, largest_cost, least_lowering, own_methods, placed, scenario_group, spread, spread_difference, strips,
-)
-from memlib.results.table import estimate, matrix, summarise
+from memlib.results.scenarios import SCENARIOS, SIMILARITY, distances, each, own_methods, placed, strips, summary
+from memlib.results.table import estimate, matrix
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
@@ -80,8 +76,7 @@ batch_size = None  # pictures at once; None: from free memory
 page = Page("B3", "B6")
 plots.style()
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
-models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model, "pretrained": "auto"}
-sampling = {name: value for name, value in page.settings.items() if name != "substrate"}
+models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
@@ -100,14 +95,11 @@ page.show_claims()
 # many pictures guidance ever began. A picture without it ignores its prompt, and a low similarity is then no mitigation.
 
 # %%
-SIMILARITY, ALIGNMENT = "similarity to training", "alignment with prompt"
+ALIGNMENT = "alignment with prompt"
 
 
-def measured(key):
-    """What was measured in one scenario, or a sentence on why there is nothing."""
-    group = scenario_group(key, substrate, models[key], memorized, n_prompts, **sampling)
-    if isinstance(group, str):
-        return group
+def measured(key, group):
+    """What is measured in one scenario: scores under each method, and traces without guidance."""
     run = group.experiment
     other = run.group(not_memorized, n_prompts, "not memorized")
     here, guided = placed(chosen, group)
@@ -121,17 +113,8 @@ def measured(key):
     )  # fmt: skip
 
 
-def label(key):
-    return f"{SCENARIOS[key].number}: {SCENARIOS[key].title}"
-
-
-outcomes = {}
-for key in SCENARIOS:
-    outcomes[key] = measured(key)
-    gc.collect()  # one model at a time
-found = {key: r for key, r in outcomes.items() if not isinstance(r, str)}
-for key, r in outcomes.items():
-    print(f"{label(key)}: {f'model {r.model}, {len(r.prompts)} prompts' if key in found else f'{NOT_MEASURED}. {r}'}")
+found = each(measured, models, memorized=memorized, n_prompts=n_prompts, **page.settings)
+threshold = found["pretrained"].thresholds.get("copy_threshold")
 
 # %% [markdown]
 # ## Static or dynamic?
@@ -140,25 +123,17 @@ for key, r in outcomes.items():
 # share of the schedule: *static* means that the whole interval is at most a twentieth, *dynamic* that it is wholly above.
 
 # %%
-spreads = {key: spread(r.steps, steps) for key, r in found.items()}
-
-
-def kind(estimate):
-    if estimate is None:
-        return NOT_MEASURED
-    return "static" if estimate.high <= SHARED_SPREAD else "dynamic" if estimate.low > SHARED_SPREAD else "open"
-
-
 def middle(values):
     values = values[values >= 0]
     return "none" if not values.size else f"{np.median(values):.0f} ({values.min()} to {values.max()})"
 
 
+spreads = {key: spread(r.steps, steps) for key, r in found.items()}
 pd.DataFrame(
     {
-        label(key): {
+        SCENARIOS[key].label: {
             "according to basin": SCENARIOS[key].kind,
-            "measured": kind(spreads[key]),
+            "measured": kind_of(spreads[key]),
             "spread": told(spreads[key], 3),
             "median transition step (range)": middle(r.steps),
             "pictures with a transition": f"{(r.steps >= 0).sum()} of {r.steps.size}",
@@ -170,38 +145,19 @@ pd.DataFrame(
 ).T
 
 # %% mystnb={"image": {"alt": "Transition step of every picture by scenario, prompts of the scenario beside prompts that are not memorized", "width": "100%"}}
-points = pd.DataFrame(
-    [
-        {"scenario": label(key), "transition step": int(step), "prompts": who}
-        for key, r in found.items()
-        for who, values in (("of the scenario", r.steps), ("not memorized", r.other_steps))
-        for step in values.flatten()
-        if step >= 0
-    ],
-    columns=["scenario", "transition step", "prompts"],
-)
-figure, axis = plt.subplots(figsize=(8.6, 3.6))
-if len(points):
-    sns.stripplot(points, x="transition step", y="scenario", hue="prompts", dodge=True, jitter=0.15, size=5, ax=axis)
-    axis.legend(frameon=False, fontsize=9)
-    axis.set(xlim=(-1, steps), ylabel="")
-else:
-    axis.text(0.5, 0.5, "no picture has a transition", ha="center")
-figure.tight_layout()
+by_scenario = {SCENARIOS[key].label: {"of the scenario": r.steps, "not memorized": r.other_steps} for key, r in found.items()}
+plots.step_dots(by_scenario, steps, "transition step", "no picture has a transition")
 
 # %% mystnb={"image": {"alt": "Magnitude of the difference of the predictions by step without guidance, one panel per scenario, prompts of the scenario beside prompts that are not memorized", "width": "100%"}}
-every = max(1, steps // 25)
-panels = {
-    label(key): {
-        "of the scenario": {k: mean_interval(r.traces[:, :, k], resamples=500) for k in range(0, r.traces.shape[-1], every)},
-        "not memorized": {k: mean_interval(r.other_traces[:, :, k], resamples=500) for k in range(0, r.other_traces.shape[-1], every)},
-    }
-    for key, r in found.items()
-}
+def by_step(traces):
+    return {k: mean_interval(traces[:, :, k], resamples=500) for k in range(0, traces.shape[-1], max(1, steps // 25))}
+
+
+panels = {SCENARIOS[key].label: {"of the scenario": by_step(r.traces), "not memorized": by_step(r.other_traces)} for key, r in found.items()}
 highest = np.nanmax([(e.value, e.high) for curves in panels.values() for points in curves.values() for e in points.values()])
 for start in range(0, len(panels), 3):
     row = dict(list(panels.items())[start : start + 3])
-    plots.bands(row, "step (0 is the noisiest)", "magnitude of the difference", (0, 1.05 * highest));
+    plots.bands(row, "step (0 is the noisiest)", "magnitude of the difference", (0, 1.05 * highest))
 
 # %% [markdown]
 # ## The pictures
@@ -210,8 +166,7 @@ for start in range(0, len(panels), 3):
 
 # %% mystnb={"image": {"alt": "For each scenario a few prompts: pictures without mitigation, under the text's methods, and training pictures", "width": "100%"}}
 for key, r in found.items():
-    plots.montage(r.pictures, r.prompts[:6], label(key));
-
+    plots.montage(r.pictures, r.prompts[:6], SCENARIOS[key].label)
 
 # %% [markdown]
 # ## The table
@@ -223,18 +178,11 @@ for key, r in found.items():
 # their picture shows, so that alignment with them is near zero with or without mitigation.
 
 # %%
-def p95(values):
-    return quantile_interval(values, 0.95, resamples=500)
-
-
-COLUMNS = {SIMILARITY: (SIMILARITY, mean_interval), "95th percentile": (SIMILARITY, p95), ALIGNMENT: (ALIGNMENT, mean_interval), "quality": ("quality", mean_interval)}
 for key, r in found.items():
-    shown = summarise(r.rows, COLUMNS)
-    titles = [m.title for m in r.own]
-    shown.insert(0, "in the text here", ["yes" if title in titles else "" for title in shown.index])
-    shown.insert(1, "guided", [f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all" for title in shown.index])
-    shown["distance"] = [f"{r.distances[title][0]:.3f} (sd {r.distances[title][1]:.3f})" if title in r.distances else NOT_MEASURED for title in shown.index]
-    display(Markdown(f"**Scenario {label(key)}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"), shown)
+    shown = summary(r.rows, r.methods, (SIMILARITY, ALIGNMENT, "quality"), r.guided).drop(columns="acts on")
+    shown.insert(0, "in the text here", ["yes" if title in [m.title for m in r.own] else "" for title in shown.index])
+    shown["distance"] = ["{:.3f} (sd {:.3f})".format(*r.distances[title]) if title in r.distances else NOT_MEASURED for title in shown.index]
+    display(Markdown(f"**Scenario {SCENARIOS[key].label}**, {len(r.prompts)} prompts, {n_seeds} seeds, model `{r.model}`"), shown)
 
 # %% [markdown]
 # `basin`'s own figures, *reported*: other models and metrics, so compare directions and order, not values.
@@ -245,16 +193,12 @@ rows = rows[rows["metric"].isin(["similarity_p95", "similarity", "clip_score"])]
 rows.pivot_table(index=["place", "setting", "method"], columns="metric", values="value", sort=False).round(3).astype(object).fillna("–")
 
 # %% mystnb={"image": {"alt": "Mean similarity to training by mitigation and scenario, as a table of colours", "width": "100%"}}
-means = {key: {m.name: matrix(r.rows, SIMILARITY, m) for m in r.methods} for key, r in found.items()}
-grid = pd.DataFrame({label(key): {name: np.mean(values) for name, values in row.items() if values is not None} for key, row in means.items()})
-never = {(label(key), m.name) for key, r in found.items() for m in r.methods if not r.guided.get(m.title, np.ones(1)).any()}
+values = {SCENARIOS[key].label: {m.name: matrix(r.rows, SIMILARITY, m) for m in r.methods} for key, r in found.items()}
+grid = pd.DataFrame({label: {name: np.mean(v) for name, v in row.items() if v is not None} for label, row in values.items()})
+never = {(SCENARIOS[key].label, m.name) for key, r in found.items() for m in r.methods if not r.guided.get(m.title, np.ones(1)).any()}
 if grid.size:
-    notes = grid.apply(lambda column: [f"{v:.2f}" + "*" * ((column.name, name) in never) for name, v in column.items()])
-    figure, axis = plt.subplots(figsize=(8.6, 0.36 * len(grid) + 1.6))
-    sns.heatmap(grid.astype(float), annot=notes, fmt="", cmap="viridis", vmin=0, vmax=1, cbar_kws={"label": "similarity to training"}, ax=axis)
-    axis.set(xlabel="* no picture has a transition, so none is ever guided" if never else "", ylabel="")
-    axis.set_xticklabels([textwrap.fill(name, 16) for name in grid.columns], rotation=0)
-    figure.tight_layout()
+    plots.coloured_table(grid.rename(columns=lambda name: textwrap.fill(name, 16)), SIMILARITY, {(textwrap.fill(name, 16), m) for name, m in never},
+                         "no picture has a transition, so none is ever guided")
 
 # %% [markdown]
 # ## What it costs
@@ -278,16 +222,14 @@ taken.table()
 def why_absent(quantity):
     """Which scenario of those that B3 compares in a quantity has no spread, and why."""
     key = next((key for key in SCENARIOS if key in quantity and spreads.get(key) is None), "pretrained")
-    r = found.get(key)
-    if r is None:
+    if key not in found:
         return f"{SCENARIOS[key].title} was not measured."
+    r = found[key]
     return f"In the scenario {SCENARIOS[key].title} {(r.steps >= 0).sum()} of {r.steps.size} pictures have a transition, too few for a spread."
 
 
 def apart(first, second):
-    if first not in found or second not in found:
-        return None
-    return spread_difference(found[first].steps, found[second].steps, steps)
+    return spread_difference(found[first].steps, found[second].steps, steps) if {first, second} <= set(found) else None
 
 
 quantities = {
@@ -308,11 +250,10 @@ page.judge(quantities, run.substrate.name, absent_because={q: why_absent(q) for 
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-threshold = found["pretrained"].thresholds.get("copy_threshold")
 page.glue({"threshold": NOT_MEASURED if threshold is None else f"{threshold:.2f}"})
 for key in SCENARIOS:
     plain = estimate(found[key].rows, SIMILARITY, get("none")) if key in found else None
-    page.glue({f"kind_{key}": kind(spreads.get(key)), f"similarity_{key}": plain, f"change_{key}": quantities[f"similarity_{key}"],
+    page.glue({f"kind_{key}": kind_of(spreads.get(key)), f"similarity_{key}": plain, f"change_{key}": quantities[f"similarity_{key}"],
                f"cost_{key}": quantities[f"alignment_{key}"]})  # fmt: skip
     page.glue({f"spread_{key}": spreads.get(key)}, digits=3)
 
@@ -334,5 +275,5 @@ for key in SCENARIOS:
 
 # %% tags=["hide-input"]
 for key, r in found.items():
-    print(f"{label(key)}: {r.provenance}\n")
+    print(f"{SCENARIOS[key].label}: {r.provenance}\n")
 run.provenance()

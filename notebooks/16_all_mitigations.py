@@ -44,7 +44,6 @@
 # and no rival.
 
 # %%
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,17 +54,16 @@ from memlib.base.numbers import counted
 from memlib.base.paths import data_folder
 from memlib.companion import bench
 from memlib.experiment.page import NOT_MEASURED, Page, told
-from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import mean_interval, quantile_interval, share_interval
 from memlib.mitigations import REGISTRY, describe, get
 from memlib.results import figures as plots
+from memlib.results.effects import shares_of_effect, weakest_scenario
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED
 from memlib.results.measure import measure
 from memlib.results.orders import listed, orders, tally
-from memlib.results.pareto import areas, rank
-from memlib.results.scenarios import SCENARIOS, SIMILARITY, earlier_methods, placed, scenario_group, shares_of_effect, strips, weakest_scenario
-from memlib.results.settings import KEPT, LEFT, alternatives, both_told, compared, curves, settings_of
-from memlib.results.table import SCORES, change, empty, estimate, matrix, path_of, summarise
+from memlib.results.pareto import areas, leading, rank
+from memlib.results.scenarios import SCENARIOS, SIMILARITY, each, earlier_methods, placed, strips, summary
+from memlib.results.settings import KEPT, LEFT, alternatives, compared, curves, settings_of
+from memlib.results.table import SCORES, change, estimate, matrix, path_of, relative
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
@@ -100,8 +98,7 @@ plots.style()
 chosen = [get("none"), *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 dear = {get(name).name for name in only_pretrained or ()}
 by_name, families = {m.name: m for m in chosen}, {m.name: m.family for m in chosen}
-models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model, "pretrained": "auto"}
-sampling = {name: value for name, value in page.settings.items() if name != "substrate"}
+models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model}
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
@@ -136,50 +133,34 @@ methods_shown
 # nothing is kept all of it is measured in scenario 4, and the rest with the profile `reference` or `live`.
 
 # %%
-def measured(key):
-    """What was measured in one scenario, or a sentence on why there is nothing."""
-    group = scenario_group(key, substrate, models[key], memorized, n_prompts, **sampling)
-    if isinstance(group, str):
-        return group
+def measured(key, group):
+    """What is measured in one scenario: registered settings, strengths, and on the pre-trained model prompts that are not memorized."""
     run, few = group.experiment, group.part(None, n_swept_seeds if strengths else None)
     here, guided = placed(chosen, group)
-    share = [m for m in here if m.name not in dear]
-    every = [setting for m in here for setting in settings_of(m, strengths)]
-    # Nothing is measured in a check of what is not for this scenario; it is taken where the reference has it.
+    share, every = [m for m in here if m.name not in dear], [setting for m in here for setting in settings_of(m, strengths)]
+    # A check measures nothing of what is not for this scenario: it is the reference's, or left out.
     spared = [] if key == "pretrained" else [m for m in here if m.name in dear]
     unswept = [] if swept is None or key in swept else [m for m in every if m not in share]
     common = {"profile": profile, "reference": path_of("all_mitigations", substrate)}
     rows, checked = measure(group, here, share=share, spared=spared, evaluations=True, **common)
     left, _ = measure(few, every, [LEFT, KEPT, BY_CHANCE], share=(), spared=unswept, **common)
-    r = SimpleNamespace(model=run.substrate.name, prompts=group.prompts.prompts, methods=here, guided=guided, rows=rows, checked=[checked],
-                        pictures=strips(group, share, n_shown), threshold=run.thresholds.get("copy_threshold"), provenance=run.provenance())  # fmt: skip
-    r.curves, r.corner = curves(left, left, here, strengths)
+    r = SimpleNamespace(rows=rows, methods=here, guided=guided, checked=checked, curves=curves(left, left, here, strengths), model=run.substrate.name,
+                        prompts=group.prompts.prompts, pictures=strips(group, share, n_shown), threshold=run.thresholds.get("copy_threshold"),
+                        provenance=run.provenance())  # fmt: skip
     if key == "pretrained":
         other = run.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds)
-        r.others, checked = measure(other, here, share=share, evaluations=True, **common)
+        r.others, r.others_checked = measure(other, here, share=share, evaluations=True, **common)
         kept, _ = measure(other.part(None, n_swept_seeds if strengths else None), every, [KEPT, BY_CHANCE], share=(), **common)
-        r.other_curves, r.other_corner = curves(left, kept, here, strengths)
-        r.other_prompts, r.other_pictures = other.prompts.prompts, strips(other, share, n_shown)
-        r.checked.append(checked)
-        r.alternatives = alternatives(here)
-        r.both, _ = measure(few, [m for *_, ours, theirs in r.alternatives for m in (ours, theirs)], share=(), evaluations=True, **common)
-        r.with_changed = [by_name[name] for name in ("random-token", "random-number") if name in by_name]
-        r.changed, _ = measure(group, r.with_changed, [KEPT, WITH_CHANGED])
+        r.other_curves, r.other_prompts, r.other_pictures = curves(left, kept, here, strengths), other.prompts.prompts, strips(other, share, n_shown)
+        found, rewriting = alternatives(here), [m for m in here if m.name in ("random-token", "random-number")]
+        both, _ = measure(few, [m for *_, ours, theirs in found for m in (ours, theirs)], share=(), evaluations=True, **common)
+        changed, _ = measure(group, rewriting, [KEPT, WITH_CHANGED])
+        r.differences = compared(both, found, [SIMILARITY, KEPT, "quality"]), compared(changed, [], [SIMILARITY, KEPT, "quality"], rewriting)
     return r
 
 
-def label(key):
-    return f"{SCENARIOS[key].number}: {SCENARIOS[key].title}"
-
-
-outcomes = {}
-for key in SCENARIOS if scenarios is None else scenarios:
-    outcomes[key] = measured(key)
-    gc.collect()  # one model at a time
-found = {key: r for key, r in outcomes.items() if not isinstance(r, str)}
+found = each(measured, models, scenarios, memorized=memorized, n_prompts=n_prompts, **page.settings)
 pre = found.get("pretrained")
-for key, r in outcomes.items():
-    print(f"{label(key)}: {f'model {r.model}, {len(r.prompts)} prompts' if key in found else f'{NOT_MEASURED}. {r}'}")
 
 # %% [markdown]
 # ## The table
@@ -190,30 +171,17 @@ for key, r in outcomes.items():
 # ever begins: a dynamic transition without a transition ignores the prompt, and a low similarity is then no mitigation.
 
 # %% tags=["full-width"]
-def table(rows, r, measured=SCORES):
-    """One line for each method: scores with intervals, what it acts on, and U-Net evaluations."""
-    above = {"95th percentile": (SIMILARITY, lambda v: quantile_interval(v, 0.95, resamples=500)),
-             "above the threshold": (SIMILARITY, lambda v: share_interval(v >= (r.threshold or 1)))}  # fmt: skip
-    means = {score: (score, mean_interval) for score in measured}
-    shown = summarise(rows, {SIMILARITY: means.pop(SIMILARITY), **above, **means} if SIMILARITY in means else means)
-    methods = {m.title: m for m in r.methods}
-    shown.insert(0, "acts on", ["" if title == "none" else methods[title].family for title in shown.index])
-    return shown.assign(**{EVALUATIONS: ["" if (v := matrix(rows, EVALUATIONS, methods[title])) is None else f"{v[0]:.0f}" for title in shown.index]})
-
-
 for key, r in found.items():
-    display(Markdown(f"**Scenario {label(key)}**, {counted(len(r.prompts), 'prompt')}, {counted(n_seeds, 'seed')}, model `{r.model}`"))
-    shown = table(r.rows, r)
-    shown.insert(1, "guided", [f"{r.guided[title].sum()} of {r.guided[title].size}" if title in r.guided else "all" for title in shown.index])
-    display(shown)
-    print(r.checked[0].words())
+    told_of = f"{counted(len(r.prompts), 'prompt')}, {counted(n_seeds, 'seed')}, model `{r.model}`"
+    display(Markdown(f"**Scenario {SCENARIOS[key].label}**, {told_of}"), summary(r.rows, r.methods, SCORES, r.guided, r.threshold))
+    print(r.checked.words())
 
 # %% tags=["full-width"]
 if pre is not None:
-    count = f"{counted(len(pre.other_prompts), 'prompt')}, {counted(min(n_other_seeds, n_seeds), 'seed')}"
-    display(Markdown(f"**Prompts that are not memorized**, {count}, model `{pre.model}`"))
-    display(table(pre.others, pre, ("similarity to original", "alignment with prompt", "quality")))
-    print(pre.checked[1].words())
+    told_of = f"{counted(len(pre.other_prompts), 'prompt')}, {counted(min(n_other_seeds, n_seeds), 'seed')}, model `{pre.model}`"
+    shown = summary(pre.others, pre.methods, ("similarity to original", "alignment with prompt", "quality"))
+    display(Markdown(f"**Prompts that are not memorized**, {told_of}"), shown)
+    print(pre.others_checked.words())
 
 # %% [markdown]
 # Time and memory are measured by a command of their own, all methods in one process and in turn, with an empty store:
@@ -242,10 +210,10 @@ else:
 
 # %%
 OTHERS = "4, alignment of prompts not memorized"
-panels = {label(key): (r.curves, r.corner) for key, r in found.items() if r.curves}
-usual = {label(key): {m.name: m.title for m in r.methods} for key, r in found.items()}
-if pre is not None and pre.other_curves:
-    panels[OTHERS], usual[OTHERS] = (pre.other_curves, pre.other_corner), usual[label("pretrained")]
+panels = {SCENARIOS[key].label: r.curves for key, r in found.items() if r.curves[0]}
+usual = {SCENARIOS[key].label: {m.name: m.title for m in r.methods} for key, r in found.items()}
+if pre is not None and pre.other_curves[0]:
+    panels[OTHERS], usual[OTHERS] = pre.other_curves, usual[SCENARIOS["pretrained"].label]
 
 # %% mystnb={"image": {"alt": "Similarity to training left against alignment with the prompt kept, a panel for each scenario, each mitigation a curve over its strengths in the colour of its family", "width": "100%"}}
 if panels:
@@ -278,15 +246,15 @@ if ranked:
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.pictures, pre.prompts[:n_shown], label("pretrained"), cell=0.5);
+    plots.montage(pre.pictures, pre.prompts[:n_shown], SCENARIOS["pretrained"].label, cell=0.5)
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, one column per prompt: pictures under every mitigation, one row each", "width": "80%"}}
 if pre is not None:
-    plots.montage(pre.other_pictures, pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5);
+    plots.montage(pre.other_pictures, pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5)
 
 # %% mystnb={"image": {"alt": "Prompts of the fine-tuned scenarios, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 for key in [key for key in found if key != "pretrained"][-1:]:
-    plots.montage(found[key].pictures, found[key].prompts[:n_shown], label(key), cell=0.5);
+    plots.montage(found[key].pictures, found[key].prompts[:n_shown], SCENARIOS[key].label, cell=0.5)
 
 # %% [markdown]
 # ## What public programs do otherwise
@@ -296,11 +264,7 @@ for key in [key for key in found if key != "pretrained"][-1:]:
 # prompts of the pre-trained model, with as many seeds as in the curves.
 
 # %% tags=["full-width"]
-differences = compared(empty() if pre is None else pre.both, [] if pre is None else pre.alternatives, [SIMILARITY, KEPT, "quality"])
-for m in [] if pre is None else pre.with_changed:
-    words = both_told(matrix(pre.changed, KEPT, m), matrix(pre.changed, WITH_CHANGED, m))
-    line = {"point": "17", "method": m.name, "what the other does": "alignment is taken with the changed prompt", "as": m.name, KEPT: words}
-    differences.loc[len(differences)] = pd.Series(line)
+differences = pd.concat(pre.differences) if pre is not None else pd.DataFrame(columns=["point", "method"])
 differences.set_index(["point", "method"]).fillna("–")
 
 # %% [markdown]
@@ -328,10 +292,7 @@ listed(survived)
 
 # %%
 shares = {name: by for name, by in shares_of_effect({key: (r.rows, r.methods) for key, r in found.items()}).items() if by}
-if shares:
-    display(pd.DataFrame({name: {label(key): told(by.get(key)) for key in SCENARIOS} for name, by in shares.items()}))
-else:
-    print("Not measured.")
+pd.DataFrame({name: {SCENARIOS[key].label: told(by.get(key)) for key in SCENARIOS} for name, by in shares.items()})
 
 # %% [markdown]
 # ## Who is cheapest?
@@ -353,51 +314,30 @@ taken.table().sort_values(["U-Net evaluations per picture", "seconds per picture
 # ## Verdicts
 
 # %%
-def relative(rows, score, name):
-    """Change of a score under a method as a share of its mean without mitigation on prompts that are not memorized; None: not measured."""
-    method = next((m for m in pre.methods if m.name == name), None) if pre is not None else None
-    values = [None] if method is None else [matrix(rows, score, method), matrix(rows, score, get("none")), matrix(pre.others, score, get("none"))]
-    return None if any(v is None for v in values) or values[2].mean() <= 0 else relative_change(values[0], values[1], float(values[2].mean()))
-
-
 quantities = {"weakest_scenario": weakest_scenario(shares) if set(shares) == {m.name for m in earlier_methods()} else None}
-quantities["similarity"] = None if pre is None else change(pre.rows, SIMILARITY, get("ren"))
-for short, score in (("alignment", KEPT), ("quality", "quality")):
-    quantities[short] = None if pre is None else relative(pre.rows, score, "ren")
-    quantities[f"{short}_others"] = None if pre is None else relative(pre.others, score, "ren")
-timed = {run.mitigation for run in taken.runs}
-own = {}
-for what in ("evaluations", "seconds"):
-    dearest = taken.extreme(what, EDITS, largest=True) if set(EDITS) <= timed else None
-    cheapest = taken.extreme(what, sorted(timed - {"none", "sot-pad", *EDITS}))
-    own[f"{what}_to_none"] = None if dearest is None else taken.ratio(what, dearest)
-    own[f"{what}_to_cheapest"] = None if dearest is None or cheapest is None else taken.ratio(what, dearest, cheapest)
-    quantities[f"{what}_to_none"] = taken.ratio(what, "ren")
-page.judge(quantities, run.substrate.name, own={"C5d": own})
+ren = get("ren")
+if pre is not None:
+    quantities["similarity"] = change(pre.rows, SIMILARITY, ren)
+    for short, score in (("alignment", KEPT), ("quality", "quality")):
+        quantities |= {short: relative(pre.rows, score, ren, pre.others), f"{short}_others": relative(pre.others, score, ren)}
+quantities |= {f"{what}_to_none": taken.ratio(what, "ren") for what in ("evaluations", "seconds")}
+missing = dict.fromkeys(page.claims["A3"].quantities)
+page.judge(missing | quantities, run.substrate.name, own={"C5d": taken.against(EDITS, ["sot-pad"])})
 
 # %%
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts("B7")  # the others hang on time, which differs from machine to machine
 
 # %% tags=["remove-cell"]
-def leaders(key, free=False):
-    """Methods that come first in at least one of twenty resamples, with their areas; with `free` those alone that cost no evaluation more."""
-    title = OTHERS if key == "others" else label(key)
-    if title not in ranked:
-        return "no ranking" if title in panels else NOT_MEASURED
-    r = pre if key == "others" else found[key]
-    rows = {m.name: v[0] for m in r.methods if (v := matrix(r.rows, EVALUATIONS, m)) is not None}
-    by = {name: f for name, f in ranked[title].items() if not free or rows[name] <= rows["none"]}
-    best = max(by.values(), key=lambda f: f.area.value)
-    names = [name for name, f in by.items() if (f.area.high >= best.area.value if free else f.first >= 0.05) or f is best]
-    return ", ".join(f"{name} ({by[name].area.value:.2f})" for name in names[:5]) or "none"
-
-
 for key in (*SCENARIOS, "others"):
-    page.glue({f"leaders_{key}": leaders(key), f"free_{key}": leaders(key, free=True)})
+    title, r = (OTHERS, pre) if key == "others" else (SCENARIOS[key].label, found.get(key))
+    missing = "no ranking" if title in panels else NOT_MEASURED
+    rows = {} if r is None else {m.name: v[0] for m in r.methods if (v := matrix(r.rows, EVALUATIONS, m)) is not None}
+    page.glue({f"leaders_{key}": leading(ranked[title]) if title in ranked else missing,
+               f"free_{key}": leading(ranked[title], rows) if title in ranked else missing})  # fmt: skip
 page.glue({f"plain_{key}": estimate(found[key].rows, SIMILARITY, get("none")) if key in found else None for key in SCENARIOS})
 page.glue({f"orders_{outcome}": sum(o.outcome == outcome for o in survived) for outcome in ("confirmed", "reversed", "open")})
-harm = {} if pre is None else {m.name: relative(pre.others, KEPT, m.name) for m in chosen if m.name != "none"}
+harm = {} if pre is None else {m.name: relative(pre.others, KEPT, m) for m in pre.methods if m.name != "none"}
 unknown = NOT_MEASURED if not any(harm.values()) else "none"
 page.glue({
     "orders_all": sum(o.outcome != NOT_MEASURED for o in survived), "model": run.substrate.name,
@@ -428,5 +368,5 @@ page.glue({
 
 # %% tags=["hide-input"]
 for key, r in found.items():
-    print(f"{label(key)}: {r.provenance}\n")
+    print(f"{SCENARIOS[key].label}: {r.provenance}\n")
 run.provenance()

@@ -45,6 +45,15 @@ def test_ratios_are_medians_over_turns(runs):
     assert shown.index[0] == "none" and shown.loc["none", "seconds per picture"] == 1 and shown.loc["none", "time, as a multiple of none"].startswith("1.000")
 
 
+def test_the_dearest_of_ours_stands_against_the_cheapest_of_the_others(runs):
+    faster = [Run("memorized", "amg", run.turn, 0.5 * run.seconds, 50.0, 0, 10.0) for run in runs if run.mitigation == "none"]
+    found = Times([*runs, *faster], "").against(["pad-swap", "ren"])
+    assert found["seconds_to_none"].value == pytest.approx(1.1) and found["seconds_to_cheapest"].value == pytest.approx(2.2)
+    assert found["evaluations_to_none"].value == 1 and found["evaluations_to_cheapest"].value == 2
+    assert Times(runs, "").against(["pad-swap", "wen-3"]) == dict.fromkeys(found)
+    assert Times(runs, "").against(["pad-swap"], ["ren"])["seconds_to_cheapest"] is None
+
+
 def test_runs_of_both_kinds_of_prompts_are_turns_of_their_own(runs):
     others = [Run("not memorized", run.mitigation, run.turn, 2 * run.seconds, 100.0, 0, 10.0) for run in runs]
     assert Times([*runs, *others], "").ratio("seconds", "pad-swap").n_prompts == 8

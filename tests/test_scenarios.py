@@ -12,25 +12,22 @@ from memlib.models.minisd.prompt_sets import corpus, training_pictures
 from memlib.models.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
 from memlib.models.minisd.scenes import held_out_combination
 from memlib.prompts.sets import load_prompts
+from memlib.results.effects import effect_share, kind_of, largest_cost, least_lowering, shares_of_effect, spread, spread_difference, weakest_scenario
 from memlib.results.scenarios import (
     SCENARIOS as ALL,
 )  # fmt: skip
 from memlib.results.scenarios import (
     at_transition,
     distances,
+    each,
     earlier_methods,
-    effect_share,
-    largest_cost,
-    least_lowering,
     own_methods,
     place,
     placed,
     scenario_group,
-    shares_of_effect,
-    spread,
-    spread_difference,
+    strips,
+    summary,
     transition_under,
-    weakest_scenario,
 )
 from memlib.results.table import join, name_of, typed
 
@@ -157,6 +154,34 @@ def test_static_transitions_are_placed_and_dynamic_ones_say_where_they_begin(tin
     assert moved[1].params["step"] == (int(np.median(steps[steps >= 0])) if (steps >= 0).any() else get("static-transition").params["step"])
     assert list(guided) == ["dynamic-transition"] and guided["dynamic-transition"].shape == (2, 2)
     assert distances(group, moved) == {}
+    shown = strips(group, moved, 1)
+    assert list(shown) == [m.title for m in moved] and np.array_equal(shown["none"][0], group.pictures(get("none"))[0, 0])
+
+
+def test_each_scenario_is_measured_or_says_why_not(sd1_tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEMLIB_OFFLINE", "1")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\n", encoding="utf-8")
+    options = {"substrate": str(sd1_tiny), "memorized": str(prompts), "steps": 2, "device": "cpu", "store": tmp_path / "store"}
+    found = each(lambda key, group: (key, len(group)), {"class": str(prompts.parent)}, ["pretrained", "small"], **options)
+    assert found == {"pretrained": ("pretrained", 1)}
+    printed = capsys.readouterr().out
+    assert "1: small set overfitted: not measured. There is no model" in printed and "4: pre-trained model: model sd1-tiny, 1 prompt" in printed
+    with pytest.raises(InputError, match="Unknown scenario 'medium': use one of small, large"):
+        each(lambda key, group: "", {}, ["medium"], **options)
+
+
+def test_a_spread_is_static_dynamic_or_open():
+    kinds = [kind_of(found if found is None else Estimate(sum(found) / 2, *found, 6, 2)) for found in ((0, 0.05), (0.06, 0.2), (0.01, 0.06), None)]
+    assert kinds == ["static", "dynamic", "open", "not measured"]
+
+
+def test_the_summary_has_what_a_method_acts_on_and_the_share_above_the_threshold():
+    rows, methods = measured(none=0.8, ren=0.4)
+    shown = summary(rows, methods, ["similarity to training", "quality"], {"ren": np.array([[True, False]])}, 0.5)
+    assert shown.loc["ren", ["acts on", "guided", "similarity to training", "quality"]].tolist() == ["attention", "1 of 2", "0.40 [0.40, 0.40]", "not measured"]
+    assert shown["above the threshold"].str.startswith(("1.00", "0.00")).all() and shown.loc["none", "guided"] == "all"
+    assert "above the threshold" not in summary(rows, methods, ["similarity to training"]) and "U-Net evaluations" not in shown
 
 
 def test_a_scenario_has_a_group_or_says_why_not(sd1_tiny, tmp_path, monkeypatch):

@@ -274,3 +274,19 @@ def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_a
     assert set(kept["method"]) == set(REGISTRY)
     there = {*zip(kept["method"], kept["params"], strict=True)}
     assert all(m.name.startswith("static") for m in REGISTRY.values() if name_of(m) not in there)
+
+
+@pytest.mark.parametrize(
+    ("substrate", "prompt_set", "method", "metric", "mean", "count"),
+    [
+        ("minisd-v1-small", "small set overfitted", "none", "similarity to training", 0.7424916666666669, 12),
+        ("minisd-v1-small", "small set overfitted", "pad-mask", "similarity to training", 0.6574583333333334, 12),
+        ("minisd-v1", "memorized", "wen-3", "similarity to training", 0.7035583333333334, 12),
+        ("minisd-v1", "not memorized", "sail", ALIGNMENT, 0.70345, 6),
+    ],
+)
+def test_rows_of_the_first_reference_run_are_those_of_the_files_that_it_was_kept_in_before(substrate, prompt_set, method, metric, mean, count):
+    kept = read(path_of("all_mitigations", "minisd-v1"))
+    kept = kept[(kept["substrate"] == substrate) & (kept["prompt_set"] == prompt_set)]
+    values = matrix(kept, metric, get(method))
+    assert values.size == count and values.mean() == pytest.approx(mean, abs=1e-12)

@@ -6,7 +6,8 @@ folders written by `python -m memlib.training.finetune`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError
+from memlib.base.numbers import counted
 from memlib.experiment import Experiment
 from memlib.experiment.group import Group
+from memlib.experiment.page import NOT_MEASURED
 from memlib.judging.claims import reported
-from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import Estimate, bootstrap
+from memlib.judging.estimates import Estimate, mean_interval, quantile_interval, share_interval
 from memlib.metrics.distribution import kernel_distance
-from memlib.mitigations import REGISTRY, Mitigation, get
+from memlib.mitigations import REGISTRY, Mitigation
 from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.probes.transitions import trace
-from memlib.results.table import change, matrix, name_of
+from memlib.results.evaluations import EVALUATIONS
+from memlib.results.table import matrix, summarise
 
-SHARED_SPREAD = 0.05  # share of the schedule up to which claim B3 takes a transition point to be one for all
-RESAMPLES = 5_000
 SIMILARITY = "similarity to training"
 
 
@@ -41,6 +42,11 @@ class Scenario:
     kind: str
     methods: tuple[str, ...]
     place: str
+
+    @property
+    def label(self) -> str:
+        """Number and title."""
+        return f"{self.number}: {self.title}"
 
 
 _STATIC, _DYNAMIC = ("static-transition", "static-transition-opposite"), ("dynamic-transition", "dynamic-transition-opposite")
@@ -110,55 +116,6 @@ def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:
     return method.with_params(step=int(np.median(found)))
 
 
-def _valid(steps: np.ndarray) -> np.ndarray:
-    return steps[(steps >= 0).any(1)]
-
-
-def _deviation(steps: np.ndarray, total: int) -> float:
-    values = steps[steps >= 0]
-    return float(values.std(ddof=1)) / total if values.size > 1 else 0.0
-
-
-def spread(steps: np.ndarray, total: int) -> Estimate | None:
-    """Standard deviation of the transition steps [P, S] as a share of `total` steps, bootstrap over prompts.
-
-    Pictures without a transition (-1) are left out; None with fewer than two prompts that have one.
-    """
-    kept = _valid(steps)
-    return None if len(kept) < 2 else _estimate(lambda rows: _deviation(kept[rows], total), [kept])
-
-
-def spread_difference(first: np.ndarray, second: np.ndarray, total: int) -> Estimate | None:
-    """Spread of the first minus that of the second, steps [P, S] and [Q, S] of independent prompts."""
-    sides = [_valid(steps) for steps in (first, second)]
-    if min(map(len, sides)) < 2:
-        return None
-    return _estimate(lambda one, two: _deviation(sides[0][one], total) - _deviation(sides[1][two], total), sides)
-
-
-def effect_share(none: np.ndarray, method: np.ndarray, own: np.ndarray) -> Estimate | None:
-    """How much `method` lowers the mean of `none` as a share of what `own` does, all [P, S] on the same prompts and seeds.
-
-    None where `own` lowers nothing, so that there is nothing to compare with, or with fewer than two prompts.
-    """
-    falls = [(none - other).mean(1) for other in (method, own)]
-    if len(none) < 2 or falls[1].mean() <= 0:
-        return None
-
-    def share(rows: np.ndarray) -> float:
-        below = falls[1][rows].mean()
-        return float(falls[0][rows].mean() / below) if below > 0 else np.inf
-
-    return _estimate(share, [none])
-
-
-def _estimate(statistic: Callable[..., float], tables: Sequence[np.ndarray]) -> Estimate:
-    value = statistic(*(np.arange(len(table)) for table in tables))
-    # Infinite resamples (a share of nothing) belong to the upper end: quantiles are taken of the draws themselves.
-    return bootstrap(lambda *drawn: np.array([statistic(*rows) for rows in zip(*drawn, strict=True)]), tables, value,
-                     rows=True, resamples=RESAMPLES, method="nearest")  # fmt: skip
-
-
 def scenario_group(
     scenario: str, substrate: str, model: str = "auto", memorized: str = "memorized", n_prompts: int | None = None, **sampling: Any
 ) -> Group | str:
@@ -177,6 +134,22 @@ def scenario_group(
         return str(error)  # a difference file that belongs to another base
     own = scenario == "pretrained"
     return run.group(memorized if own else where[1], n_prompts, "memorized" if own else SCENARIOS[scenario].title)
+
+
+def each(measured: Callable[[str, Group], Any], models: Mapping[str, str], keys: Iterable[str] | None = None, **options: Any) -> dict[str, Any]:
+    """Return by key what `measured` makes of each scenario and its group, of all or of `keys`; a line is printed on each, and those that have no
+    model are left out. `models` (by key; "auto" by default) and `options` are those of `scenario_group`; one model is held at a time."""
+    found = {}
+    for key in SCENARIOS if keys is None else keys:
+        group = scenario_group(key, model=models.get(key, "auto"), **options)
+        if isinstance(group, str):
+            print(f"{SCENARIOS[key].label}: {NOT_MEASURED}. {group}")
+            continue
+        print(f"{SCENARIOS[key].label}: model {group.experiment.substrate.name}, {counted(len(group), 'prompt')}")
+        found[key] = measured(key, group)
+        del group
+        gc.collect()
+    return found
 
 
 def placed(methods: Sequence[Mitigation], group: Group) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
@@ -222,50 +195,27 @@ def own_methods(scenario: str, methods: Sequence[Mitigation]) -> list[Mitigation
     return [m for m in methods if m.name in SCENARIOS[scenario].methods]
 
 
-def least_lowering(rows: pd.DataFrame, own: Sequence[Mitigation]) -> Estimate | None:
-    """Change of similarity to training under that of `own` methods that lowers it least, paired; None where one was not measured."""
-    found = [change(rows, SIMILARITY, method) for method in own]
-    return None if None in found else max(filter(None, found), key=lambda estimate: estimate.value, default=None)
+def summary(
+    rows: pd.DataFrame, methods: Sequence[Mitigation], metrics: Sequence[str], guided: Mapping[str, np.ndarray] | None = None,
+    threshold: float | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return one line for each method: what it acts on, with `guided` in how many pictures guidance begins, and the means of `metrics`.
 
-
-def largest_cost(rows: pd.DataFrame, own: Sequence[Mitigation], metric: str) -> Estimate | None:
-    """Change of a score under that of `own` methods that costs most, as a share of the mean without mitigation."""
-    none, under = matrix(rows, metric, get("none")), [matrix(rows, metric, method) for method in own]
-    if none is None or none.mean() <= 0:
-        return None
-    found = [relative_change(values, none) for values in under if values is not None]
-    return min(found, key=lambda estimate: estimate.value, default=None) if len(found) == len(own) else None
-
-
-def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigation]]]) -> dict[str, dict[str, Estimate | None]]:
-    """By earlier method and scenario: how much it lowers similarity, as a share of what the better of the text's own does.
-
-    `measured` has by scenario its rows and the methods as they were placed there.
+    Beside similarity to training stand its 95th percentile and the share of pictures above the copy `threshold`, and last the U-Net
+    evaluations of a picture, where rows have them.
     """
-    earlier = [method.name for method in earlier_methods()]
-    found: dict[str, dict[str, Estimate | None]] = {name: {} for name in earlier}
-    for key, (rows, methods) in measured.items():
-        none = matrix(rows, SIMILARITY, get("none"))
-        own = [values for m in own_methods(key, methods) if (values := matrix(rows, SIMILARITY, m)) is not None]
-        best = min(own, key=np.mean) if none is not None and own else None
-        for method in methods:
-            if method.name in found and _has_scores(rows, method):
-                values = matrix(rows, SIMILARITY, method)
-                found[method.name][key] = None if none is None or best is None or values is None else effect_share(none, values, best)
-    return found
-
-
-def _has_scores(rows: pd.DataFrame, method: Mitigation) -> bool:
-    name, params = name_of(method)
-    return bool(((rows["method"] == name) & (rows["params"] == params) & (rows["note"] == "")).any())
-
-
-def weakest_scenario(shares: Mapping[str, Mapping[str, Estimate | None]]) -> Estimate | None:
-    """The lowest share of each earlier method over all scenarios, and of these the highest; None unless all are measured."""
-    lowest = []
-    for by_scenario in shares.values():
-        measured = [estimate for estimate in by_scenario.values() if estimate is not None]
-        if set(by_scenario) != set(SCENARIOS) or len(measured) < len(by_scenario):
-            return None
-        lowest.append(min(measured, key=lambda estimate: estimate.value))
-    return max(lowest, key=lambda estimate: estimate.value, default=None)
+    columns: dict[str, tuple[str, Callable[[np.ndarray], Estimate]]] = {}
+    for metric in metrics:
+        columns[metric] = (metric, mean_interval)
+        if metric == SIMILARITY:
+            columns["95th percentile"] = (metric, lambda values: quantile_interval(values, 0.95, resamples=500))
+        if metric == SIMILARITY and threshold is not None:
+            columns["above the threshold"] = (metric, lambda values: share_interval(values >= threshold))
+    shown, by_title = summarise(rows, columns), {m.title: m for m in methods}
+    shown.insert(0, "acts on", ["" if title == "none" else by_title[title].family for title in shown.index])
+    if guided is not None:
+        shown.insert(1, "guided", [f"{guided[title].sum()} of {guided[title].size}" if title in guided else "all" for title in shown.index])
+    counts = [matrix(rows, EVALUATIONS, by_title[title]) for title in shown.index]
+    return shown if not any(count is not None for count in counts) else shown.assign(
+        **{EVALUATIONS: ["" if count is None else f"{count[0]:.0f}" for count in counts]}
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 from memlib.experiment.page import NOT_MEASURED
 from memlib.judging.estimates import paired_difference
 from memlib.mitigations import REGISTRY, Mitigation, get
-from memlib.results.evaluations import BY_CHANCE, EVALUATIONS
+from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED
 from memlib.results.pareto import Reference, Settings
 from memlib.results.table import matrix
 
@@ -59,8 +59,13 @@ def alternatives(methods: Sequence[Mitigation]) -> list[tuple[str, str, Mitigati
     return sorted(found, key=lambda one: int(one[0] or 99))
 
 
-def compared(rows: pd.DataFrame, found: Sequence[tuple[str, str, Mitigation, Mitigation]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return one line for each of `alternatives`: means under our method and under the other with the paired difference, and U-Net evaluations."""
+def compared(
+    rows: pd.DataFrame, found: Sequence[tuple[str, str, Mitigation, Mitigation]], metrics: Sequence[str], rewriting: Sequence[Mitigation] = ()
+) -> pd.DataFrame:
+    """Return one line for each of `alternatives`: means under our method and under the other with the paired difference, and U-Net evaluations.
+
+    Methods that are `rewriting` prompts have a line each on alignment with the original and with the changed prompt (point 17).
+    """
     lines = []
     for point, words, ours, other in found:
         line = {"point": point, "method": ours.title, "what the other does": words, "as": other.title}
@@ -68,6 +73,10 @@ def compared(rows: pd.DataFrame, found: Sequence[tuple[str, str, Mitigation, Mit
         counts = [matrix(rows, EVALUATIONS, method) for method in (ours, other)]
         line[EVALUATIONS] = NOT_MEASURED if counts[0] is None or counts[1] is None else f"{counts[0][0]:.0f} → {counts[1][0]:.0f}"
         lines.append(line)
+    for method in rewriting:
+        words = both_told(matrix(rows, KEPT, method), matrix(rows, WITH_CHANGED, method))
+        lines.append({"point": "17", "method": method.title, "what the other does": "alignment is taken with the changed prompt",
+                      "as": method.title, KEPT: words})  # fmt: skip
     return pd.DataFrame(lines, columns=["point", "method", "what the other does", "as", *metrics, EVALUATIONS])
 
 

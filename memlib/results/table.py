@@ -26,6 +26,7 @@ from memlib.base.paths import data_folder
 from memlib.base.writing import replacing
 from memlib.experiment.group import Edit, Group
 from memlib.experiment.page import NOT_MEASURED, told
+from memlib.judging.equivalence import relative_change
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.sampling.batches import SAMPLER_VERSION
@@ -175,13 +176,24 @@ def estimate(rows: pd.DataFrame, metric: str, method: Edit | None = None, of: Ca
     return None if values is None else of(values)
 
 
-def change(rows: pd.DataFrame, metric: str, method: Edit, baseline: Edit | None = None, by: float = 1.0) -> Estimate | None:
-    """Return the mean of a metric under a method minus under another (by default none), paired by prompt and seed, in units of `by`.
+def change(rows: pd.DataFrame, metric: str, method: Edit, baseline: Edit | None = None) -> Estimate | None:
+    """Return the mean of a metric under a method minus under another (by default none), paired by prompt and seed.
 
     None where one of them was not measured.
     """
     values = [matrix(rows, metric, which) for which in (method, get("none") if baseline is None else baseline)]
-    return None if values[0] is None or values[1] is None else paired_difference(values[0] / by, values[1] / by)
+    return None if values[0] is None or values[1] is None else paired_difference(values[0], values[1])
+
+
+def relative(rows: pd.DataFrame, metric: str, method: Edit, of: pd.DataFrame | None = None) -> Estimate | None:
+    """Return `change` from no mitigation as a share of the mean without it in these rows, or in the rows `of` (those of other prompts, say).
+
+    None where one of them was not measured, or that mean is not above 0.
+    """
+    under, none, base = matrix(rows, metric, method), matrix(rows, metric, get("none")), matrix(rows if of is None else of, metric, get("none"))
+    if under is None or none is None or base is None or base.mean() <= 0:
+        return None
+    return relative_change(under, none, float(base.mean()))
 
 
 def summarise(rows: pd.DataFrame, columns: Mapping[str, tuple[str, Callable[[np.ndarray], Estimate]]] | Sequence[str], digits: int = 2) -> pd.DataFrame:

@@ -41,6 +41,17 @@ class Times:
         medians = values.div(values["none"], axis=0).median().reindex(list(among)).dropna()
         return None if medians.empty else str(medians.idxmax() if largest else medians.idxmin())
 
+    def against(self, ours: Sequence[str], leave_out: Sequence[str] = ()) -> dict[str, Estimate | None]:
+        """The dearest of `ours` against no mitigation and against the cheapest of the others, in U-Net evaluations and in seconds, each chosen by
+        its median: ``evaluations_to_none``, ``evaluations_to_cheapest``, and the same of seconds; None where one was not run."""
+        timed, found = {run.mitigation for run in self.runs}, {}
+        for what in ("evaluations", "seconds"):
+            dearest = self.extreme(what, ours, largest=True) if set(ours) <= timed else None
+            cheapest = self.extreme(what, sorted(timed - {"none", *ours, *leave_out}))
+            found[f"{what}_to_none"] = None if dearest is None else self.ratio(what, dearest)
+            found[f"{what}_to_cheapest"] = None if dearest is None or cheapest is None else self.ratio(what, dearest, cheapest)
+        return found
+
     def table(self) -> pd.DataFrame:
         """One row a mitigation: U-Net evaluations and seconds a picture, medians, and the ratio of seconds to no mitigation."""
         seconds, evaluations = by_turn(self.runs, "seconds"), by_turn(self.runs, "evaluations")
