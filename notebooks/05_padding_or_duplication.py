@@ -33,21 +33,17 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable
-from memlib.prompts.embedding import PADDINGS, encode_prompts
 from memlib.base.errors import InputError
-from memlib.experiment import Experiment
-from memlib.prompts.interventions import apply
-from memlib.results import trainings
-from memlib.models.minisd.paths import settings
-from memlib.prompts.sets import load_prompts
+from memlib.experiment.page import NOT_MEASURED, Page, at_hand
 from memlib.experiment.scores import nearest_training
 from memlib.judging.estimates import mean_interval, paired_difference, share_interval
+from memlib.models.minisd.paths import settings
+from memlib.prompts.embedding import PADDINGS, encode_prompts
+from memlib.prompts.interventions import apply
+from memlib.prompts.sets import load_prompts
+from memlib.results import figures as plots
+from memlib.results import trainings
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
@@ -65,17 +61,16 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("C4a", "C4b")
 plots.style()
-sampling = dict(n_seeds=n_seeds, steps=steps, guidance=guidance, scheduler=scheduler, device=device, dtype=dtype, batch_size=batch_size)
-run = Experiment(substrate, **sampling)
+run = page.experiment()
 miniature = run.substrate.data.retrained
 names = models or (list(trainings.CELLS.values()) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
 runs = {run.substrate.name: run}
 for name in names:
     try:
         if name != substrate:
-            runs[name] = Experiment(name, **sampling)
+            runs[name] = page.experiment(substrate=name)
     except InputError as missing:
         print(f"{name} is left out: {missing}")
 runs = {name: runs[name] for name in names if name in runs} or runs
@@ -84,17 +79,14 @@ if memorized is None and miniature:
     memorized = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
 known = {name: x.group(memorized or "memorized", n_prompts, "duplicated") for name, x in runs.items()}
 other = {name: x.group(not_memorized, n_prompts, "not memorized").part(None, n_other_seeds) for name, x in runs.items()}
-metric = run.metrics.copy
+first, metric = known[run.substrate.name], run.metrics.copy
 
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-ids = ("C4a", "C4b")
-for c in map(claim, ids):
-    print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}\n")
-    print("".join(f"     {name}: {words}\n" for name, words in c.quantities.items()))
-print(claim("C4a").reported_note)
+page.show_claims(quantities=True)
+print(page.claims["C4a"].reported_note)
 
 # %% [markdown]
 # ## The pictures
@@ -104,12 +96,13 @@ print(claim("C4a").reported_note)
 
 # %% mystnb={"image": {"alt": "Prompts of repeated pairs: one row of pictures per model, and the training pictures below, one column per prompt", "width": "100%"}}
 rows = {name: group.pictures()[:8, 0] for name, group in known.items()}
-if known[run.substrate.name].training is not None:
-    rows["training picture"] = np.stack([pictures[0] for pictures in known[run.substrate.name].training[:8]])
-plots.montage(rows, known[run.substrate.name].prompts.prompts[:8], "Prompts of repeated pairs, first seed");
+if first.training is not None:
+    rows["training picture"] = np.stack([pictures[0] for pictures in first.training[:8]])
+plots.montage(rows, first.prompts.prompts[:8], "Prompts of repeated pairs, first seed");
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized: one row of pictures per model, one column per prompt", "width": "100%"}}
-plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, other[run.substrate.name].prompts.prompts[:8], "Prompts that are not memorized, first seed");
+shown = other[run.substrate.name].prompts.prompts[:8]
+plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, shown, "Prompts that are not memorized, first seed");
 
 # %% [markdown]
 # ## Dose and response
@@ -120,27 +113,20 @@ plots.montage({name: group.pictures()[:8, 0] for name, group in other.items()}, 
 
 # %%
 LABELS = dict(zip(trainings.CELLS.values(), ("<eot>, duplicated", "!, duplicated", "<eot>, de-duplicated", "!, de-duplicated")))
-squares, replicated = {}, None
-if miniature:
-    try:
-        squares[f"shipped models ({settings()['unet']['steps']:,} steps)"] = trainings.main_models()
-    except InputError as missing:
-        print(f"shipped models: not measured. {missing}")
-    try:
-        replicated = trainings.replicates()
-        squares[f"replicates ({len(replicated.seeds)} seeds, {settings()['replicates']['steps']:,} steps)"] = replicated
-    except InputError as missing:
-        print(f"replicates: not measured. {missing}")
-else:
+shipped = at_hand(trainings.main_models, what="shipped models") if miniature else None
+replicated = at_hand(trainings.replicates, what="replicates") if miniature else None
+squares = {} if shipped is None else {f"shipped models ({settings()['unet']['steps']:,} steps)": shipped}
+if replicated is not None:
+    squares[f"replicates ({len(replicated.seeds)} seeds, {settings()['replicates']['steps']:,} steps)"] = replicated
+if not miniature:
     print("not measured: the training of this substrate can't be repeated here")
 
 # %% mystnb={"image": {"alt": "Share of pairs reproduced against copies per epoch for both paddings and both kinds of data, shipped models and replicates", "width": "100%"}}
 if squares:
     figure, axes = plt.subplots(1, len(squares), figsize=(5 * len(squares), 3.9), sharey=True, squeeze=False)
     for axis, (title, square) in zip(axes[0], squares.items()):
-        pairs = square.pairs()
-        plots.dose_response({LABELS[cell]: pairs.by_level(cell) for cell in LABELS}, "copies of a pair in an epoch", "share of pairs reproduced", axis,
-                            dashed=[LABELS[cell] for cell in LABELS if cell.endswith("-dedup")])
+        curves = {LABELS[cell]: square.pairs().by_level(cell) for cell in LABELS}
+        plots.dose_response(curves, "copies of a pair in an epoch", "share of pairs reproduced", axis, dashed=list(curves)[2:])
         axis.set_title(title)
     for axis in axes[0][1:]:
         axis.set_ylabel("")
@@ -163,15 +149,13 @@ pd.DataFrame(levels).T.rename_axis(columns="copies")
 # change v1.4. Templates (one caption with six colourings of one composition; any of them counts) are kept apart.
 
 # %%
-effects = {
-    (title, kind): part.effects() for title, square in squares.items() for kind, part in (("exact", square.exact()), ("template", square.templates()))
-}
-effect_table = pd.DataFrame({key: {name.replace("_", " "): e.text(2) for name, e in found.items()} for key, found in effects.items()})
-effect_table
+parts = {(title, kind): of for title, square in squares.items() for kind, of in (("exact", square.exact()), ("template", square.templates()))}
+effects = {key: {name.replace("_", " "): e for name, e in part.effects().items()} for key, part in parts.items()}
+pd.DataFrame({key: {name: e.text(2) for name, e in found.items()} for key, found in effects.items()})
 
 # %% mystnb={"image": {"alt": "Main effects of padding and duplication, their interaction, and each factor changed alone, with intervals, exact and template memorization, shipped models and replicates", "width": "100%"}}
 if effects:
-    plots.forest({f"{kind}, {title}": {n.replace("_", " "): e for n, e in found.items()} for (title, kind), found in effects.items()}, "difference in the share reproduced");
+    plots.forest({f"{kind}, {title}": found for (title, kind), found in effects.items()}, "difference in the share reproduced");
 
 # %% [markdown]
 # ## Training and inference apart
@@ -198,112 +182,82 @@ def drawn_with(group):
 
 
 crossed = {name: drawn_with(group) for name, group in known.items()}
-training = known[run.substrate.name].training
-if metric.available and training is not None:
-    to_training = {(name, way): nearest_training(metric, pictures, training) for name, ways in crossed.items() for way, pictures in ways.items()}
+ways = list(next(iter(crossed.values())))
+to_training = {}
+if metric.available and first.training is not None:
+    to_training = {(name, way): nearest_training(metric, drawn[way], first.training) for name, drawn in crossed.items() for way in ways}
 else:
-    to_training = {}
     print("not measured: similarity to training needs the copy metric and the training pictures")
 shares = {key: share_interval(similarity >= metric.threshold) for key, similarity in to_training.items()}
 means = {key: mean_interval(similarity) for key, similarity in to_training.items()}
-pd.DataFrame(
-    {way: {name: f"{shares[name, way].text(2)}; mean similarity {means[name, way].value:.2f}" for name in crossed if (name, way) in shares} for way in next(iter(crossed.values()))}
-).rename_axis("trained as")
+words = {(name, way): f"{shares[name, way].text(2)}; mean similarity {means[name, way].value:.2f}" for name, way in shares}
+pd.DataFrame({way: {name: words[name, way] for name in crossed if (name, way) in words} for way in ways}).rename_axis("trained as")
 
 # %% mystnb={"image": {"alt": "Share of pictures that reproduce the training picture, by trained model and by how it is sampled, as bars with intervals", "width": "100%"}}
 if shares:
-    plots.grouped_bars({name: {way: shares[name, way] for way in crossed[name]} for name in crossed}, "share reproduced", (0, 1));
+    plots.grouped_bars({name: {way: shares[name, way] for way in ways} for name in crossed}, "share reproduced", (0, 1));
 
 # %% mystnb={"image": {"alt": "The prompt of one repeated pair in each model, drawn with own padding, other padding, eot masked and padding masked", "width": "60%"}}
-first = {name: np.stack([pictures[0, 0] for pictures in ways.values()]) for name, ways in crossed.items()}
-plots.montage(first, list(next(iter(crossed.values()))), f"“{known[run.substrate.name].prompts.prompts[0]}”", cell=1.2);
+one = {name: np.stack([drawn[way][0, 0] for way in ways]) for name, drawn in crossed.items()}
+plots.montage(one, ways, f"“{first.prompts.prompts[0]}”", cell=1.2);
 
 # %% [markdown]
 # The same on prompts that are not memorized: similarity to the picture with the model's own padding, and alignment. It shows whether a
 # condition takes away the memorized picture or any picture.
 
 # %%
-crossed_other = {name: drawn_with(group) for name, group in other.items()}
 others = {}
-for name, ways in crossed_other.items():
-    x, group = runs[name], other[name]
-    for way, pictures in ways.items():
-        alike = x.metrics.copy.similarity(pictures, ways["own padding"]) if x.metrics.copy.available else None
-        aligned = x.metrics.alignment(pictures, group.descriptions) if x.metrics.alignment.available else None
-        others[name, way] = {
-            "similarity to own padding": "not measured" if alike is None else mean_interval(alike).text(2),
-            "alignment": "not measured" if aligned is None else mean_interval(aligned).text(2),
-        }
+for name, group in other.items():
+    metrics, drawn = runs[name].metrics, drawn_with(group)
+    for way, pictures in drawn.items():
+        alike = mean_interval(metrics.copy.similarity(pictures, drawn["own padding"])).text(2) if metrics.copy.available else NOT_MEASURED
+        aligned = mean_interval(metrics.alignment(pictures, group.descriptions)).text(2) if metrics.alignment.available else NOT_MEASURED
+        others[name, way] = {"similarity to own padding": alike, "alignment": aligned}
 pd.DataFrame(others).T.rename_axis(["trained as", "drawn with"])
-
 
 # %% [markdown]
 # ## Verdicts
 
 # %%
-def reproduced(name):
-    """Whether each prompt is reproduced with at least nine tenths of the seeds, [N]."""
-    similarity = to_training[name, "own padding"]
-    return (similarity >= metric.threshold).mean(1) >= 0.9
-
-
-verdicts = {}
-found = {}
+why, found = {}, {}
 if replicated is not None:
     square = replicated.exact()
-    found = square.effects()
-    verdicts["C4a"] = judge(claim("C4a"), {name: found[name] for name in claim("C4a").quantities}, run.thresholds, run.substrate.name)
-    copies = {"share_v1": square.share("minisd-v1"), "share_v2": square.share("minisd-v2"),
-              "share_v2_minus_v1": square.difference("minisd-v2", "minisd-v1")}
-    verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
+    found = square.effects() | {"share_v1": square.share("minisd-v1"), "share_v2": square.share("minisd-v2"),
+                                "share_v2_minus_v1": square.difference("minisd-v2", "minisd-v1")}  # fmt: skip
 elif miniature:
-    for name in ids:
-        verdicts[name] = not_testable(claim(name), run.substrate.name, "The replicated trainings are not at hand.")
+    why = dict.fromkeys(page.claims, "The replicated trainings are not at hand.")
 else:
-    verdicts["C4a"] = not_testable(claim("C4a"), run.substrate.name, "The training would have to be repeated with the padding or the data changed.")
+    why = {"C4a": "The training would have to be repeated with the padding or the data changed."}
     if {"sd14", "sd21"} <= set(runs) and to_training:
-        v1, v2 = (reproduced(name).astype(float) for name in ("sd14", "sd21"))
-        copies = {"share_v1": share_interval(v1), "share_v2": share_interval(v2), "share_v2_minus_v1": paired_difference(v2, v1)}
-        verdicts["C4b"] = judge(claim("C4b"), copies, run.thresholds, run.substrate.name)
+        # Reproduced is a prompt with at least nine tenths of its seeds.
+        v1, v2 = (((to_training[name, "own padding"] >= metric.threshold).mean(1) >= 0.9).astype(float) for name in ("sd14", "sd21"))
+        found = {"share_v1": share_interval(v1), "share_v2": share_interval(v2), "share_v2_minus_v1": paired_difference(v2, v1)}
     else:
-        verdicts["C4b"] = not_testable(claim("C4b"), run.substrate.name, "It needs sd14 and sd21, the copy metric and the training pictures.")
-display(*verdicts.values())
+        why["C4b"] = "It needs sd14 and sd21, the copy metric and the training pictures."
+page.judge(found, run, not_testable_because=why)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for verdict in verdicts.values():
-    print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-NOT = "not measured"
-for name in claim("C4a").quantities:
-    glue(name, found[name].text(2) if name in found else NOT, display=False)
-for name in claim("C4b").quantities:
-    glue(name, verdicts["C4b"].quantities[name].text(2) if name in verdicts["C4b"].quantities else NOT, display=False)
-for model, short in (("minisd-v1", "v1"), ("minisd-v2", "v2")):
-    for way, key in (("own padding", "own"), ("other padding", "other"), ("<eot> masked", "eot"), ("padding masked", "pad")):
-        glue(f"{short}_{key}", shares[model, way].text(2) if (model, way) in shares else NOT, display=False)
-for_templates = replicated.templates().effects() if replicated is not None else {}
-for name in ("effect_of_padding", "effect_of_duplication"):
-    glue(f"template_{name}", for_templates[name].text(2) if name in for_templates else NOT, display=False)
-glue("n_pairs", verdicts["C4a"].n_prompts, display=False)
+page.glue({name: found.get(name) for each in page.claims.values() for name in each.quantities})
+WAYS = {"own padding": "own", "other padding": "other", "<eot> masked": "eot", "padding masked": "pad"}
+page.glue({f"{short}_{key}": shares.get((f"minisd-{short}", way)) for short in ("v1", "v2") for way, key in WAYS.items()})
+templates = replicated.templates().effects() if replicated is not None else {}
+page.glue({f"template_{name}": templates.get(name) for name in ("effect_of_padding", "effect_of_duplication")})
 PLAINLY = {
     "holds": "the padding decides, and more than the duplication, as `clip` says",
     "does not hold": "the duplication decides, and not the padding",
     "not testable here": "nothing can be said, because the trainings are not at hand",
 }
-glue("plainly", PLAINLY.get(verdicts["C4a"].verdict, "the trainings do not tell the two causes apart"), display=False)
+without, by_training = None, None
 if replicated is not None:
-    square = replicated.exact()
-    without = np.stack([values for name, values in square.values.items() if name.endswith("-dedup")])
-    by_training = (square.values["minisd-v1"] - square.values["minisd-v2"]).mean(0)
-    glue("without_duplicates", f"{without.sum():.0f} of {without.size}", display=False)
-    glue("by_training", ", ".join(f"{difference:+.2f}" for difference in by_training), display=False)
-else:
-    glue("without_duplicates", NOT, display=False)
-    glue("by_training", NOT, display=False)
-for name, verdict in verdicts.items():
-    glue(f"verdict_{name}", verdict.verdict, display=False)
+    values = np.stack([values for name, values in square.values.items() if name.endswith("-dedup")])
+    without = f"{values.sum():.0f} of {values.size}"
+    by_training = ", ".join(f"{d:+.2f}" for d in (square.values["minisd-v1"] - square.values["minisd-v2"]).mean(0))
+plainly = PLAINLY.get(page.verdicts["C4a"].verdict, "the trainings do not tell the two causes apart")
+page.glue({"n_pairs": page.verdicts["C4a"].n_prompts, "plainly": plainly, "without_duplicates": without, "by_training": by_training})
 
 # %% [markdown]
 # ## What it says, and what it can't

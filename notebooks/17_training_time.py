@@ -36,35 +36,27 @@
 # What each run gave is kept in tables under `data/minisd`, made by `python -m memlib.training.minisd mitigated`; this page reads them.
 
 # %%
-import time
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable
-from memlib.base.errors import InputError
-from memlib.results import trainings
-from memlib.results.trainings import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
+from memlib.experiment.page import NOT_MEASURED, Page, at_hand
+from memlib.models.catalogue import source_of
 from memlib.models.minisd.paths import settings
 from memlib.models.minisd.prompt_sets import training_pictures
 from memlib.prompts.sets import load_prompts
-from memlib.experiment.provenance import provenance
-from memlib.models.catalogue import source_of
+from memlib.results import figures as plots
+from memlib.results import trainings
+from memlib.results.trainings import PLAIN, SHOWN_HELD_OUT, read_strip, shown_prompts
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the trainings are MiniSD's; with another substrate the page says what could be tested there
 mitigations = None  # names of training-time mitigations; None: all that were trained with
 
 # %%
-refuse_unknown()
+page = Page("A4")
 plots.style()
 pd.set_option("display.max_colwidth", None)
-started = time.monotonic()
 source = source_of(substrate)
 retrained, substrate_name = source.data().retrained, source.name
 names = []
@@ -73,24 +65,12 @@ if retrained:
 else:
     print("not measured: the training of this substrate can't be repeated here")
 
-
-def at_hand(read, *details):
-    """What a table says, or None with a line on what is missing."""
-    try:
-        return read(*details)
-    except InputError as missing:
-        print(f"not measured: {missing}")
-        return None
-
-
 # %% [markdown]
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-a4 = claim("A4")
-print(f"{a4.id}  {a4.statement}\n     holds if: {a4.criterion}\n     refuted if: {a4.refuted_if.words}\n")
-print("".join(f"     {name}: {words}\n" for name, words in a4.quantities.items()))
-print(a4.reported_note)
+page.show_claims(quantities=True)
+print(page.claims["A4"].reported_note)
 
 # %% [markdown]
 # ## The methods
@@ -246,42 +226,38 @@ pd.DataFrame({"time of a step, to plain": {name: ratio.text(2) for name, ratio i
 
 # %%
 LEAST = 0.1  # with less to be memorized there is nothing to mitigate
-found = {}
+found, why = {}, ""
 if "entropy-filter" in effects and "entropy-filter" in qualities:
     judged = effects["entropy-filter"]["16 to 128 copies"]
-    found = {"share_plain": judged.share(PLAIN), "share_filtered": judged.share("entropy-filter"), "share_difference": judged.difference("entropy-filter", PLAIN)}
-    found |= {"alignment_difference": qualities["entropy-filter"]["change of alignment"],
-              "background_difference": qualities["entropy-filter"]["change of background"]}  # fmt: skip
+    found = {"share_plain": judged.share(PLAIN), "share_filtered": judged.share("entropy-filter"),
+             "share_difference": judged.difference("entropy-filter", PLAIN), "share_difference_concentrated": None,
+             "alignment_difference": qualities["entropy-filter"]["change of alignment"],
+             "background_difference": qualities["entropy-filter"]["change of background"]}  # fmt: skip
     if "concentration-filter" in effects:
         found["share_difference_concentrated"] = effects["concentration-filter"]["16 to 128 copies"].difference("concentration-filter", PLAIN)
     if found["share_plain"].value < LEAST:
-        verdict = not_testable(a4, substrate_name, f"Plain training reproduces {found['share_plain'].text(2)} of the pairs, less than a tenth.")
-    else:
-        verdict = judge(a4, found, substrate=substrate_name)
+        why = f"Plain training reproduces {found['share_plain'].text(2)} of the pairs, less than a tenth."
 elif retrained:
-    verdict = not_testable(a4, substrate_name, "The trainings with the entropy filter, or the plain ones beside them, are not at hand.")
+    why = "The trainings with the entropy filter, or the plain ones beside them, are not at hand."
 else:
-    verdict = not_testable(a4, substrate_name, "The training would have to be repeated with the filter.")
-display(verdict)
+    why = "The training would have to be repeated with the filter."
+page.judge(found, substrate_name, not_testable_because={"A4": why})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-NOT = "not measured"
-for name in a4.quantities:
-    glue(name, found[name].text(2) if name in found else NOT, display=False)
+page.glue({name: found.get(name) for name in page.claims["A4"].quantities})
 CHANGES = {"magnitude-filter": "magnitude", "random-caption": "random", "several-captions": "several", "random-words": "words", "repeated-words": "repeated"}
 for name, key in CHANGES.items():
-    glue(f"effect_{key}", effects[name]["16 to 128 copies"].difference(name, PLAIN).text(2) if name in effects else NOT, display=False)
-    glue(f"change_{key}", qualities[name]["change of alignment"].text(2) if name in qualities else NOT, display=False)
+    page.glue({f"effect_{key}": effects[name]["16 to 128 copies"].difference(name, PLAIN) if name in effects else None,
+               f"change_{key}": qualities[name]["change of alignment"] if name in qualities else None})  # fmt: skip
 for name, key in (("entropy-filter", "entropy"), ("magnitude-filter", "magnitude")):
-    for kind, short in (("seen once", "once"), ("128 copies", "128")):
-        glue(f"left_{key}_{short}", f"{late[name][kind].value:.2f}" if name in late and kind in late[name] else NOT, display=False)
-    glue(f"cost_{key}", f"{ratios[name].value:.2f}" if name in ratios else NOT, display=False)
-glue("n_trainings", len(pairs["entropy-filter"].seeds) if "entropy-filter" in pairs else 0, display=False)
-glue("verdict_A4", verdict.verdict, display=False)
+    left = {short: late[name].get(kind) if name in late else None for kind, short in (("seen once", "once"), ("128 copies", "128"))}
+    page.glue({f"left_{key}_{short}": NOT_MEASURED if e is None else f"{e.value:.2f}" for short, e in left.items()})
+    page.glue({f"cost_{key}": f"{ratios[name].value:.2f}" if name in ratios else NOT_MEASURED})
+page.glue({"n_trainings": len(pairs["entropy-filter"].seeds) if "entropy-filter" in pairs else 0})
 
 # %% [markdown]
 # ## What it says, and what it can't
@@ -310,6 +286,6 @@ glue("verdict_A4", verdict.verdict, display=False)
 # public leaves open at which times and over which layers its authors take the entropy; here it is every layer, at each sample's own time.
 
 # %% tags=["hide-input"]
-provenance({"substrate": f"{substrate_name} (nothing of it was loaded)",
-            "trainings": "; ".join(f"{name}: {len(p.seeds)}" for name, p in pairs.items()) or "none",
-            "pictures": "none sampled here: tables and strips of data/minisd"}, started)
+page.provenance({"substrate": f"{substrate_name} (nothing of it was loaded)",
+                 "trainings": "; ".join(f"{name}: {len(p.seeds)}" for name, p in pairs.items()) or "none",
+                 "pictures": "none sampled here: tables and strips of data/minisd"})

@@ -40,19 +40,15 @@
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from myst_nb import glue
 
-from memlib.results import figures as plots
-from memlib.probes.attack import Attack, Budget
-from memlib.probes.attack import targets
-from memlib.probes.attack.outcomes import share, survival
-from memlib.experiment.parameters import refuse_unknown
-from memlib.judging.claims import claim, judge, not_testable
-from memlib.judging.equivalence import relative_change
 from memlib.base.errors import InputError
-from memlib.experiment import Experiment
-from memlib.results import remedy_rounds
+from memlib.experiment.page import Page, told
+from memlib.judging.equivalence import relative_change
 from memlib.models.minisd.paths import settings
+from memlib.probes.attack import Attack, Budget, targets
+from memlib.probes.attack.outcomes import share, survival
+from memlib.results import figures as plots
+from memlib.results import remedy_rounds
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # the model before fine-tuning: minisd-v1, sd14, sd21, or a folder with a diffusers pipeline
@@ -76,23 +72,22 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 
 # %%
-refuse_unknown()
+page = Page("D5")
 plots.style()
-sampling = {"steps": steps, "guidance": guidance, "scheduler": scheduler, "device": device, "dtype": dtype, "batch_size": batch_size}
 wanted = {
     "before": substrate,
     "adversarial": f"{substrate}-adversarial" if adversarial == "auto" else adversarial,
     "plain": f"{substrate}-surrogates" if plain == "auto" else plain,
     "dedup": f"{substrate}-dedup" if without == "auto" else without,
 }
-run = Experiment(substrate, n_seeds=n_seeds, **sampling)
+run = page.experiment()
 known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
 ours = substrate == settings()["remedies"]["base"] and adversarial == plain == "auto"
 rounds = remedy_rounds.read_rounds() if ours else None
 models, absent = {"before": run}, {}
 for name, place in list(wanted.items())[1:]:
     try:
-        models[name] = Experiment(place, n_seeds=n_seeds, **sampling)
+        models[name] = page.experiment(substrate=place)
     except InputError as error:
         absent[name] = str(error)
 for name, why in absent.items():
@@ -104,11 +99,7 @@ groups = {name: (x.group(known.prompts, None, "memorized"), x.group(other.prompt
 # ## What is claimed, and what would refute it
 
 # %% tags=["hide-input"]
-c = claim("D5")
-print(f"{c.id}  {c.statement}\n     holds if: {c.criterion}\n     refuted if: {c.refuted_if.words}")
-for quantity, words in c.quantities.items():
-    print(f"     {quantity}: {words}")
-print({k: round(v, 3) for k, v in run.thresholds.items()})
+page.show_claims(run.thresholds, quantities=True)
 
 # %% [markdown]
 # ## The pictures
@@ -134,7 +125,7 @@ rows = {}
 for name, pair in groups.items():
     for group in pair:
         means = {score: group.mean(score) for score in ("similarity to training", "alignment with prompt", "quality", "diversity")}
-        rows[group.label, name] = {score: "not measured" if mean is None else mean.text(2) for score, mean in means.items()}
+        rows[group.label, name] = {score: told(mean) for score, mean in means.items()}
 pd.DataFrame(rows).T.rename_axis(["prompts", "model"])
 
 # %% [markdown]
@@ -219,7 +210,7 @@ if curves:
 # ## Verdict
 
 # %%
-quantities = dict.fromkeys(c.quantities)
+quantities = dict.fromkeys(page.claims["D5"].quantities)
 for name, quantity in (("before", "share_before"), ("adversarial", "share_after"), ("plain", "share_plain"), ("dedup", "share_dedup")):
     if name in back:
         quantities[quantity] = share(back[name])
@@ -231,33 +222,21 @@ for name, pair in groups.items():
             changes[name, quantity] = relative_change(first, second, float(second.mean()))
 for quantity in ("alignment", "quality"):
     quantities[quantity] = changes.get(("adversarial", quantity))
-if "adversarial" in absent:
-    verdict = not_testable(c, run.substrate.name, "There is no model that was fine-tuned adversarially from this one.")
-else:
-    verdict = judge(c, quantities, run.thresholds, run.substrate.name)
+why = "There is no model that was fine-tuned adversarially from this one." if "adversarial" in absent else ""
 display(pd.Series({key: e.text(3) for key, e in changes.items()}, name="change on prompts not memorized, share", dtype=str))
-display(verdict)
+page.judge(quantities, run, not_testable_because={"D5": why})
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(verdict.claim, verdict.verdict)
-
+page.print_verdicts()
 
 # %% tags=["remove-cell"]
-def told(estimate, digits=2):
-    return "not measured" if estimate is None else estimate.text(digits)
-
-
-for name, value in quantities.items():
-    glue(f"d5_{name}", told(value), display=False)
-for quantity in ("alignment", "quality"):
-    glue(f"d5_plain_{quantity}", told(changes.get(("plain", quantity))), display=False)
+page.glue({f"d5_{name}": value for name, value in quantities.items()})
+page.glue({f"d5_plain_{quantity}": changes.get(("plain", quantity)) for quantity in ("alignment", "quality")})
 for remedy in ("adversarial", "surrogates"):
     seen = sorted((step, e) for step, e in curves.get(remedy_rounds.BACK, {}).get(remedy, {}).items() if step)
     for when, place in (("first", 0), ("last", -1)):
-        step, estimate = seen[place] if seen else (None, None)
-        glue(f"d5_{remedy}_{when}", f"{told(estimate)} (step {step})" if seen else "not measured", display=False)
-glue("verdict_D5", verdict.verdict, display=False)
+        page.glue({f"d5_{remedy}_{when}": f"{told(seen[place][1])} (step {seen[place][0]})" if seen else None})
 
 # %% [markdown]
 # On this substrate D5 {glue:text}`verdict_D5`. The attack brings back {glue:text}`d5_share_before` of the pictures before any fine-tuning,

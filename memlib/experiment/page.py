@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from memlib.base.errors import InputError
 from memlib.experiment import parameters
 from memlib.experiment.provenance import Provenance, provenance
 from memlib.experiment.run import Experiment
@@ -30,6 +31,15 @@ NOTEBOOK_BACKENDS = ("inline", "ipympl", "widget", "nbagg")
 def told(estimate: Estimate | None, digits: int = 2) -> str:
     """An estimate with its interval as text, or "not measured"."""
     return NOT_MEASURED if estimate is None else estimate.text(digits)
+
+
+def at_hand(read: Callable[..., Any], *details: Any, what: str = "") -> Any:
+    """What `read` returns for `details`, or None and a printed line on what is missing where it raises InputError; `what` begins that line."""
+    try:
+        return read(*details)
+    except InputError as missing:
+        print(f"{what}: {NOT_MEASURED}. {missing}" if what else f"{NOT_MEASURED}: {missing}")
+        return None
 
 
 class Page:
