@@ -20,7 +20,7 @@ from memlib.metrics.alignment import TextAlignment, open_clip_judge
 from memlib.metrics.distribution import InceptionFeatures, _PooledA, fid, fid_inception, frechet_distance, kernel_distance, moments
 from memlib.metrics.diversity import SeedDiversity, _mean_over_pairs, descriptor_diversity, lpips_network, seed_diversity
 from memlib.metrics.pictures import centred
-from memlib.metrics.quality import aesthetic_head, realism, realism_reference
+from memlib.metrics.quality import aesthetic_head, load_realism, realism, realism_reference
 from memlib.metrics.similarity import CopyDescriptor, cosine, load_sscd, nearest
 from memlib.models.data import SubstrateData
 from memlib.models.minisd.data import data_of
@@ -143,6 +143,14 @@ def test_aesthetic_head_is_the_product_of_its_layers(tmp_path, draw):
     torch.save(state, tmp_path / "head.pth")
     with torch.no_grad():
         assert aesthetic_head(tmp_path / "head.pth")(torch.tensor(value).float()).item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_realism_is_known_by_its_pictures_and_not_by_the_last_digits_of_their_features(draw):
+    pictures = draw.integers(0, 255, (5, 4, 4, 3)).astype(np.uint8)
+    vectors = draw.normal(size=(5, 8)).astype(np.float32)
+    judges = [SimpleNamespace(fingerprint="judge", pictures=lambda _, noise=noise: vectors + np.float32(noise)) for noise in (0, 1e-6)]
+    first, second = (load_realism(judge, pictures).fingerprint for judge in judges)
+    assert first == second != load_realism(judges[0], pictures[::-1]).fingerprint
 
 
 def test_realism_agrees_with_sklearns_neighbours(draw):

@@ -73,7 +73,8 @@ def load_realism(judge: Any, reference: Any, neighbours: int = 3) -> Quality:
     """
     real = judge.pictures(reference)
     prepared = realism_reference(real, neighbours)
-    fingerprint = digest([judge.fingerprint, neighbours, real])
+    # Of the pictures and not of their features, whose last digits hang on the machine and its number of threads.
+    fingerprint = digest([judge.fingerprint, neighbours, np.asarray(reference)])
     return Quality("realism", judge.pictures, lambda features: realism(features, *prepared), fingerprint)
 
 
