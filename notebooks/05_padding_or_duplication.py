@@ -234,7 +234,7 @@ else:
         found = {"share_v1": share_interval(v1), "share_v2": share_interval(v2), "share_v2_minus_v1": paired_difference(v2, v1)}
     else:
         why["C4b"] = "It needs sd14 and sd21, the copy metric and the training pictures."
-page.judge(found, run, not_testable_because=why)
+page.judge(found, run, not_testable_because=why);
 
 # %%
 # NBVAL_CHECK_OUTPUT

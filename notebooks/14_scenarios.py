@@ -243,7 +243,7 @@ for key in SCENARIOS:
     for name, score in (("alignment", ALIGNMENT), ("quality", "quality")):
         quantities[f"{name}_{key}"] = None if r is None else largest_cost(r.rows, r.own, score)
 
-page.judge(quantities, run.substrate.name, absent_because={q: why_absent(q) for q in page.claims["B3"].quantities})
+page.judge(quantities, run.substrate.name, absent_because={q: why_absent(q) for q in page.claims["B3"].quantities});
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -322,7 +322,7 @@ if pre is not None:
         quantities |= {short: relative(pre.rows, score, ren, pre.others), f"{short}_others": relative(pre.others, score, ren)}
 quantities |= {f"{what}_to_none": taken.ratio(what, "ren") for what in ("evaluations", "seconds")}
 missing = dict.fromkeys(page.claims["A3"].quantities)
-page.judge(missing | quantities, run.substrate.name, own={"C5d": taken.against(EDITS, ["sot-pad"])})
+page.judge(missing | quantities, run.substrate.name, own={"C5d": taken.against(EDITS, ["sot-pad"])});
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -241,7 +241,7 @@ elif retrained:
     why = "The trainings with the entropy filter, or the plain ones beside them, are not at hand."
 else:
     why = "The training would have to be repeated with the filter."
-page.judge(found, substrate_name, not_testable_because={"A4": why})
+page.judge(found, substrate_name, not_testable_because={"A4": why});
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -224,7 +224,7 @@ for quantity in ("alignment", "quality"):
     quantities[quantity] = changes.get(("adversarial", quantity))
 why = "There is no model that was fine-tuned adversarially from this one." if "adversarial" in absent else ""
 display(pd.Series({key: e.text(3) for key, e in changes.items()}, name="change on prompts not memorized, share", dtype=str))
-page.judge(quantities, run, not_testable_because={"D5": why})
+page.judge(quantities, run, not_testable_because={"D5": why});
 
 # %%
 # NBVAL_CHECK_OUTPUT
