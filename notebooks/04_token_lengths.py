@@ -25,7 +25,7 @@
 #
 # The lists belong to their publishers and are not in this repository; their statistics are
 # (`data/token_lengths.csv`: a full histogram per list, with the list's address and SHA-256). With `refetch` the lists
-# are fetched and counted anew; `python -m memlib.prompts.lengths` writes the file.
+# are fetched and counted anew; `memlib prompts lengths` writes the file.
 
 # %%
 from dataclasses import replace

@@ -208,7 +208,7 @@ listed(rows_reported[rows_reported["metric"] != "fid"])
 #
 # One picture at a time, not from the store, from prompt to picture, the methods in turn on the same prompts after each was run once; medians
 # over turns. U-Net evaluations count rows: a guided step of one picture is two. Times hang on the machine and on what runs beside: those
-# kept with the project were taken on an idle one by `python -m memlib.companion.bench mitigations` (`-p n_timed 5` takes them anew).
+# kept with the project were taken on an idle one by `memlib bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 sampler = bench.Sampler(run.substrate, steps, guidance, scheduler)

@@ -150,16 +150,8 @@ class Group:
         """
         x = self.experiment
         guidance, mitigation = self._guided(mitigation, guidance)
-        return x.store.pictures(
-            x.substrate,
-            embedding,
-            x.seeds,
-            x.recipe(guidance),
-            batch_size=x.batch_size,
-            progress=x.progress,
-            cost=x.cost,
-            mitigation=mitigation,
-        )
+        options = {"batch_size": x.batch_size, "progress": x.progress, "cost": x.cost, "mitigation": mitigation}
+        return x.store.pictures(x.substrate, embedding, x.seeds, x.recipe(guidance), **options)
 
     def _guided(self, mitigation: Mitigation | None, guidance: float | Rule | None) -> tuple[float | Rule, Mitigation | None]:
         """Guidance under a mitigation, and the mitigation itself where it acts while sampling."""
