@@ -21,7 +21,7 @@ def as_rgb(image: Image.Image) -> np.ndarray:
 
     White is the ground that the tools which made Stable Diffusion's training sets put under transparent pictures (img2dataset), where
     Pillow's own conversion shows whatever colour is stored under full transparency, mostly black. Raises ValueError for a mode that has no
-    known range (32-bit numbers) or no conversion (LAB).
+    known range (32-bit numbers) or no conversion.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BIT:

@@ -20,6 +20,8 @@ from memlib.base.pictures import read_pictures
 from memlib.models.data import PUBLISHED_SETS, Rows, SubstrateData
 from memlib.models.minisd.data import data_of as minisd
 
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -88,6 +90,11 @@ def source_of(name: str | Path) -> Source:
     path = as_folder(name)
     if path.suffix in (".yml", ".yaml") and path.is_file():
         return described(path)
+    if path.is_file() and path.suffix in SINGLE_FILES:
+        raise InputError(
+            f"{path} is a checkpoint in a single file, and folders are read: convert it once with "
+            f"diffusers.StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({path.stem!r}), and give that folder."
+        )
     if not path.is_dir():
         known = ", ".join(SUBSTRATES)
         raise InputError(f"Unknown substrate {str(name)!r}: use one of {known}, or the path of a local diffusers folder or of a YAML file that describes one.")

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from memlib.base.errors import InputError
+from memlib.models.fitting import check_schedule
 
 PARTS = {
     "tokenizer": ("tokenizer_config.json",),
@@ -49,6 +50,7 @@ def check_folder(folder: Path) -> str | None:
         for name in files:
             if not (folder / part / name).is_file():
                 raise InputError(f"{folder} lacks a part: {part}/{name} is missing, so copy or download the folder again.")
+    check_schedule(folder, _read_json(folder / "scheduler" / "scheduler_config.json"))
     variants = {part: _variant(folder, part) for part in WEIGHTED}
     variant = "fp16" if "fp16" in variants.values() else None
     for path in weight_files(folder, variant):
@@ -119,9 +121,9 @@ def read_pipeline(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
             if empty:
                 raise ValueError(f"weight {empty[0]} of {part} missing")
         return pipe
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the tokenizers' own errors have no class of their own
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else reason[:199] + "…"
         raise InputError(

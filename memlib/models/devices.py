@@ -12,7 +12,7 @@ from memlib.base.errors import InputError
 def device_of(name: str | torch.device = "auto") -> torch.device:
     """Return the device named; "auto" is the first GPU if there is one, else the CPU.
 
-    Raises InputError for a name torch does not know, and for a GPU that is not there.
+    Raises InputError for a name torch does not know, and for a device that is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,6 +22,12 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
         raise InputError(f"Unknown device {name!r}: use auto, cpu, cuda or cuda:0.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("Device cuda was asked for, but torch sees no GPU here: use auto or cpu.")
+    try:
+        if device.type == "meta":
+            raise NotImplementedError  # knows shapes alone
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise InputError(f"Device {device} was asked for, but torch cannot compute on it here: use auto or cpu.") from error
     return device
 
 

@@ -26,6 +26,9 @@ class Substrate(Protocol):
     def weights_hash(self) -> str:
         """A text that differs for every model that gives other pictures: SHA-256 (64 hex digits) of a loaded one's weights and configurations."""
 
+    def refuse_unnamed_changes(self) -> None:
+        """Raise InputError where it was changed since it was loaded in a way that `weights_hash` cannot tell."""
+
     @property
     def revision(self) -> str | None:
         """The hub's commit, where known."""

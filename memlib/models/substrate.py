@@ -21,6 +21,8 @@ from memlib.models.checkpoint import check_folder, read_pipeline, weights_hash
 from memlib.models.data import SubstrateData
 from memlib.models.delta import DELTA_FILE, apply_delta
 from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.fitting import check_parts, with_tokenizer
+from memlib.models.live import LiveState, named
 from memlib.models.speed import Speed, prepare
 
 __all__ = ["SCHEDULERS", "SUBSTRATES", "Substrate", "data_folder", "load"]
@@ -33,18 +35,38 @@ SCHEDULERS = ("ddim", "dpm", "euler", "pndm")
 class Substrate:
     """A loaded model: a diffusers pipeline on a device, and the facts that others ask for.
 
-    `weights_hash` is a SHA-256 over weights and configurations; `data` is what it brings beside them; `revision` is
-    the hub's commit where known; `speed` is how it computes.
+    `loaded_hash` is a SHA-256 over weights and configurations as they were loaded, `weights_hash` as they are now; `data` is what it
+    brings beside them; `revision` is the hub's commit where known; `speed` is how it computes.
     """
 
     name: str
     pipe: Any = field(repr=False)
     device: torch.device
     dtype: torch.dtype
-    weights_hash: str
+    loaded_hash: str
     revision: str | None = None
     speed: Speed = field(default_factory=Speed)
     data: SubstrateData = field(default_factory=SubstrateData, repr=False)
+    state: LiveState | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.state is None:
+            self.state = LiveState(self.pipe)
+
+    @property
+    def weights_hash(self) -> str:
+        """That of what was loaded, or of that and all that was changed in place since: 64 hex digits for a loaded model."""
+        assert self.state is not None
+        return named(self.loaded_hash, self.state.changes(self.pipe))
+
+    def refuse_unnamed_changes(self) -> None:
+        """Raise InputError where a part is called otherwise than it was loaded, by a hook for instance: no name could tell its pictures apart."""
+        assert self.state is not None
+        if part := self.state.unnamed(self.pipe):
+            raise InputError(
+                f"{self.name} was changed after it was loaded, and what calls {part} now has no name that the store could keep pictures under: take "
+                "the change back, or sample with memlib.sampling.batches.sample, which keeps nothing."
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -153,11 +175,8 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
         for model in (pipe.text_encoder, pipe.unet, pipe.vae):
             torch.nn.Module.to(model, precision)  # diffusers' own `to` warns of modules to keep in float32, of which there are none
     pipe.set_progress_bar_config(disable=True)
-    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
-        raise InputError(
-            f"{folder} has a U-Net with {pipe.unet.config.in_channels} input channels for latents of "
-            f"{pipe.vae.config.latent_channels}: inpainting and depth checkpoints are not supported."
-        )
+    check_parts(folder, pipe)
+    weights = with_tokenizer(weights, pipe.tokenizer)
     pipe.to(target)
     for model in (pipe.text_encoder, pipe.unet, pipe.vae):
         model.requires_grad_(False).eval()
@@ -169,7 +188,7 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
         pipe=pipe,
         device=target,
         dtype=precision,
-        weights_hash=weights,
+        loaded_hash=weights,
         revision=revision,
         speed=speed,
         data=source.data(),

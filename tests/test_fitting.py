@@ -1,0 +1,85 @@
+"""What a checkpoint's own files can tell of parts that do not fit ends in one sentence at loading."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from memlib.base.errors import InputError
+from memlib.models.devices import device_of
+from memlib.models.substrate import load
+
+
+@pytest.fixture
+def copied(sd1_tiny, tmp_path):
+    return shutil.copytree(sd1_tiny, tmp_path / "copy")
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+
+
+def without_merges(folder):
+    lines = (folder / "tokenizer" / "merges.txt").read_text().split("\n")
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines[:40]))
+
+
+def cut_vocabulary(folder):
+    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    kept = {entry: number for entry, number in vocabulary.items() if number < 300 or number >= 49_406}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(kept))
+
+
+HARM = {
+    "steps": (lambda f: edit(f / "scheduler" / "scheduler_config.json", num_train_timesteps=0), "training steps"),
+    "prediction": (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="taste"), "prediction type 'taste'"),
+    "betas": (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_end=-1.0), "beta_end"),
+    "scale": (lambda f: edit(f / "vae" / "config.json", scaling_factor=0.0), "scaling factor"),
+    "no vocabulary": (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer|cannot be loaded"),
+    "no merges": (lambda f: (f / "tokenizer" / "merges.txt").unlink(), "tokenizer|cannot be loaded"),
+    "neither": (lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")], "tokenizer|cannot be loaded"),
+    "cut merges": (without_merges, "tokenizer"),
+    "cut vocabulary": (cut_vocabulary, "tokenizer|cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_parts_that_do_not_fit_are_refused_in_one_sentence(copied, what):
+    harm, sentence = HARM[what]
+    harm(copied)
+    with pytest.raises(InputError, match=sentence):
+        load(copied, device="cpu", dtype="float32")
+
+
+def test_a_text_encoder_of_another_width_is_refused(copied, tmp_path):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    narrow = CLIPTextConfig(vocab_size=49_408, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
+    CLIPTextModel(narrow).save_pretrained(copied / "text_encoder")
+    with pytest.raises(InputError, match="text encoder of width 16"):
+        load(copied, device="cpu", dtype="float32")
+
+
+def test_another_tokenizer_is_another_model(copied, sd1_tiny):
+    """One more token, as an inversion adds it, or two words exchanged: the hash says so; CLIP's own adds nothing to it."""
+    plain = load(sd1_tiny, device="cpu", dtype="float32")
+    vocabulary = json.loads((copied / "tokenizer" / "vocab.json").read_text())
+    vocabulary["zebra</w>"], vocabulary["apple</w>"] = vocabulary["apple</w>"], vocabulary["zebra</w>"]
+    (copied / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    assert load(copied, device="cpu", dtype="float32").weights_hash != plain.weights_hash
+
+
+def test_a_single_file_is_refused_with_the_line_that_converts_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"from_single_file\(.*model.safetensors.*save_pretrained\('model'\)"):
+        load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "cuda:99", "xpu"])
+def test_a_device_that_is_not_there_is_one_sentence(name):
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match=r"was asked for, but torch"):
+        device_of(name)
