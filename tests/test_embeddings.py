@@ -5,6 +5,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memlib.base.errors import InputError
+from memlib.mitigations import get
 from memlib.models.substrate import load
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts.embedding import PADDINGS, Embedding, encode, encode_prompts, tokenize, tokens_of_ids
@@ -135,6 +136,7 @@ class Small:
     """A tokenizer of another vocabulary: start 1, end 2, ten words, and no exclamation mark."""
 
     bos_token_id, eos_token_id, pad_token_id, unk_token_id = 1, 2, 0, 3
+    vocab_size = 14
 
     def __init__(self, bang=None):
         self.bang = bang
@@ -158,6 +160,16 @@ def test_paddings_are_numbered_by_the_tokenizer():
     assert tokens.repad("eot", Small()).pad_id == 2 and tokenize(Small(bang=9), ["a"], "!").pad_id == 9
     with pytest.raises(InputError, match="14 tokens has no '!'"):
         tokens.repad("!", Small())
+
+
+def test_random_tokens_are_of_the_vocabulary():
+    class Decoding(Small):
+        def decode(self, ids):
+            assert max(ids) < len(self)
+            return f"word{ids[0]}"
+
+    texts = {get("random-token").with_params(seed=seed).rewrite("a cat", Decoding()) for seed in range(20)}
+    assert len(texts) > 10
 
 
 def test_spans_of_ids_that_were_encoded_already(substrate):

@@ -289,7 +289,7 @@ def test_bad_parameters_end_in_one_sentence(name, params, sentence):
 @pytest.mark.parametrize("mitigation", [NUMBERS, TOKENS, REPEATED], ids=lambda m: m.name)
 def test_words_are_added_and_the_prompt_is_kept_in_order(mitigation, sd1):
     prompt = "one two  three"  # split at single spaces: the empty word counts as one
-    fake = SimpleNamespace(decode=lambda ids: f"<{ids[0]}> ")
+    fake = SimpleNamespace(vocab_size=49_408, decode=lambda ids: f"<{ids[0]}> ")
     for seed in range(20):
         words = mitigation.with_params(seed=seed).rewrite(prompt, fake).split(" ")
         left = iter(words)

@@ -21,7 +21,7 @@ from memlib.prompts.embedding import Tokens
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost
 
-DRAWN_TOKENS = 49_400  # The program draws among these; the last of CLIP's 49,408 are left out.
+DRAWN_TOKENS, LEFT_OUT = 49_400, 8  # The program draws among these; the last of CLIP's 49,408 are left out.
 DRAWN_NUMBERS = 100_000
 
 
@@ -72,7 +72,8 @@ class RandomToken(_AddedWords):
     reported: ClassVar[tuple[str, ...]] = ("rta", "random_word")
 
     def word(self, prompt: str, tokenizer: Any, generator: torch.Generator) -> str:
-        return tokenizer.decode([_draw(DRAWN_TOKENS, generator)]).strip()
+        drawn_from = min(DRAWN_TOKENS, tokenizer.vocab_size - LEFT_OUT)  # another vocabulary may be smaller
+        return tokenizer.decode([_draw(drawn_from, generator)]).strip()
 
 
 @register
