@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -118,7 +119,7 @@ class _Guard(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return self._open(HTTPConnection, request)
 
     def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self._open(HTTPSConnection, request, context=self._context)
+        return self._open(HTTPSConnection, request, context=ssl.create_default_context())
 
     def close(self) -> None:
         """Stop watching."""
@@ -128,7 +129,7 @@ class _Guard(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
     def _open(self, kind: type[HTTPConnection], request: urllib.request.Request, **options: Any) -> HTTPResponse:
         # Behind a proxy the connection leads to the proxy, and what lies beyond is its decision.
-        anywhere = self._local or request.has_proxy() or bool(request._tunnel_host)
+        anywhere = self._local or request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
 
         def connected(*arguments: Any, **settings: Any) -> socket.socket:
             opened = socket.create_connection(*arguments, **settings)
@@ -147,7 +148,7 @@ class _Guard(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
         def connection(host: str, **settings: Any) -> HTTPConnection:
             made = kind(host, **settings)
-            made._create_connection = connected
+            made._create_connection = connected  # type: ignore[attr-defined]  # where http.client takes its sockets from
             return made
 
         return self.do_open(connection, request, **options)
