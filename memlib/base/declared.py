@@ -76,11 +76,15 @@ def check(value: Any, kind: Any, what: str) -> None:
         raise InputError(f"The {what} is {value!r}: give {in_words(kind)}.") from None
 
 
-@cache
+_KINDS: dict[type, Mapping[str, Any]] = {}
+
+
 def kinds(declaring: type) -> Mapping[str, Any]:
     """The declared kind of each field of a dataclass, by name."""
-    hints = get_type_hints(declaring, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(declaring)}
+    if declaring not in _KINDS:
+        hints = get_type_hints(declaring, include_extras=True)
+        _KINDS[declaring] = {field.name: hints[field.name] for field in fields(declaring)}
+    return _KINDS[declaring]
 
 
 class Declared:

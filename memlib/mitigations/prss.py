@@ -152,7 +152,7 @@ class ReAnchoredPrompt(Mitigation):
     family: ClassVar[str] = "guidance"
     strengths: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("search_quantile", (0.5, 0.1))
     differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("the optimized embedding as its program makes it, all 77 states moved: weight decay on <sot>", {"as_published": True}, "9"),
+        Difference("the optimized embedding as its program makes it, all 77 states moved: weight decay on <sot>", {"as_published": True}, "30"),
     )
     published_target: ClassVar[float] = 3.0
     published_search_target: ClassVar[float] = 1.0
