@@ -442,3 +442,55 @@ store.scores([{{"a": 1}}, {{"a": 2}}], compute)
     threading.Timer(0.5, process.kill).start()
     assert Store(tmp_path).scores([{"a": 1}, {"a": 2}], compute) == [1.0, 2.0] and asked == [[1]]
     process.wait()
+
+
+def test_folders_of_the_environment_mean_one_place_for_everybody(tmp_path, monkeypatch):
+    """``~`` is the home folder, and a relative folder the same one from wherever it is looked for."""
+    from memlib.base.paths import ROOT, data_folder
+    from memlib.metrics.weights import cache_folder
+    from memlib.models.minisd.paths import runs_folder
+    from memlib.prompts.training_pictures import training_folder
+
+    named = {
+        "MEMLIB_STORE": store_folder,
+        "MEMLIB_DATA": data_folder,
+        "MEMLIB_RUNS": runs_folder,
+        "MEMLIB_METRICS": cache_folder,
+        "MEMLIB_TRAINING": training_folder,
+    }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, folder in named.items():
+        monkeypatch.setenv(variable, "~/kept")
+        assert folder() == tmp_path / "kept"
+        monkeypatch.setenv(variable, "made/kept")
+        for place in (tmp_path, ROOT / "notebooks"):
+            monkeypatch.chdir(place)
+            assert folder() == ROOT / "made" / "kept"
+    assert Store("~/pictures").root == tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_serves(tmp_path, monkeypatch, number):
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    store = Store(tmp_path)
+    assert store.scores([{"a": 1}, {"a": 2}], lambda absent: [(place, float(place)) for place in absent]) == [0.0, 1.0]
+    assert Store(tmp_path).peek({"a": 2}) == 1.0
+
+
+def test_a_store_that_cannot_be_written_to_is_read(tmp_path, monkeypatch):
+    Store(tmp_path).score({"a": 1}, lambda: 2.0)
+
+    def closed(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("open", "replace"):
+        monkeypatch.setattr(os, name, closed)
+    monkeypatch.setattr("memlib.base.writing.open", closed, raising=False)
+    assert Store(tmp_path).score({"a": 1}, lambda: 3.0) == 2.0
+    with pytest.raises(InputError, match="cannot be written to"):
+        Store(tmp_path).score({"a": 2}, lambda: 3.0)

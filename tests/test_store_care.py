@@ -154,3 +154,27 @@ def test_the_commands_say_what_they_did(stores, capsys):
 
 def test_sizes_are_readable():
     assert [size(n) for n in (0, 999, 1000, 39_400_000_000, 2e15)] == ["0 B", "999 B", "1.0 kB", "39.4 GB", "2000.0 TB"]
+
+
+def test_entries_damaged_in_any_way_are_counted_and_stop_nothing(tmp_path):
+    """Another format under the name of a picture, a nest that no reader survives, a folder in an entry's place, text without end."""
+    from PIL import Image
+
+    store = Store(tmp_path)
+    sound = store.put("scores", digest({"a": 1}), 1.0, {"a": 1})
+    broken = [store.path("pictures", digest({"n": number})) for number in range(2)] + [store.path("scores", digest({"n": number})) for number in range(3)]
+    for path in broken:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(broken[0], format="JPEG")
+    broken[1].write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 100)
+    broken[2].write_text("[" * 200_000)
+    broken[3].write_text('{"key": 1')
+    broken[4].write_text('{"key": "%s", "check": 0, "value": 1}' % broken[4].stem)
+    folder = store.path("scores", digest({"n": 9}))
+    folder.mkdir(parents=True)
+    found = verify(store)
+    assert found.sound == {"scores": 1} and sorted(found.broken) == sorted(broken) and found.foreign == [folder]
+    assert sum(row["entries"] for row in stats(store)) == 7 and merge(Store(tmp_path / "other"), store).taken == 1 and sound.exists()
+    with pytest.raises(InputError, match="folder lies where the store keeps a file"):
+        store.score({"n": 9}, lambda: 1.0)
+    assert store.score({"n": 0}, lambda: 1.0) == 1.0 and store.repaired == 2

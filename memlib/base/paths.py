@@ -24,10 +24,8 @@ def folder_from(variable: str, otherwise: str | Path | None = None) -> Path | No
 
 
 def cache_folder(variable: str, *parts: str) -> Path:
-    """Return the folder that an environment variable names, or that of these names under ``~/.cache/memlib`` (or `XDG_CACHE_HOME`)."""
-    kept = folder_from("XDG_CACHE_HOME", "~/.cache")
-    assert kept is not None
-    return folder_from(variable) or Path(kept, "memlib", *parts)
+    """Return the folder that an environment variable names, or that of these names under ``~/.cache/memlib``."""
+    return folder_from(variable) or Path.home().joinpath(".cache", "memlib", *parts)
 
 
 def data_folder() -> Path:

@@ -6,7 +6,6 @@ it fetches them.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from pooch import file_hash
 from safetensors.torch import load_file
 
+from memlib.base import paths
 from memlib.base.download import DownloadError, WrongFile, offline, published_file
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.paths import data_folder
@@ -57,7 +57,7 @@ def _read_table() -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Return the folder that ``MEMLIB_METRICS`` names, or ``~/.cache/memlib``."""
-    return Path(os.environ.get("MEMLIB_METRICS") or Path.home() / ".cache" / "memlib").expanduser()
+    return paths.cache_folder("MEMLIB_METRICS")
 
 
 def weight_file(name: str, download: bool = True) -> Path:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from memlib.base.errors import InputError
+from memlib.base.paths import folder_from
+from memlib.base.writing import replacing
 from memlib.models.fitting import check_schedule
 
 PARTS = {
@@ -163,8 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _file_hash(path: Path) -> str:
     state = path.stat()
     label = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}"
-    cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = cache_root / "memlib" / "file-hashes" / hashlib.sha256(label.encode()).hexdigest()
+    cache = (folder_from("XDG_CACHE_HOME", "~/.cache") or Path()) / "memlib" / "file-hashes" / hashlib.sha256(label.encode()).hexdigest()
     remember = state.st_size >= HASH_CACHE_BYTES
     if remember and cache.is_file():
         known = cache.read_text()
@@ -173,13 +173,9 @@ def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         result = hashlib.file_digest(file, "sha256").hexdigest()
     if remember:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_suffix(f".{os.getpid()}")
-            temporary.write_text(result)
-            temporary.replace(cache)
-        except OSError:
-            pass  # Only a saving of time is lost.
+        with suppress(OSError):  # Only a saving of time is lost.
+            with replacing(cache) as temporary:
+                temporary.write_text(result)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 from pooch import file_hash
 
+from memlib.base import paths
 from memlib.base.download import DownloadError, WrongFile, published_file
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
@@ -42,7 +42,7 @@ class Source:
 
 def cache_folder() -> Path:
     """Return the folder of fetched prompt lists: MEMLIB_PROMPTS, or ``~/.cache/memlib/prompts``."""
-    return Path(os.environ.get("MEMLIB_PROMPTS") or Path.home() / ".cache" / "memlib" / "prompts").expanduser()
+    return paths.cache_folder("MEMLIB_PROMPTS", "prompts")
 
 
 def load_sources() -> dict[str, Source]:

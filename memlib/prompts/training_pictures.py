@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from memlib.base import paths
 from memlib.base.download import DownloadError, download
 from memlib.base.errors import InputError
 from memlib.base.pictures import as_rgb
@@ -43,7 +44,7 @@ class Fetched:
 
 def training_folder() -> Path:
     """Return the folder of training pictures: MEMLIB_TRAINING, or ``~/.cache/memlib/training``."""
-    return Path(os.environ.get("MEMLIB_TRAINING") or Path.home() / ".cache" / "memlib" / "training").expanduser()
+    return paths.cache_folder("MEMLIB_TRAINING", "training")
 
 
 def fetch_pictures(urls: Sequence[str], folder: Path | None = None, retry: bool = False, progress: bool = False) -> dict[str, Fetched]:

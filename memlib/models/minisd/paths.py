@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from memlib.base.errors import InputError
-from memlib.base.paths import data_folder
+from memlib.base.paths import cache_folder, data_folder
 
 
 def minisd_folder() -> Path:
@@ -19,7 +18,7 @@ def minisd_folder() -> Path:
 
 def runs_folder() -> Path:
     """Checkpoints and caches of training: MEMLIB_RUNS, or ~/.cache/memlib/runs."""
-    return Path(os.environ.get("MEMLIB_RUNS") or Path.home() / ".cache" / "memlib" / "runs")
+    return cache_folder("MEMLIB_RUNS", "runs")
 
 
 def settings() -> dict:
