@@ -24,19 +24,18 @@
 # both lists and finds the picture of its main table again.
 #
 # Both lists belong to Stable Diffusion 1.4. This page measures when it is run with `-p substrate sd14` (a GPU and a few hours; an
-# interrupted run goes on from the store), and leaves its table in `data/measured`, from where every later build shows it. On any
+# interrupted run goes on from the store), and leaves its scores in `data/scores`, from where every later build shows it. On any
 # other substrate it shows the paper's figures, *reported*, and what has been measured so far.
 
 # %%
-import numpy as np
 import pandas as pd
 from IPython.display import display
 
 from memlib.experiment.page import Page, reported_at, told
-from memlib.judging.estimates import mean_interval, paired_difference
 from memlib.mitigations import REGISTRY
 from memlib.prompts.sets import load_prompts
-from memlib.results.measured import Measured, keep, load
+from memlib.results import table
+from memlib.results.measure import measure as scored
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # sd14 measures; others show what is reported and what was measured before
@@ -56,7 +55,6 @@ measure = "auto"  # auto: on sd14 only; True: also on a folder of one's own with
 # %%
 page = Page("C8")
 run = page.experiment()
-PAGE = "published-lists"
 LISTS = {"webster": webster, "membench": membench}
 TITLES = {"webster": "Webster 500", "membench": "MemBench 3000"}
 METRICS = {"similarity to original": "sscd_to_original", "alignment": "clip_score", "quality": "aesthetic"}
@@ -85,85 +83,69 @@ figures.pivot_table(index="method", columns=["metric", "place"], values="value")
 # ## Measured
 
 # %%
-def scores(name):
-    """Scores of every method on one list, {(method, score): [N, S]}; prompts pass through memory a few at a time."""
+def measured(name):
+    """Measure every method on one list and keep its rows; prompts pass through memory a few at a time."""
     prompts = load_prompts(LISTS[name])
     if n_prompts is not None and n_prompts < len(prompts):
         prompts = prompts.sample(n_prompts, seed=0)
-    parts = {}
     for start in range(0, len(prompts), at_once):
-        group = run.group(prompts.select(range(start, min(start + at_once, len(prompts)))))
-        for key, mitigation in methods.items():
-            for score in METRICS:
-                parts.setdefault((key, score), []).append(group.score(score, mitigation))
-    return {key: None if any(v is None for v in values) else np.concatenate(values) for key, values in parts.items()}
+        group = run.group(prompts.select(range(start, min(start + at_once, len(prompts)))), None, TITLES[name])
+        rows, _ = scored(group, methods.values(), list(METRICS))
+        table.append(table.path_of("published_lists", run.substrate.name), rows)
 
 
-def difference(found, first, second):
-    """Similarity under one method minus under another, paired; None where either is not registered or not measured."""
-    sides = [found.get((method, "similarity to original")) for method in (first, second)]
-    return None if any(side is None for side in sides) else paired_difference(*sides)
-
-
-if measuring:
-    found = {name: scores(name) for name in LISTS}
-    rows = [
-        {"list": TITLES[name], "method": key, "score": score,
-         "measured": told(None if (v := found[name][key, score]) is None else mean_interval(v)), "prompts": 0 if v is None else len(v), "seeds": n_seeds}
-        for name in LISTS for key in methods for score in METRICS
-    ]  # fmt: skip
+def verdict_on(on, rows=None, why=""):
+    """The verdict of C8 on a run, or on the substrate of kept rows."""
     quantities = {}
-    for name in LISTS:
-        quantities[f"{name}_ren_minus_ours"] = difference(found[name], "ren", "pad_swap_mask_eot")
-        quantities[f"{name}_wen_minus_ren"] = difference(found[name], "wen", "ren")
-    verdict = page.judge(quantities, run, show=False)["C8"]
-    if any(row["prompts"] for row in rows):
-        pictures = sum(row["prompts"] * row["seeds"] for row in rows)
-        keep(PAGE, Measured(run.substrate.name, pictures, rows, verdict, str(run.provenance())))
+    for name, title in TITLES.items() if rows is not None else ():
+        pairs = {"ren_minus_ours": ("ren", "pad_swap_mask_eot"), "wen_minus_ren": ("wen", "ren")}
+        of = rows[rows["prompt_set"] == title]
+        for pair, (one, other) in pairs.items():
+            there = one in methods and other in methods
+            quantities[f"{name}_{pair}"] = table.change(of, "similarity to original", methods[one], methods[other]) if there else None
+    return page.judge(quantities, on, not_testable_because={"C8": why}, show=False)["C8"]
+
+
+for name in LISTS if measuring else ():
+    measured(name)
+kept = table.kept("published_lists")
+others = [verdict_on(name, rows) for name, rows in kept.items() if name != run.substrate.name or not measuring]
+if measuring:
+    verdict = verdict_on(run, kept[run.substrate.name])
 else:
-    why = "Both lists belong to Stable Diffusion 1.4: not measured here."
-    verdict = page.judge({}, run, not_testable_because={"C8": why}, show=False)["C8"]
+    verdict = verdict_on(run, why="Both lists belong to Stable Diffusion 1.4: not measured here.")
 
 # %%
-def side_by_side(tables):
-    """Reported and measured figures on both lists, in columns of their own."""
-    lines = []
-    for place, title in (("Table 7", TITLES["webster"]), ("Table 8", TITLES["membench"])):
-        told = figures[figures["place"] == place].set_index(["method", "metric"])["value"]
-        for key in dict.fromkeys([*told.index.get_level_values("method"), *methods]):
-            for score, metric in METRICS.items():
-                value = f"{told[key, metric]:.2f}" if (key, metric) in told else "not reported"
-                line = {"list": title, "method": key, "score": score, "reported by clip": value}
-                for kept in tables:
-                    table = kept.table
-                    at = table[(table["list"] == title) & (table["method"] == key) & (table["score"] == score)]
-                    line[f"measured on {kept.substrate}"] = at["measured"].iloc[0] if len(at) else "not measured"
-                if not tables:
-                    line["measured"] = "not measured here"
-                lines.append(line)
-    return pd.DataFrame(lines).set_index(["list", "method", "score"])
-
-
-kept_tables = load(PAGE)
-side_by_side(kept_tables)
+lines = []
+for place, title in (("Table 7", TITLES["webster"]), ("Table 8", TITLES["membench"])):
+    reported = figures[figures["place"] == place].set_index(["method", "metric"])["value"]
+    for key in dict.fromkeys([*reported.index.get_level_values("method"), *methods]):
+        for score, metric in METRICS.items():
+            value = f"{reported[key, metric]:.2f}" if (key, metric) in reported else "not reported"
+            line = {"list": title, "method": key, "score": score, "reported by clip": value}
+            for name, rows in kept.items():
+                of = rows[rows["prompt_set"] == title]
+                line[f"measured on {name}"] = told(table.estimate(of, score, methods[key]) if key in methods else None)
+            lines.append(line if kept else line | {"measured": "not measured here"})
+pd.DataFrame(lines).set_index(["list", "method", "score"])
 
 # %% tags=["hide-input"]
-for kept in kept_tables:
-    print(f"{kept.substrate}: {kept.provenance}")
-print(f"{len(kept_tables)} measured runs are kept so far.")
+for name, rows in kept.items():
+    print(f"{name}: {' '.join(table.sources(rows))}")
+print(f"{len(kept)} measured runs are kept so far.")
 
 # %% [markdown]
 # ## Verdict
 
 # %%
-display(*[kept.verdict for kept in kept_tables if kept.substrate != run.substrate.name], verdict)
+display(*others, verdict)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({"substrate_C8": run.substrate.name, "kept_C8": ", ".join(kept.substrate for kept in kept_tables) or "none"})
+page.glue({"substrate_C8": run.substrate.name, "kept_C8": ", ".join(kept) or "none"})
 page.glue({"registered_C8": ", ".join(key for key in methods if key != "none")})
 
 # %% [markdown]

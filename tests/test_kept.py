@@ -74,11 +74,12 @@ def test_kept_results_make_no_notebook_run_again_but_those_that_show_them(layout
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
         return fingerprint(path, parameters, layout)
 
-    plain, showing = "x = 1", "from memlib.results.measured import load"
+    plain, showing = "x = 1", "from memlib.results import table\ntable.append(path, rows)"
     before = marks(plain), marks(showing)
-    folder(layout.root).mkdir(parents=True)
+    scores = layout.root / "data" / "scores"
+    scores.mkdir(parents=True)
     # A run's own table, written while it runs, is not its input.
-    (folder(layout.root) / "09_published_lists-sd14.json").write_text("{}")
+    (scores / "published_lists-sd14.parquet").write_text("{}")
     assert (marks(plain), marks(showing)) == before
-    (folder(layout.root) / "09_published_lists-sd21.json").write_text("{}")
+    (scores / "published_lists-sd21.parquet").write_text("{}")
     assert marks(plain) == before[0] and marks(showing) != before[1]

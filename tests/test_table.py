@@ -23,6 +23,7 @@ from memlib.results.table import (
     empty,
     estimate,
     join,
+    kept,
     matrix,
     name_of,
     path_of,
@@ -125,6 +126,16 @@ def test_a_file_that_stops_while_it_is_written_stays_as_it_was(tmp_path, monkeyp
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"page-m\.parquet cannot be read: restore it"):
         read(path)
+
+
+def test_the_rows_of_a_page_are_kept_by_substrate(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
+    assert kept("lists") == {}
+    for name in ("sd14", "folder/my-model"):
+        append(path_of("lists", name), rows("none", "quality", [[0.5]], substrate=name))
+    append(path_of("others", "sd14"), rows("none", "quality", [[0.5]]))
+    found = kept("lists")
+    assert list(found) == ["my-model", "sd14"] and found["sd14"]["substrate"].tolist() == ["sd14"]
 
 
 def test_a_column_or_a_shape_that_the_table_does_not_have_is_refused(group):
@@ -256,23 +267,23 @@ def test_rows_of_another_experiment_or_method_are_not_taken(judged, monkeypatch)
 
 def test_rows_measured_twice_are_compared():
     values = np.random.default_rng(0).uniform(size=(4, 2))
-    kept = join([rows("none", "quality", values), rows("e", "quality", values), rows("e", "similarity to training", values)])
-    assert compare(kept, kept) == (2, 0.0) and compare(kept, empty()) == (0, 0.0)
+    before = join([rows("none", "quality", values), rows("e", "quality", values), rows("e", "similarity to training", values)])
+    assert compare(before, before) == (2, 0.0) and compare(before, empty()) == (0, 0.0)
     now = rows("e", "quality", values[:2] + np.array([[0.1], [0]]))
-    count, apart = compare(now, kept)
+    count, apart = compare(now, before)
     assert count == 1 and apart == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("key", list(SCENARIOS))
 def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_as_it_is_now(key):
-    kept = read(path_of("all_mitigations", "minisd-v1"))
+    found = read(path_of("all_mitigations", "minisd-v1"))
     name, _ = place(key, "minisd-v1")
-    kept = kept[kept["substrate"] == name]
-    assert set(kept["training"]) == {load(name, "cpu").weights_hash[:12]}
-    assert all(json.loads(run)["sampler version"] == SAMPLER_VERSION and "dirty" not in run for run in set(kept["run"]))
+    found = found[found["substrate"] == name]
+    assert set(found["training"]) == {load(name, "cpu").weights_hash[:12]}
+    assert all(json.loads(run)["sampler version"] == SAMPLER_VERSION and "dirty" not in run for run in set(found["run"]))
     # Where a static transition is put hangs on the scenario, so that its rows have other parameters than the registered one.
-    assert set(kept["method"]) == set(REGISTRY)
-    there = {*zip(kept["method"], kept["params"], strict=True)}
+    assert set(found["method"]) == set(REGISTRY)
+    there = {*zip(found["method"], found["params"], strict=True)}
     assert all(m.name.startswith("static") for m in REGISTRY.values() if name_of(m) not in there)
 
 
@@ -286,7 +297,7 @@ def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_a
     ],
 )
 def test_rows_of_the_first_reference_run_are_those_of_the_files_that_it_was_kept_in_before(substrate, prompt_set, method, metric, mean, count):
-    kept = read(path_of("all_mitigations", "minisd-v1"))
-    kept = kept[(kept["substrate"] == substrate) & (kept["prompt_set"] == prompt_set)]
-    values = matrix(kept, metric, get(method))
+    found = read(path_of("all_mitigations", "minisd-v1"))
+    found = found[(found["substrate"] == substrate) & (found["prompt_set"] == prompt_set)]
+    values = matrix(found, metric, get(method))
     assert values.size == count and values.mean() == pytest.approx(mean, abs=1e-12)

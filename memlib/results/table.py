@@ -119,6 +119,11 @@ def read(path: Path) -> pd.DataFrame:
         return typed(rows.assign(run=rows["run"].astype(object).map(lambda place: json.dumps(runs[place]))))
 
 
+def kept(page: str) -> dict[str, pd.DataFrame]:
+    """Return the rows of a page by substrate, of all for which there is a file."""
+    return {path.stem.removeprefix(f"{page}-"): read(path) for path in sorted((data_folder() / "scores").glob(f"{page}-*.parquet"))}
+
+
 def write(path: Path, rows: pd.DataFrame) -> None:
     """Write rows to a file, whole or not at all, in place of what is there."""
     rows = typed(rows)

@@ -33,11 +33,12 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any], layout: Layout) -
     content = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in cells]
     trees = [tree for cell in cells if cell.cell_type == "code" and (tree := _parsed(cell.source)) is not None]
     modules = reached(layout.root, trees)
+    writes = parameters.get("profile") == "reference" or any("table.append(" in cell.source for cell in cells)
     told = [
         content,
         dict(parameters),
         {name: code_hash(path) for name, path in modules.items()},
-        _data(layout, trees, modules.values(), notebook.stem),
+        _data(layout, trees, modules.values(), notebook.stem, writes),
         _checkpoint(layout),
         os.environ.get("MEMLIB_PICTURES", ""),
         _hash_file(layout.root / "requirements.txt"),
@@ -117,7 +118,7 @@ def _bare(path: Path) -> ast.Module:
     return tree
 
 
-def _data(layout: Layout, trees: Iterable[ast.AST], modules: Iterable[Path], stem: str) -> dict[str, str]:
+def _data(layout: Layout, trees: Iterable[ast.AST], modules: Iterable[Path], stem: str, writes: bool = False) -> dict[str, str]:
     """Hashes of the committed data that code names: whatever stands at the top of ``data`` and in a string of the code. Of the claims, the page's own."""
     root, words = layout.root, {text for tree in trees for text in _strings(tree)}
     for path in modules:
@@ -131,8 +132,8 @@ def _data(layout: Layout, trees: Iterable[ast.AST], modules: Iterable[Path], ste
             hashes[entry.name] = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
         else:
             files = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if path.is_file())
-            own_tables = (f"-{layout.folder_name}.json", f"-{Path(layout.parameter).name}.json")  # this run writes them, and they are no input of it
-            files = [path for path in files if entry.name != "measured" or not path.name.endswith(own_tables)]
+            if entry.name == "scores" and writes:  # what a run writes is no input of it
+                files = [path for path in files if not path.stem.endswith((f"-{layout.folder_name}", f"-{Path(layout.parameter).name}"))]
             hashes |= {path.relative_to(root).as_posix(): _hash_file(path) for path in files}
     return hashes
 
