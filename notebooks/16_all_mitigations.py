@@ -44,14 +44,12 @@
 # and no rival.
 
 # %%
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 from IPython.display import Markdown, display
 
 from memlib.base.numbers import counted
-from memlib.base.paths import data_folder
 from memlib.companion import bench
 from memlib.experiment.page import NOT_MEASURED, Page, told
 from memlib.mitigations import REGISTRY, describe, get
@@ -189,13 +187,9 @@ if pre is not None:
 # of that without mitigation in the same turn, with a 95 % interval by bootstrap over turns.
 
 # %% tags=["full-width"]
-kept = data_folder() / "bench" / f"{Path(substrate).name}.csv"
-if kept.is_file():
-    timed = pd.read_csv(kept)
-    print(timed["provenance"].iloc[0])
-    display(bench.for_page(timed))
-else:
-    print("Not measured here: python -m memlib.companion.bench mitigations --out writes it.")
+timed, words = bench.kept_table(substrate)
+print(words)
+timed
 
 # %% [markdown]
 # ## What is left against what is kept
@@ -216,10 +210,8 @@ if pre is not None and pre.other_curves[0]:
     panels[OTHERS], usual[OTHERS] = pre.other_curves, usual[SCENARIOS["pretrained"].label]
 
 # %% mystnb={"image": {"alt": "Similarity to training left against alignment with the prompt kept, a panel for each scenario, each mitigation a curve over its strengths in the colour of its family", "width": "100%"}}
-if panels:
-    plots.trade_off(panels, families, "similarity to training", "alignment with prompt")
-else:
-    print("Not measured: similarity to training or alignment is not at hand for this substrate.")
+missing = "Not measured: similarity to training or alignment is not at hand for this substrate."
+plots.trade_off(panels, families, "similarity to training", "alignment with prompt") if panels else print(missing);
 
 # %% [markdown]
 # The area that a method's settings dominate together, in units of the rectangle from that corner to a similarity of 0 at unharmed alignment: 1
@@ -232,8 +224,7 @@ ranked = {title: rank(curves_, corner, usual[title], same_prompts=title != OTHER
 for title in [title for title, by in ranked.items() if not by]:
     print(f"{title}: no ranking. Alignment without mitigation is not above that with the prompts of other pictures.")
 ranked = {title: by for title, by in ranked.items() if by}
-if ranked:
-    display(areas(ranked).fillna(NOT_MEASURED))
+areas(ranked).fillna(NOT_MEASURED) if ranked else NOT_MEASURED
 
 # %% mystnb={"image": {"alt": "Dominated area of each mitigation with its interval, a panel for each scenario, the largest first", "width": "100%"}}
 if ranked:
@@ -321,8 +312,7 @@ if pre is not None:
     for short, score in (("alignment", KEPT), ("quality", "quality")):
         quantities |= {short: relative(pre.rows, score, ren, pre.others), f"{short}_others": relative(pre.others, score, ren)}
 quantities |= {f"{what}_to_none": taken.ratio(what, "ren") for what in ("evaluations", "seconds")}
-missing = dict.fromkeys(page.claims["A3"].quantities)
-page.judge(missing | quantities, run.substrate.name, own={"C5d": taken.against(EDITS, ["sot-pad"])});
+page.judge(dict.fromkeys(page.claims["A3"].quantities) | quantities, run.substrate.name, own={"C5d": taken.against(EDITS, ["sot-pad"])});
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -5,8 +5,9 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.companion.bench import timing as module
+from memlib.companion.bench.mitigations import table as made_of_runs
 from memlib.companion.bench.runs import Run, by_turn, path_of, read, write
-from memlib.companion.bench.timing import TURNS, Times, times
+from memlib.companion.bench.timing import TURNS, Times, kept_table, times
 from memlib.mitigations import get
 
 
@@ -94,3 +95,14 @@ def test_a_quantity_by_turn_has_no_mitigation_first():
 def test_one_turn_has_no_interval():
     ratio = Times([Run("p", name, 0, 1.0, 2.0, 0, 1.0) for name in ("none", "ren")], "").ratio("seconds", "ren")
     assert ratio.value == 1 and np.isnan(ratio.low)
+
+
+def test_the_kept_table_of_a_substrate_is_shown_and_its_absence_said(data, runs):
+    shown, words = kept_table("made-up")
+    assert shown.empty and "memlib bench mitigations" in words
+    made_of_runs(runs, {}).assign(provenance="commit: abc").to_csv(data / "bench" / "made-up.csv", index=False)
+    shown, words = kept_table("folder/made-up")
+    assert shown.index[0] == "none" and words == "commit: abc"
+    (data / "bench" / "made-up.csv").write_text("mitigation\nnone\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"made-up\.csv cannot be read"):
+        kept_table("made-up")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from memlib.companion.bench.mitigations import Sampler, measure
+from memlib.base.paths import data_folder
+from memlib.companion.bench.mitigations import Sampler, for_page, measure
 from memlib.companion.bench.runs import Run, by_turn, read
 from memlib.judging.estimates import Estimate, quantile_interval
 from memlib.mitigations import Mitigation, get
+from memlib.results.table import reading
 
 # Turns where nothing is kept and no number is given.
 TURNS = 5
@@ -59,6 +62,16 @@ class Times:
             "U-Net evaluations per picture": evaluations.median().round(1), "seconds per picture": seconds.median().round(2),
             "time, as a multiple of none": {title: _median_ratio(seconds[title], seconds["none"]).text(3) for title in seconds},
         })  # fmt: skip
+
+
+def kept_table(substrate: str) -> tuple[pd.DataFrame, str]:
+    """Return the table of all mitigations (`for_page`) kept for a substrate and its provenance; an empty one, and what makes it, where there is none."""
+    path = data_folder() / "bench" / f"{Path(substrate).name}.csv"
+    if not path.is_file():
+        return pd.DataFrame(), "Not measured here: memlib bench mitigations --out writes it."
+    with reading(path, "table of kept times"):
+        found = pd.read_csv(path)
+        return for_page(found), str(found["provenance"].iloc[0])
 
 
 def _median_ratio(values: pd.Series, others: pd.Series) -> Estimate:
