@@ -6,7 +6,8 @@
         picture = pipe("a prompt").images[0]
 
 Only the pipeline object's `encode_prompt` is wrapped, and it goes on doing the encoding: LoRA weights and scales, textual
-inversion, `clip_skip`, half precision and offloading act as they do without. Scheduler, VAE and the negative or
+inversion, `clip_skip`, half precision and offloading act as they do without (with the pinned diffusers 0.42.1 and transformers 5.23.0
+`clip_skip` raises diffusers' own AttributeError, with a mitigation and without). Scheduler, VAE and the negative or
 unconditional embedding are left alone, and so is the U-Net, except where a mitigation changes guidance: then what it gives to this
 pipeline is changed while it denoises (`memlib.mitigations.pipeline_guidance`). Parts that other pipelines share are not touched. It works with every
 pipeline that has the text path of Stable Diffusion 1.x and 2.x: text to image, image to image, inpainting, ControlNet, AnimateDiff.
@@ -248,7 +249,11 @@ def _refuse(pipe: Any, mitigation: Mitigation) -> None:
             f"encoder, encode_prompt), so {mitigation.name} cannot be put in place."
         )
     if pipe.tokenizer.model_max_length != CONTEXT_LENGTH:
-        raise InputError(f"This pipeline reads {pipe.tokenizer.model_max_length} tokens; mitigations work on {CONTEXT_LENGTH}.")
+        # Diffusers pads to this number: without one, it cannot encode a prompt either.
+        raise InputError(
+            f"The tokenizer of this pipeline says that it reads {pipe.tokenizer.model_max_length} tokens, and mitigations work on {CONTEXT_LENGTH}: "
+            f"where it says so only because its files name no length, set pipe.tokenizer.model_max_length = {CONTEXT_LENGTH}."
+        )
     if mitigation.sampled:
         raise InputError(
             f"{mitigation.name} acts while sampling and not on embedding and guidance alone: sample with memlib.experiment.run or memlib.sampling.stored."
