@@ -76,7 +76,7 @@ def test_a_killed_run_ends_alike_and_becomes_a_substrate(files, sd1_tiny, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(SurrogatePart, "loss", killed)
-        assert command(files, sd1_tiny, broken) == 130 and "goes on from it" in capsys.readouterr().err
+        assert command(files, sd1_tiny, broken) == 130 and "goes on from there" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "store")  # surrogates stand in the folder of the run
     with monkeypatch.context() as patch:
         patch.setattr(against, "choose_surrogates", lambda *_: pytest.fail("surrogates were sampled again"))
