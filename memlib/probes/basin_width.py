@@ -37,11 +37,11 @@ def half_distance(shares: np.ndarray, radii: Sequence[float]) -> np.ndarray:
     second crossing. Where even the first share is below one half the result is the first radius, where the last is above one half the last
     radius: the true distance is then at most or at least that. Raises InputError for radii that do not rise or do not fit.
     """
-    shares, radii = np.asarray(shares, dtype=float), np.asarray(radii, dtype=float)
-    if radii.ndim != 1 or len(radii) < 2 or (np.diff(radii) <= 0).any() or shares.shape[-1:] != radii.shape:
-        raise InputError(f"Shares of shape {shares.shape} do not fit {radii.size} radii: give one share per radius, at least two, radii rising.")
-    falling = [isotonic_regression(row, increasing=False).x for row in shares.reshape(-1, len(radii))]
-    return np.array([np.interp(0.5, row[::-1], radii[::-1]) for row in falling]).reshape(shares.shape[:-1])
+    shares, rising = np.asarray(shares, dtype=float), np.asarray(radii, dtype=float)
+    if rising.ndim != 1 or len(rising) < 2 or (np.diff(rising) <= 0).any() or shares.shape[-1:] != rising.shape:
+        raise InputError(f"Shares of shape {shares.shape} do not fit {rising.size} radii: give one share per radius, at least two, radii rising.")
+    falling = [isotonic_regression(row, increasing=False).x for row in shares.reshape(-1, len(rising))]
+    return np.array([np.interp(0.5, row[::-1], rising[::-1]) for row in falling]).reshape(shares.shape[:-1])
 
 
 def widths(

@@ -179,7 +179,7 @@ def quality(mitigation: str) -> dict[str, Estimate]:
     wide = rows.pivot(index="prompt", columns=["mitigation", "training_seed", "steps"], values=["alignment", "background_right"])
     if not {PLAIN, mitigation} <= set(rows["mitigation"]):
         raise InputError(f"The quality of the plain trainings or of those with {mitigation} is not measured yet: {_run('training_quality')}.")
-    result = {}
+    result: dict[str, Estimate] = {}
     for name, column, unit in (("alignment", "alignment", real), ("background", "background_right", 1.0)):
         plain, mitigated = wide[column][PLAIN], wide[column][mitigation]
         both = [run for run in mitigated.columns if run in plain.columns]
@@ -211,8 +211,8 @@ def marked(mitigation: str, last_half: bool = False) -> dict[str, dict[int, Esti
     found: dict[str, dict[int, Estimate]] = {}
     for (_, _, kind, step), runs in counts.groupby(["group", "copies", "kind", "first_step"]):
         shares = (runs["marked"] / runs["seen"]).to_numpy()
-        ends = [float(end) for end in (shares.mean(), shares.min(), shares.max())]
-        found.setdefault(kind, {})[int(step)] = Estimate(*ends, int(runs["seen"].sum()), len(shares), LEVEL)
+        low, high = float(shares.min()), float(shares.max())
+        found.setdefault(str(kind), {})[int(str(step))] = Estimate(float(shares.mean()), low, high, int(runs["seen"].sum()), len(shares), LEVEL)
     return found
 
 
@@ -223,8 +223,8 @@ def costs() -> dict[str, Estimate]:
     """
     wide = _read("training_cost").pivot(index="repeat", columns="mitigation", values="seconds")
     ratios = wide.drop(columns=PLAIN).div(wide[PLAIN], axis=0)
-    spread = ratios.quantile([0.5, 0.25, 0.75])
-    return {name: Estimate(*spread[name].to_list(), len(ratios), 1, 0.5) for name in methods() if name in ratios}
+    middle, low, high = (ratios.quantile(q) for q in (0.5, 0.25, 0.75))
+    return {name: Estimate(float(middle[name]), float(low[name]), float(high[name]), len(ratios), 1, 0.5) for name in methods() if name in ratios}
 
 
 def shown_prompts() -> PromptSet:

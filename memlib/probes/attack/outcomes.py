@@ -61,7 +61,7 @@ def survival(steps: Any, last: int) -> Survival:
         ends = share_interval(np.zeros(missed, bool))
         flat = np.ones(len(grid))
         return Survival(grid, flat, np.full(len(grid), 1 - ends.high), flat, missed, missed)
-    curve = ecdf(_censored(steps, last)).sf
+    curve: Any = ecdf(_censored(steps, last)).sf
     with warnings.catch_warnings():  # where all are alive, or none, the log-log interval has no value
         warnings.simplefilter("ignore")
         interval = curve.confidence_interval(LEVEL, method="log-log")
