@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from memlib.judging.estimates import Estimate
+from memlib.probes.attack.outcomes import Survival
 from memlib.results.figures.style import COLOURS, short
-
-if TYPE_CHECKING:
-    from memlib.judging.estimates import Estimate
-    from memlib.probes.attack.outcomes import Survival
 
 
 def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = "share of pictures not brought up") -> Figure:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from memlib.probes.basin_width import Widths
 from memlib.results.figures.style import COLOURS
-
-if TYPE_CHECKING:
-    from memlib.probes.basin_width import Widths
 
 
 def funnels(panels: Mapping[str, tuple[Widths, Sequence[int], Sequence[float]]], ylabels: Sequence[str], path: np.ndarray | None = None,

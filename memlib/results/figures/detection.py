@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,9 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from memlib.probes.detectors.evaluation import Evaluation
-
+from memlib.probes.detectors.evaluation import Evaluation
 
 MARKERS = "osD^vP*X<>"
 
