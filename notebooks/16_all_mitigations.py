@@ -187,9 +187,8 @@ if pre is not None:
 # of that without mitigation in the same turn, with a 95 % interval by bootstrap over turns.
 
 # %% tags=["full-width"]
-timed, words = bench.kept_table(substrate)
-print(words)
-timed
+print(bench.kept_table(substrate)[1])
+bench.kept_table(substrate)[0]
 
 # %% [markdown]
 # ## What is left against what is kept
@@ -227,8 +226,7 @@ ranked = {title: by for title, by in ranked.items() if by}
 areas(ranked).fillna(NOT_MEASURED) if ranked else NOT_MEASURED
 
 # %% mystnb={"image": {"alt": "Dominated area of each mitigation with its interval, a panel for each scenario, the largest first", "width": "100%"}}
-if ranked:
-    plots.dominance(ranked, families)
+plots.dominance(ranked, families) if ranked else None;
 
 # %% [markdown]
 # ## The pictures
