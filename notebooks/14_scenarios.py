@@ -146,7 +146,7 @@ pd.DataFrame(
 
 # %% mystnb={"image": {"alt": "Transition step of every picture by scenario, prompts of the scenario beside prompts that are not memorized", "width": "100%"}}
 by_scenario = {SCENARIOS[key].label: {"of the scenario": r.steps, "not memorized": r.other_steps} for key, r in found.items()}
-plots.step_dots(by_scenario, steps, "transition step", "no picture has a transition")
+plots.step_dots(by_scenario, steps, "transition step", "no picture has a transition");
 
 # %% mystnb={"image": {"alt": "Magnitude of the difference of the predictions by step without guidance, one panel per scenario, prompts of the scenario beside prompts that are not memorized", "width": "100%"}}
 def by_step(traces):

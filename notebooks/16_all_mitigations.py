@@ -234,12 +234,10 @@ plots.dominance(ranked, families) if ranked else None;
 # First seed, registered settings, and the training pictures where they are at hand; of methods that were measured in this run.
 
 # %% mystnb={"image": {"alt": "Memorized prompts of the pre-trained model, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
-if pre is not None:
-    plots.montage(pre.pictures, pre.prompts[:n_shown], SCENARIOS["pretrained"].label, cell=0.5)
+plots.montage(pre.pictures, pre.prompts[:n_shown], SCENARIOS["pretrained"].label, cell=0.5) if pre is not None else None;
 
 # %% mystnb={"image": {"alt": "Prompts that are not memorized, one column per prompt: pictures under every mitigation, one row each", "width": "80%"}}
-if pre is not None:
-    plots.montage(pre.other_pictures, pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5)
+plots.montage(pre.other_pictures, pre.other_prompts[:n_shown], "Prompts that are not memorized", cell=0.5) if pre is not None else None;
 
 # %% mystnb={"image": {"alt": "Prompts of the fine-tuned scenarios, one column per prompt: pictures under every mitigation, one row each, and training pictures", "width": "80%"}}
 for key in [key for key in found if key != "pretrained"][-1:]:
