@@ -38,14 +38,14 @@ env:
 	fi
 
 site: env
-	$(RUN) -m memlib.companion.book build --committed
+	$(VENV)/bin/memlib book build --committed
 
 book: env
-	$(RUN) -m memlib.companion.book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
-	$(RUN) -m memlib.companion.book build --substrate "$(SUBSTRATE)"
+	$(VENV)/bin/memlib book execute --substrate "$(SUBSTRATE)" $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PICTURES),--pictures "$(PICTURES)") $(PARAMETERS)
+	$(VENV)/bin/memlib book build --substrate "$(SUBSTRATE)"
 
 outputs: env
-	$(RUN) -m memlib.companion.book outputs
+	$(VENV)/bin/memlib book outputs
 
 format: env
 	$(VENV)/bin/ruff format --quiet $(CODE)

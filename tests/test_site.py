@@ -57,6 +57,7 @@ def example(tmp_path_factory):
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "book", root / "book")
+    (root / "memlib").symlink_to(ROOT / "memlib")  # its pages of the package
     (root / "data").mkdir()
     shutil.copy(ROOT / "data" / "claims.yml", root / "data")
     source = executed_notebook(root / "notebooks" / "01_prompt_embeddings.ipynb", verdict_on("C1a", "minisd-v1", "holds in part"))

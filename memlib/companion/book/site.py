@@ -14,7 +14,7 @@ import nbformat
 from nbformat.v4 import new_markdown_cell
 
 from memlib.base.errors import InputError
-from memlib.companion.book import facts
+from memlib.companion.book import api, facts
 from memlib.companion.book.kept import kept
 from memlib.companion.book.layout import Layout
 from memlib.companion.book.local_paths import without_local_paths
@@ -49,6 +49,8 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(layout.root / name, target / name)
     shutil.copytree(layout.root / "book", target / "book", ignore=shutil.ignore_patterns("_generated", ".ipynb_*"))
+    if (layout.root / "memlib").is_dir():
+        api.write_pages(layout.root, target)
     (target / "data").mkdir()
     shutil.copy2(layout.root / "data" / "claims.yml", target / "data" / "claims.yml")
     judging = {claim.notebook for claim in load_claims(target / "data" / "claims.yml").values()}
@@ -111,6 +113,7 @@ def expected_pages(layout: Layout) -> list[str]:
 
     toc = yaml.safe_load((layout.root / "_toc.yml").read_text(encoding="utf-8"))
     chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    chapters += [section for chapter in chapters for section in chapter.get("sections", [])]
     files = [toc["root"]] + [chapter["file"] for chapter in chapters if "file" in chapter]
     files += [f"notebooks/{path.stem}" for path in layout.notebooks()]
     return ["index.html"] + [f"{name}.html" for name in files]
