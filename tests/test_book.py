@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -291,6 +293,30 @@ def test_committed_copies_hold_results_and_nothing_of_the_run():
     nbformat.validate(notebook)
 
 
+def test_two_runs_with_the_same_results_give_the_same_bytes(layout):
+    """Times, commits and the stamps of programs in pictures are apart: in one file, and on the page when it is built."""
+    source = """
+import time
+import matplotlib.pyplot as plt
+from IPython.display import HTML
+plt.plot([1, 2])
+# then
+HTML(f"<p class='memlib-provenance'><small>3 sampled or scored here, 4 from the store · 50 steps · {time.time()}</small></p>")"""
+    path = write_notebook(layout.sources / "00_a.ipynb", *source.split("# then"))
+    found, runs = [], []
+    for _ in range(2):
+        running.execute(layout, force=True, say=lambda line: None)
+        outputs.copy_outputs(layout)
+        found.append(path.read_bytes())
+        runs.append(facts.read(layout.root)["00_a"])
+    assert found[0] == found[1] and b"Software" not in found[0]
+    assert runs[0] != runs[1] and (runs[0]["pictures"], runs[0]["evaluations"]) == (7, 700)
+    shown = nbformat.read(path, as_version=4)
+    facts.put_back(shown, runs[1])
+    (line,) = [o.data["text/html"] for c in shown.cells for o in c.get("outputs", []) if "memlib-provenance" in o.get("data", {}).get("text/html", "")]
+    assert "4 from the store" in line
+
+
 def test_failed_and_empty_runs_are_recognised():
     good = executed_notebook()
     assert outputs.problem_of(good) is None
@@ -361,6 +387,17 @@ def test_every_discrepancy_found_in_code_is_on_the_page():
     page = (ROOT / "book" / "discrepancies.md").read_text(encoding="utf-8")
     numbers = [row.split()[1] for row in page.splitlines() if row.startswith("| ") and row.split()[1].isdigit()]
     assert sorted(map(int, numbers)) == list(range(1, 31))
+
+
+def test_what_is_declared_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+
+    def names(lines):
+        return {re.match(r"[\w.-]+", line).group().lower().replace("-", "_") for line in lines}
+
+    pinned = names(line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    assert names(declared) == pinned - {"setuptools", "wheel"}
 
 
 def test_the_lock_agrees_with_the_requirements():

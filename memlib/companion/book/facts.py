@@ -19,6 +19,7 @@ from memlib.base.writing import replacing
 FACTS = "data/runs.json"
 # The line as `memlib.experiment.provenance.Provenance` shows it, and the place that is kept of it.
 _LINE = re.compile(r"<p class='memlib-provenance'>.*?</p>", re.DOTALL)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # where an object lay in memory
 PLACE = "<p class='memlib-provenance'></p>"
 _PICTURES, _STEPS = re.compile(r"(\d+) sampled or scored here, (\d+) from the store"), re.compile(r"(\d+) steps")
 
@@ -32,6 +33,8 @@ def take_out(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
+            if "text/plain" in data:
+                data["text/plain"] = _ADDRESS.sub(" at …>", data["text/plain"])
             if _LINE.search(data.get("text/html", "")):
                 lines += _LINE.findall(data["text/html"])
                 output["data"] = {"text/html": _LINE.sub(PLACE, data["text/html"])}
