@@ -87,7 +87,7 @@ def test_an_injected_parameter_must_be_declared_before():
     parameters.check_cells(cells)
     parameters.check_cells(cells[:2])
     with pytest.raises(InputError, match="no parameter stepz; it has seeds, steps"):
-        parameters.check_cells(cells[:2] + ["# Parameters\nstepz = 4\n"])
+        parameters.check_cells([*cells[:2], "# Parameters\nstepz = 4\n"])
     parameters.check_namespace({})  # outside IPython there is nothing to refuse
 
 

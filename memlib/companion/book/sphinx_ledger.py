@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -119,7 +119,7 @@ def _state(text: str) -> nodes.paragraph:
 
 
 class _Ledger(SphinxDirective):
-    option_spec = {"text": directives.unchanged}
+    option_spec: ClassVar[dict[str, Any]] = {"text": directives.unchanged}
 
     def entries(self) -> list[Entry]:
         source = Path(self.env.srcdir)
@@ -190,7 +190,7 @@ class ClaimsLedger(_Ledger):
 class ClaimsBeside(_Ledger):
     """The claims of one notebook: what is reported, and what was measured on each substrate."""
 
-    option_spec = {"notebook": directives.unchanged_required}
+    option_spec: ClassVar[dict[str, Any]] = {"notebook": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         notebook = self.options["notebook"]
