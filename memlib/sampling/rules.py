@@ -52,7 +52,7 @@ class StaticTransition(Declared):
 
     def ahead(self, index: int, steps: int, t: float) -> float:
         """The scale of a step, known before it."""
-        on = index >= self.step if self.time is None else t <= self.time
+        on = index >= (self.step or 0) if self.time is None else t <= self.time
         return float(self.scale if on else self.before)
 
     def start(self, batch: int) -> Scales:
@@ -83,12 +83,12 @@ class DynamicTransition(Declared):
         super().__post_init__()
         if self.before is None:
             object.__setattr__(self, "before", 0.0 if self.variant == "text" else 1.0)
-        if self.variant == "as_published" and self.before < 0:
+        if self.variant == "as_published" and (self.before or 0.0) < 0:
             raise InputError("The published program for opposite guidance does not run: use variant 'text' with a negative before.")
 
     @property
     def params(self) -> dict[str, Any]:
-        return {"scale": float(self.scale), "before": float(self.before), "variant": self.variant}
+        return {"scale": float(self.scale), "before": float(self.before or 0.0), "variant": self.variant}
 
     def start(self, batch: int) -> Scales:
         return _Switching(self, batch)

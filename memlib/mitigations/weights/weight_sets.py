@@ -92,7 +92,7 @@ def union(sets: Sequence[WeightSet]) -> WeightSet:
 
 def shuffled(model: Any, weights: WeightSet, generator: np.random.Generator, neurons: bool = False) -> WeightSet:
     """Return as many weights of the same layers, drawn at random; with `neurons` whole rows, as many as the set has."""
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name, places in weights.chosen.items():
         layer = _linear(model, name)
         if neurons:
