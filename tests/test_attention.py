@@ -281,7 +281,7 @@ def test_low_rank_layers_are_seen(tiny):
         def forward(self, states, *args, **kwargs):
             return self.base(states) + self.up(self.down(states))
 
-    name, layer = list(cross_attention_layers(tiny).items())[0]
+    name, layer = next(iter(cross_attention_layers(tiny).items()))
     with record(tiny, layers=[name]) as without:
         sampled(tiny)
     base = layer.to_k

@@ -78,10 +78,10 @@ def test_keys_and_unknown_key():
 @pytest.mark.parametrize("which", ["last", "first", "even", "random"])
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.7, 1])
 def test_masked_share_of_padding(which, fraction):
-    embedding = numbered(LENGTHS + (75,))
+    embedding = numbered((*LENGTHS, 75))
     generator = torch.Generator().manual_seed(0)
     edited = mask_padding(embedding, fraction, which, generator)
-    for row, n in enumerate(LENGTHS + (75,)):
+    for row, n in enumerate((*LENGTHS, 75)):
         zeroed = (edited.states[row] == 0).all(-1) & (embedding.states[row] != 0).any(-1)
         assert zeroed.sum().item() == int(fraction * (75 - n) + 0.5)
         assert not zeroed[: n + 2].any()

@@ -54,7 +54,7 @@ CHANGES = {
     "a weight written to": lambda s: write(s.unet),
     "a weight written to past torch's count, as fused LoRAs are": lambda s: write_past_torch(s.unet),
     "a weight exchanged": lambda s: exchange(s.unet),
-    "another U-Net": lambda s: setattr(s.pipe, "unet", type(s.unet)(**{**s.unet.config})),
+    "another U-Net": lambda s: setattr(s.pipe, "unet", type(s.unet)(**s.unet.config)),
     "FreeU": lambda s: s.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6),
     "tiles of the VAE": lambda s: s.vae.enable_tiling(),
     "the VAE's scale": lambda s: s.vae.register_to_config(scaling_factor=0.2),

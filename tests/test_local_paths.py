@@ -9,9 +9,16 @@ from memlib.companion.book.local_paths import without_local_paths
 
 
 def shown(parameters):
-    injected = new_code_cell("# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items()), metadata={"tags": ["injected-parameters"]})
+    injected = new_code_cell(
+        "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items()), metadata={"tags": ["injected-parameters"]}
+    )
     code = new_code_cell("path = '/data/models'")
-    record = {"parameters": parameters, "output_path": "/home/ann/out.ipynb", "input_path": "/home/ann/in.ipynb", "environment_variables": {"HOME": "/home/ann"}}
+    record = {
+        "parameters": parameters,
+        "output_path": "/home/ann/out.ipynb",
+        "input_path": "/home/ann/in.ipynb",
+        "environment_variables": {"HOME": "/home/ann"},
+    }
     page = without_local_paths(new_notebook(cells=[injected, code], metadata={"papermill": record}))
     assert page.cells[1].source == code.source, "only what was injected is changed"
     assert set(page.metadata.papermill) == {"parameters"}

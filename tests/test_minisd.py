@@ -68,7 +68,7 @@ def test_fresh_scenes_do_not_come_back_and_captions_vary(small):
 def test_held_out_concepts_and_combinations_are_never_trained_on(small):
     held = {c.index for c in small.ingredients.held_out}
     for i in range(small.epoch_length):
-        scene, _, index = small.example(i)
+        scene, _, _index = small.example(i)
         if scene.tone is not None:
             continue
         ids = [t.concept for t in scene.things]

@@ -405,7 +405,7 @@ def test_a_caption_is_avoided_for_ten_steps_and_no_longer(monkeypatch):
     monkeypatch.setattr(rule, "nearest", nearest)
     cost = rule.cost
     rows = []
-    for step in trajectory(Toy(), batch.embedding.states, batch.uncond, batch.latents, 15, rule):
+    for _step in trajectory(Toy(), batch.embedding.states, batch.uncond, batch.latents, 15, rule):
         rows.append(cost.evaluations)
     assert np.diff([0, *rows]).tolist() == [1] * 10 + [0] * 5
 

@@ -303,7 +303,7 @@ def test_activations_and_differences_by_hand(sd1):
     states = encode_prompts(sd1, PROMPTS).states
     found = nemo.activations(sd1, states)
     assert all(not name.startswith("up_blocks") and name.endswith("attn2.to_v") for name in found) and list(found)[-1].startswith("mid_block")
-    name = list(found)[0]
+    name = next(iter(found))
     weight = sd1.unet.get_submodule(name).weight
     torch.testing.assert_close(found[name], (states @ weight.T).abs().mean(1))
     cost = Cost()

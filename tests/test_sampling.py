@@ -1,5 +1,6 @@
 """The sampling loop against diffusers' own `StableDiffusionPipeline`, on tiny random checkpoints."""
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -132,7 +133,7 @@ def test_steps_hang_together(substrate):
     steps = list(trajectory(substrate, embedding.states, uncond, latents, 6, 2.5))
     assert [step.index for step in steps] == list(range(6))
     assert torch.equal(steps[0].latents, latents)
-    for before, after in zip(steps, steps[1:]):
+    for before, after in itertools.pairwise(steps):
         assert torch.equal(before.next_latents, after.latents) and before.t > after.t
     for step in steps:
         assert step.guidance.tolist() == [2.5, 2.5]

@@ -96,7 +96,7 @@ def test_only_what_is_absent_is_sampled(tmp_path, prompts):
 
 
 def test_everything_that_makes_a_picture_is_in_its_key(tmp_path, prompts):
-    base = dict(substrate=FakeSubstrate(), recipe=Recipe(50, 7.5, "ddim"), uncond=UNCOND)
+    base = {"substrate": FakeSubstrate(), "recipe": Recipe(50, 7.5, "ddim"), "uncond": UNCOND}
     nudged = FakeEmbedding(prompts.states.clone())
     nudged.states[0, 76, 2] += 1e-6
     changes = [

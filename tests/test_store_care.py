@@ -169,7 +169,7 @@ def test_entries_damaged_in_any_way_are_counted_and_stop_nothing(tmp_path):
     broken[1].write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 100)
     broken[2].write_text("[" * 200_000)
     broken[3].write_text('{"key": 1')
-    broken[4].write_text('{"key": "%s", "check": 0, "value": 1}' % broken[4].stem)
+    broken[4].write_text(f'{{"key": "{broken[4].stem}", "check": 0, "value": 1}}')
     folder = store.path("scores", digest({"n": 9}))
     folder.mkdir(parents=True)
     found = verify(store)

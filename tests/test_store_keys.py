@@ -14,7 +14,7 @@ from memlib.sampling.stored import PictureStore
 
 STATES = torch.arange(2 * 77 * 3, dtype=torch.float32).reshape(2, 77, 3) / 100
 UNCOND = torch.zeros(1, 77, 3)
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def key(folder, row=0, seed=0, steps=50, guidance=7.5, scheduler="ddim", uncond=UNCOND, dtype=torch.float32, mitigation=None):

@@ -58,7 +58,7 @@ def load_aesthetic(clip: Any) -> Quality:
 
 def aesthetic_head(path: Path) -> nn.Module:
     """Return the predictor's five linear layers; it has no activation between them, only dropout in training."""
-    layers = [nn.Linear(width, out) for width, out in zip(AESTHETIC_LAYERS, AESTHETIC_LAYERS[1:])]
+    layers = [nn.Linear(width, out) for width, out in zip(AESTHETIC_LAYERS, AESTHETIC_LAYERS[1:])]  # noqa: RUF007
     state = read_state(path)
     for name, layer in zip(AESTHETIC_NAMES, layers):
         layer.load_state_dict({part: state[f"layers.{name}.{part}"].float() for part in ("weight", "bias")})

@@ -83,7 +83,7 @@ def caption(scene: Scene, ingredients: Ingredients, rng: np.random.Generator, le
         text += f", {rng.choice(TAILS)}"
     if length == "long":
         extra = [k for t in things for k in ingredients.concepts[t.concept].keywords]
-        extra += list(rng.choice(TAILS, 8, replace=False)) + [f"image {rng.integers(1000, 100000)}", str(rng.choice(SITES))]
+        extra += list(rng.choice(TAILS, 8, replace=False)) + [f"image {rng.integers(1000, 100000)}", str(rng.choice(SITES))]  # noqa: RUF005
         order = rng.permutation(len(extra))
         budget = int(rng.integers(6, 46))
         words = []

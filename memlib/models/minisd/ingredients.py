@@ -178,7 +178,7 @@ class Ingredients:
         x, y = (index % COLUMNS) * CELL, (index // COLUMNS) * CELL
         return self._sheets[rendering].crop((x, y, x + CELL, y + CELL))
 
-    @lru_cache(maxsize=60_000)
+    @lru_cache(maxsize=60_000)  # noqa: B019  one object for the process
     def drawing(self, rendering: str, index: int, size: int) -> Image.Image:
         """The drawing `index` of `rendering` ("noto", "twemoji", "fluent", "people") at `size` x `size` pixels."""
         return self.cell(rendering, index).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
