@@ -33,7 +33,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from memlib.companion import bench
 from memlib.experiment.page import Page, listed, reported_at, told
 from memlib.experiment.tables import mean_of_those, median_step, middle_half, summary
 from memlib.judging.estimates import paired_difference, share_interval
@@ -41,6 +40,7 @@ from memlib.mitigations import describe, get
 from memlib.probes.transitions import trace
 from memlib.results import edits as show
 from memlib.results import figures as plots
+from memlib.results import times as bench
 
 # %% tags=["parameters"]
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline

@@ -42,12 +42,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from memlib.companion import bench
 from memlib.experiment.page import NOT_MEASURED, Page, reported_at, told
 from memlib.judging.estimates import mean_interval
 from memlib.mitigations import REGISTRY, get
 from memlib.probes.transitions import trace, transition_step
 from memlib.results import figures as plots
+from memlib.results import times as bench
 from memlib.results.effects import kind_of, largest_cost, least_lowering, spread, spread_difference
 from memlib.results.measure import measure
 from memlib.results.scenarios import SCENARIOS, SIMILARITY, distances, each, own_methods, placed, strips, summary
@@ -205,7 +205,7 @@ if grid.size:
 #
 # One picture at a time, not from the store, from prompt to picture, the methods in turn on the pre-trained model's prompts after each was run once; the
 # U-Nets of all scenarios are of one size. U-Net evaluations count rows: a guided step of one picture is two. Times kept with the project were taken
-# on an idle machine by `python -m memlib.companion.bench mitigations` (`-p n_timed 5` takes them anew).
+# on an idle machine by `memlib bench mitigations` (`-p n_timed 5` takes them anew).
 
 # %%
 run = page.experiment(n_seeds=1)

@@ -50,10 +50,10 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from memlib.base.numbers import counted
-from memlib.companion import bench
 from memlib.experiment.page import NOT_MEASURED, Page, told
 from memlib.mitigations import REGISTRY, describe, get
 from memlib.results import figures as plots
+from memlib.results import times as bench
 from memlib.results.effects import shares_of_effect, weakest_scenario
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED
 from memlib.results.measure import measure

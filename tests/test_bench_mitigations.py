@@ -13,12 +13,13 @@ import torch
 from memlib.base.errors import InputError
 from memlib.base.store import Store
 from memlib.companion.bench import mitigations as bench
-from memlib.companion.bench.mitigations import Memory, Sampler, as_text, chosen, for_page, measure, table
-from memlib.companion.bench.runs import Run
+from memlib.companion.bench.mitigations import as_text, chosen, table
 from memlib.companion.commands import main
 from memlib.mitigations import REGISTRY, get
 from memlib.models.architectures import build, sd14_parts
 from memlib.models.substrate import load
+from memlib.results.timed import Memory, Run, Sampler, measure
+from memlib.results.times import for_page
 from memlib.sampling.batches import uncond_states
 from memlib.sampling.loop import Cost
 

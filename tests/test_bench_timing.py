@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from memlib.base.errors import InputError
-from memlib.companion.bench import timing as module
 from memlib.companion.bench.mitigations import table as made_of_runs
-from memlib.companion.bench.runs import Run, by_turn, path_of, read, write
-from memlib.companion.bench.timing import TURNS, Times, kept_table, times
 from memlib.mitigations import get
+from memlib.results import times as module
+from memlib.results.timed import Run, by_turn, path_of, read, write
+from memlib.results.times import TURNS, Times, kept_table, times
 
 
 class Sampled:

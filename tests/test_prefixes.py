@@ -13,13 +13,13 @@ from counting import Counter, counting
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from toys import count_rows
 
-from memlib.companion.bench.mitigations import Sampler
 from memlib.experiment.run import Experiment
 from memlib.mitigations import get
 from memlib.mitigations.weights import WeightSet, pruned
 from memlib.models.speed import Speed
 from memlib.probes.switch_on import sweep
 from memlib.prompts.embedding import encode_prompts
+from memlib.results.timed import Sampler
 from memlib.sampling import prefix as prefixes
 from memlib.sampling.attention.record import record
 from memlib.sampling.batches import Cost, sample_batches, uncond_states

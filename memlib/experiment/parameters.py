@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -204,11 +203,6 @@ def check_namespace(namespace: MutableMapping[str, Any]) -> None:
         return
     for name in check_cells([source for source in running.user_ns.get("In", []) if source]) & set(namespace):
         namespace[name] = checked(name, namespace[name])
-
-
-def refuse_unknown() -> None:
-    """`check_namespace` for notebooks that make no `memlib.experiment.page.Page` yet."""
-    check_namespace(vars(sys.modules["__main__"]))
 
 
 def shell() -> Any:

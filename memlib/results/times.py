@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from memlib.base.paths import data_folder
-from memlib.companion.bench.mitigations import Sampler, for_page, measure
-from memlib.companion.bench.runs import Run, by_turn, read
 from memlib.judging.estimates import Estimate, quantile_interval
 from memlib.mitigations import Mitigation, get
 from memlib.results.table import reading
+from memlib.results.timed import Run, Sampler, by_turn, measure, read
 
 # Turns where nothing is kept and no number is given.
 TURNS = 5
@@ -91,3 +92,27 @@ def times(sampler: Sampler, mitigations: Sequence[Mitigation], prompts: Sequence
             return Times([run for run in runs if run.mitigation in wanted], source)
     runs, _ = measure(sampler, [get("none"), *mitigations], {"prompts": list(prompts)}, TURNS if turns is None else turns)
     return Times(runs, "Timed in this run.")
+
+
+def ratio_text(row: Any, digits: int) -> str:
+    """The ratio of a row of times to no mitigation, with its interval."""
+    interval = "one picture" if np.isnan(row.ratio_low) else f"{row.ratio_low:.{digits}f}, {row.ratio_high:.{digits}f}"
+    return f"{row.ratio:.{digits}f} [{interval}]"
+
+
+def for_page(found: pd.DataFrame) -> pd.DataFrame:
+    """The table (`table`, or what ``--out`` wrote of it) as a page shows it: a row a mitigation, columns by kind of prompts.
+
+    None comes first and then what is quick with the first kind of prompts; the peak is the largest of all kinds. What was not measured is
+    left out.
+    """
+    found = found[found["pictures"] > 0]
+    kinds = {}
+    for kind, part in found.set_index("mitigation").groupby("prompts", sort=False):
+        ratios, evaluations = [ratio_text(row, 2) for row in part.itertuples()], part["evaluations"].round().astype(int)
+        kinds[f"{kind} prompts"] = pd.DataFrame(
+            {"seconds per picture": part["seconds"].round(2), "as a multiple of none": ratios, "U-Net evaluations": evaluations}
+        )
+    shown = pd.concat(kinds, axis=1)
+    shown["memory", "peak in MiB"] = found.groupby("mitigation")["peak_mib"].max().round().astype(int)
+    return shown
