@@ -30,7 +30,7 @@
 # That earlier methods work only in the scenario that they were made for (B7) is judged [with all mitigations](16_all_mitigations).
 #
 # The criteria below were fixed in `data/claims.yml` before anything ran. On MiniSD the scenarios are `minisd-v1` fine-tuned on fresh scenes that
-# it never saw, by the trainer that also fine-tunes Stable Diffusion (`python -m memlib.training.finetune`, see [](../book/running.md)); only the
+# it never saw, by the trainer that also fine-tunes Stable Diffusion (`memlib finetune`, see [](../book/running.md)); only the
 # U-Net is trained, as in the published fine-tunings. How often a picture is seen, and why, stands in `data/minisd/training.yml`. For another substrate
 # the fine-tuned folders are parameters, and a scenario without one is *not measured*.
 

@@ -33,7 +33,7 @@
 # up the same share of those. MiniSD knows which these are; whoever filters web data has to guess a threshold instead. Samples
 # whose caption is dropped for training without text are never left out.
 #
-# What each run gave is kept in tables under `data/minisd`, made by `python -m memlib.training.minisd mitigated`; this page reads them.
+# What each run gave is kept in tables under `data/minisd`, made by `memlib minisd mitigated`; this page reads them.
 
 # %%
 import matplotlib.pyplot as plt
@@ -88,7 +88,7 @@ for name in names:
     if (found := at_hand(trainings.compared, name)) is not None:
         pairs[name] = found
 if retrained and not names:
-    print("not measured: no training with a mitigation is in data/minisd yet; run python -m memlib.training.minisd mitigated")
+    print("not measured: no training with a mitigation is in data/minisd yet; run memlib minisd mitigated")
 if pairs:
     seeds = "; ".join(f"{name} {', '.join(map(str, found.seeds))}" for name, found in pairs.items())
     print(f"{settings()['replicates']['steps']:,} steps; seeds of training: {seeds}")

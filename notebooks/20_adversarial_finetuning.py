@@ -189,10 +189,10 @@ if rounds is not None:
     if not same:
         print("Step 0 is left out: this page ran with other prompts or settings than the rounds were measured with.")
 elif ours:
-    print("Not measured here: `python -m memlib.training.minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
+    print("Not measured here: `memlib minisd finetune adversarial`, and the same with `surrogates`, train and measure the rounds.")
 else:
     print(
-        f"Not measured here: rounds are measured for the project's own remedies of {block['base']} alone. Elsewhere `python -m memlib.training.finetune "
+        f"Not measured here: rounds are measured for the project's own remedies of {block['base']} alone. Elsewhere `memlib finetune "
         "--recipe adversarial --keep-rounds`, and its baseline `--recipe surrogates`, keep a folder for each round, and each can be given to this page "
         "in turn, with `-p adversarial FOLDER -p plain FOLDER`."
     )
