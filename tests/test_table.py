@@ -274,6 +274,17 @@ def test_rows_measured_twice_are_compared():
     assert count == 1 and apart == pytest.approx(0.05)
 
 
+def test_single_pictures_that_turned_over_do_not_fail_a_check_and_a_change_of_all_does():
+    values = np.random.default_rng(0).uniform(size=(6, 2))
+    before, turned = rows("e", "quality", values), values.copy()
+    turned[2, 1] += 1.8
+    turned[4, 0] -= 0.7
+    assert compare(rows("e", "quality", turned), before) == (1, pytest.approx(0, abs=1e-12))  # two of twelve
+    turned[5, 0] += 2
+    assert compare(rows("e", "quality", turned), before)[1] == pytest.approx(0.07)  # the least of three counts, with its sign: -0.7 of ten
+    assert compare(rows("e", "quality", values + 0.2), before)[1] == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize("key", list(SCENARIOS))
 def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_as_it_is_now(key):
     found = read(path_of("all_mitigations", "minisd-v1"))
