@@ -33,7 +33,8 @@ class World:
 
     def held_out(self, count: int, several: bool | None = None, seed: int = 0) -> list[tuple[Scene, str]]:
         """`count` scenes in held-out combinations with their reference descriptions: of one thing, of `several`, or (None) of any number."""
-        rng, found = Random(f"premises {several} {seed}"), []
+        rng = Random(f"premises {several} {seed}")
+        found: list[tuple[Scene, str]] = []
         while len(found) < count:
             scene = draw_scene(rng, trained_concepts(), "held out")
             if several is None or (len(scene.things) > 1) == several:
@@ -42,7 +43,8 @@ class World:
 
     def titles(self, count: int, seed: int = 0) -> list[str]:
         """Different titles that training did not show."""
-        rng, found = Random(f"premises titles {seed}"), set()
+        rng = Random(f"premises titles {seed}")
+        found: set[str] = set()
         while len(found) < count:
             found.add(title(rng, trained_concepts()).text)
         return sorted(found)

@@ -89,6 +89,7 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     given = read_yaml("training")
     corpus = Corpus(**given["corpus"], device=place)
     block = given[name] if name in OTHER_PARTS else recipe(name).settings
+    part: Any
     if name == "vae":
         part = VaePart(corpus, block, place, half)
     elif name == "decoder":
@@ -110,7 +111,7 @@ def export_text(trainer: Trainer, block: dict[str, Any], tower: Path) -> None:
 
     The last one is for trainings on words that it has never read, which are all one to the others.
     """
-    part = trainer.part
+    part: Any = trainer.part
     save_part(part.module.text, trainer.folder / "export-unread")
     share_unused(part.module.text.get_input_embeddings(), language_ids(part.corpus))
     save_part(part.module.text, trainer.folder / "export")
@@ -126,7 +127,8 @@ def export_unet(unet: Any, made: Recipe, name: str, target: Path) -> None:
 @torch.no_grad()
 def export(name: str, trainer: Trainer, block: dict[str, Any]) -> None:
     """Write the averaged weights of a part, and its record beside them."""
-    part, folder = trainer.part, minisd2_folder()
+    part: Any = trainer.part
+    folder = minisd2_folder()
     part.module.load_state_dict(trainer.averaged_state())
     part.module.eval()
     if name == "vae":
