@@ -18,7 +18,7 @@ from memlib.models.minisd2 import paths
 from memlib.models.minisd2.corpus import TEMPLATE_COLOURS, Corpus
 from memlib.models.minisd2.language import LENGTHS, describe, house_styles, reference, title
 from memlib.models.minisd2.painter import Painter
-from memlib.models.minisd2.paths import read_yaml
+from memlib.models.minisd2.paths import read_yaml, training_settings
 from memlib.models.minisd2.scenes import GRID, SIZES, concepts, draw_scene, drawn_anew, trained_concepts
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.training.minisd import norms
@@ -253,6 +253,17 @@ def test_embeddings_of_unread_ids_share_one_value():
     share_unused(table, torch.tensor([0, 3, 9]))
     assert torch.equal(table.weight[[0, 3, 9]], before[[0, 3, 9]])
     assert torch.unique(table.weight[[1, 2, 4, 5, 6, 7, 8]], dim=0).shape[0] == 1
+
+
+def test_a_recipe_changes_its_blocks_and_nothing_else():
+    usual, large = training_settings(), training_settings("gpu")
+    assert set(usual) == set(large) and "recipes" not in usual
+    assert large["unet"]["batch"] == 512 and usual["unet"]["batch"] == 32
+    assert {key for key in usual["unet"] if usual["unet"][key] != large["unet"][key]} == {"batch", "steps", "lr", "warmup", "ema"}
+    assert Corpus(**large["corpus"]).share_of_duplicates <= 0.10
+    assert all(set(changes) <= set(usual[block]) for block, changes in read_yaml("training")["recipes"]["gpu"].items())
+    with pytest.raises(InputError, match="gpu"):
+        training_settings("tpu")
 
 
 def test_members_of_the_family_differ_from_the_base_in_one_thing(monkeypatch):

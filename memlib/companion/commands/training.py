@@ -154,13 +154,14 @@ def train_second(
     until: Until = None,
     quiet: Quiet = False,
     export_only: ExportOnly = False,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe of data/minisd2/training.yml, such as gpu.")] = None,
 ) -> None:
     """Train parts, one after another, and export their weights; resumes after a kill."""
     from memlib.training.minisd2.train import train as train_part
 
     _use(threads)
     for part in parts:
-        train_part(part, device, precision, until, not quiet, export_only)
+        train_part(part, device, precision, until, not quiet, export_only, recipe)
 
 
 @minisd2.command("family")

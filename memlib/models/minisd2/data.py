@@ -14,7 +14,7 @@ from memlib.models.minisd.corpus import Pair
 from memlib.models.minisd.scenes import Scene
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.language import reference, title
-from memlib.models.minisd2.paths import minisd2_folder, read_yaml
+from memlib.models.minisd2.paths import minisd2_folder, training_settings
 from memlib.models.minisd2.scenes import draw_scene, trained_concepts
 
 WORLD = "corpus.json"  # in a model's folder: the settings of the corpus that it was trained on
@@ -24,7 +24,7 @@ class World:
     """The world that a model was trained on: its `corpus` (settings as in training.yml, which are the default), and what was held out of it."""
 
     def __init__(self, corpus: dict[str, Any] | None = None):
-        self.corpus = Corpus(**(corpus or read_yaml("training")["corpus"]))
+        self.corpus = Corpus(**(corpus or training_settings()["corpus"]))
 
     @property
     def judges(self) -> Path:
