@@ -16,6 +16,7 @@ from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.scenes import COLOURS, held_out_combinations, paint
 from memlib.models.minisd2 import paths
 from memlib.models.minisd2.corpus import TEMPLATE_COLOURS, Corpus
+from memlib.models.minisd2.data import World, write_world
 from memlib.models.minisd2.language import LENGTHS, describe, house_styles, reference, title
 from memlib.models.minisd2.painter import Painter
 from memlib.models.minisd2.paths import read_yaml, training_settings
@@ -25,6 +26,7 @@ from memlib.training.minisd import norms
 from memlib.training.minisd.ahead import Examples
 from memlib.training.minisd.parts import UnetPart
 from memlib.training.minisd.trainer import Schedule, Trainer
+from memlib.training.minisd2 import sheet
 from memlib.training.minisd2.family import member_recipe, members
 from memlib.training.minisd2.vocabulary import share_unused
 
@@ -278,3 +280,22 @@ def test_members_of_the_family_differ_from_the_base_in_one_thing(monkeypatch):
     monkeypatch.setattr("memlib.training.minisd2.family.read_yaml", lambda name: wrong if name == "family" else paths.read_yaml(name))
     with pytest.raises(InputError, match="colour"):
         members()
+
+
+def test_a_sheet_is_judged_by_names_and_words_and_not_while_a_line_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheet, "minisd2_folder", lambda: tmp_path)
+    write_world(tmp_path, read_yaml("training")["corpus"])
+    held = World().held_out(sheet.PICTURES, seed=7)
+    answers = [f"a {concepts()[scene.main.concept].name}, I think" for scene, _ in held]
+    answers[0], answers[1] = "-", concepts()[held[1][0].main.concept].words[0].upper()
+
+    def fill(lines):
+        text = "\n".join(["number,seen", *(f'{number + 1},"{answer}"' for number, answer in enumerate(lines))])
+        (tmp_path / sheet.SEEN).write_text(text + "\n")
+
+    fill(answers)
+    assert sheet.judge_sheet(str(tmp_path)) == sheet.PICTURES - 1
+    assert (tmp_path / sheet.NAMED).read_text().splitlines()[1].endswith(",0")
+    fill(["", *answers[1:]])
+    with pytest.raises(InputError, match="empty"):
+        sheet.judge_sheet(str(tmp_path))

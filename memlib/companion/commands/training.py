@@ -164,6 +164,22 @@ def train_second(
         train_part(part, device, precision, until, not quiet, export_only, recipe)
 
 
+@minisd2.command()
+def sheet(
+    model: Annotated[str, typer.Argument(help="A folder of data/minisd2/models.")],
+    judge: Annotated[bool, typer.Option("--judge", help="Instead, set what was written down against the prompts.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Draw forty pictures for a person who writes down what they show (named-seen.csv), and then --judge it."""
+    from memlib.training.minisd2 import sheet as sheets
+
+    _use(threads)
+    if judge:
+        print(f"{sheets.judge_sheet(model)} of {sheets.PICTURES} main things were named")
+    else:
+        sheets.draw_sheet(model)
+
+
 @minisd2.command("family")
 def train_family(
     member: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be given several times.")] = None,
