@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from memlib.base.errors import InputError
@@ -16,7 +17,7 @@ from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.scenes import COLOURS, held_out_combinations, paint
 from memlib.models.minisd2 import paths
 from memlib.models.minisd2.corpus import TEMPLATE_COLOURS, Corpus
-from memlib.models.minisd2.data import World, write_world
+from memlib.models.minisd2.data import World, world_of, write_world
 from memlib.models.minisd2.language import LENGTHS, describe, house_styles, reference, title
 from memlib.models.minisd2.painter import Painter
 from memlib.models.minisd2.paths import read_yaml, training_settings
@@ -28,6 +29,7 @@ from memlib.training.minisd.parts import UnetPart
 from memlib.training.minisd.trainer import Schedule, Trainer
 from memlib.training.minisd2 import sheet
 from memlib.training.minisd2.family import member_recipe, members
+from memlib.training.minisd2.train import Recipe, export_unet
 from memlib.training.minisd2.vocabulary import share_unused
 
 SMALL = {"seed": 3, "fresh": 400, "levels": {1: 3, 4: 3, 16: 3}, "templates": 2, "template_copies": 2, "titles": 0.3}
@@ -299,3 +301,17 @@ def test_a_sheet_is_judged_by_names_and_words_and_not_while_a_line_is_empty(tmp_
     fill(["", *answers[1:]])
     with pytest.raises(InputError, match="empty"):
         sheet.judge_sheet(str(tmp_path))
+
+
+def test_plain_diffusers_loads_an_exported_folder_and_the_folder_brings_its_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path / "runs"))
+    part = _unet_part(tmp_path)
+    part.vae.save_pretrained(tmp_path / "runs" / "minisd2" / "vae" / "export")
+    part.text.save_pretrained(tmp_path / "runs" / "minisd2" / "text" / "export")
+    made = Recipe("v2", SMALL, part.settings)
+    export_unet(part.module, made, "minisd-v2", tmp_path / "minisd-v2")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "minisd-v2")
+    assert pipeline.tokenizer.pad_token == "!"
+    for name, weight in part.module.state_dict().items():
+        torch.testing.assert_close(pipeline.unet.state_dict()[name], weight.float(), rtol=1e-3, atol=1e-3)
+    assert world_of(tmp_path / "minisd-v2").corpus.identity == Corpus(**SMALL).identity
