@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from memlib.base.errors import InputError
@@ -16,16 +17,19 @@ from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.scenes import COLOURS, held_out_combinations, paint
 from memlib.models.minisd2 import paths
 from memlib.models.minisd2.corpus import TEMPLATE_COLOURS, Corpus
+from memlib.models.minisd2.data import World, world_of, write_world
 from memlib.models.minisd2.language import LENGTHS, describe, house_styles, reference, title
 from memlib.models.minisd2.painter import Painter
-from memlib.models.minisd2.paths import read_yaml
+from memlib.models.minisd2.paths import read_yaml, training_settings
 from memlib.models.minisd2.scenes import GRID, SIZES, concepts, draw_scene, drawn_anew, trained_concepts
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.training.minisd import norms
 from memlib.training.minisd.ahead import Examples
 from memlib.training.minisd.parts import UnetPart
 from memlib.training.minisd.trainer import Schedule, Trainer
+from memlib.training.minisd2 import sheet
 from memlib.training.minisd2.family import member_recipe, members
+from memlib.training.minisd2.train import Recipe, export_unet
 from memlib.training.minisd2.vocabulary import share_unused
 
 SMALL = {"seed": 3, "fresh": 400, "levels": {1: 3, 4: 3, 16: 3}, "templates": 2, "template_copies": 2, "titles": 0.3}
@@ -255,6 +259,17 @@ def test_embeddings_of_unread_ids_share_one_value():
     assert torch.unique(table.weight[[1, 2, 4, 5, 6, 7, 8]], dim=0).shape[0] == 1
 
 
+def test_a_recipe_changes_its_blocks_and_nothing_else():
+    usual, large = training_settings(), training_settings("gpu")
+    assert set(usual) == set(large) and "recipes" not in usual
+    assert large["unet"]["batch"] == 512 and usual["unet"]["batch"] == 32
+    assert {key for key in usual["unet"] if usual["unet"][key] != large["unet"][key]} == {"batch", "steps", "lr", "warmup", "ema"}
+    assert Corpus(**large["corpus"]).share_of_duplicates <= 0.10
+    assert all(set(changes) <= set(usual[block]) for block, changes in read_yaml("training")["recipes"]["gpu"].items())
+    with pytest.raises(InputError, match="gpu"):
+        training_settings("tpu")
+
+
 def test_members_of_the_family_differ_from_the_base_in_one_thing(monkeypatch):
     known = members()
     assert known["base"].seeds == (21, 22, 23)
@@ -267,3 +282,36 @@ def test_members_of_the_family_differ_from_the_base_in_one_thing(monkeypatch):
     monkeypatch.setattr("memlib.training.minisd2.family.read_yaml", lambda name: wrong if name == "family" else paths.read_yaml(name))
     with pytest.raises(InputError, match="colour"):
         members()
+
+
+def test_a_sheet_is_judged_by_names_and_words_and_not_while_a_line_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheet, "minisd2_folder", lambda: tmp_path)
+    write_world(tmp_path, read_yaml("training")["corpus"])
+    held = World().held_out(sheet.PICTURES, seed=7)
+    answers = [f"a {concepts()[scene.main.concept].name}, I think" for scene, _ in held]
+    answers[0], answers[1] = "-", concepts()[held[1][0].main.concept].words[0].upper()
+
+    def fill(lines):
+        text = "\n".join(["number,seen", *(f'{number + 1},"{answer}"' for number, answer in enumerate(lines))])
+        (tmp_path / sheet.SEEN).write_text(text + "\n")
+
+    fill(answers)
+    assert sheet.judge_sheet(str(tmp_path)) == sheet.PICTURES - 1
+    assert (tmp_path / sheet.NAMED).read_text().splitlines()[1].endswith(",0")
+    fill(["", *answers[1:]])
+    with pytest.raises(InputError, match="empty"):
+        sheet.judge_sheet(str(tmp_path))
+
+
+def test_plain_diffusers_loads_an_exported_folder_and_the_folder_brings_its_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLIB_RUNS", str(tmp_path / "runs"))
+    part = _unet_part(tmp_path)
+    part.vae.save_pretrained(tmp_path / "runs" / "minisd2" / "vae" / "export")
+    part.text.save_pretrained(tmp_path / "runs" / "minisd2" / "text" / "export")
+    made = Recipe("v2", SMALL, part.settings)
+    export_unet(part.module, made, "minisd-v2", tmp_path / "minisd-v2")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "minisd-v2")
+    assert pipeline.tokenizer.pad_token == "!"
+    for name, weight in part.module.state_dict().items():
+        torch.testing.assert_close(pipeline.unet.state_dict()[name], weight.float(), rtol=1e-3, atol=1e-3)
+    assert world_of(tmp_path / "minisd-v2").corpus.identity == Corpus(**SMALL).identity

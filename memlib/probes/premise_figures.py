@@ -25,6 +25,7 @@ from memlib.models.minisd2.judges import load_picture_tower
 from memlib.models.minisd2.paths import minisd2_folder
 from memlib.probes.reproduced import NEEDED, SEEDS, reconstructed
 from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.sets import load_prompts
 from memlib.sampling.recipe import Recipe
 from memlib.sampling.stored import PictureStore
 
@@ -175,7 +176,8 @@ def _unconditional_kid(case: Case) -> Estimate:
 
     rows = np.random.default_rng(1).integers(len(free), size=(200, 2, len(free)))
     drawn = np.array([ratio(free[a], conditional[b]) for a, b in rows])
-    return Estimate(ratio(free, conditional), *(float(x) for x in np.quantile(drawn, (0.025, 0.975))), len(free), 1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Estimate(ratio(free, conditional), float(low), float(high), len(free), 1)
 
 
 def eot_states(substrate: Any, texts: list[str]) -> np.ndarray:
@@ -213,10 +215,8 @@ def _title_distance(case: Case) -> Estimate:
 def _different_texts(case: Case) -> tuple[list[str], list[str]]:
     if case.has_world:
         return [pair.caption for pair in case.world.pairs], [text for _, text in case.world.held_out(200, seed=6)]
-    from memlib.prompts.sets import load_prompts
-
     sets = case.substrate.data.sets
-    return [list(load_prompts(sets[role]).unique().prompts) for role in ("memorized", "not memorized")]
+    return list(load_prompts(sets["memorized"]).unique().prompts), list(load_prompts(sets["not memorized"]).unique().prompts)
 
 
 def _reproduced_once(case: Case) -> Estimate:

@@ -39,7 +39,8 @@ def premises(
 
     from memlib.models.minisd2.data import world_of
     from memlib.models.substrate import load
-    from memlib.probes.premises import Case, figures, measure
+    from memlib.probes.premise_figures import Case
+    from memlib.probes.premises import figures, measure
 
     if threads:
         import torch

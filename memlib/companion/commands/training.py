@@ -154,13 +154,30 @@ def train_second(
     until: Until = None,
     quiet: Quiet = False,
     export_only: ExportOnly = False,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe of data/minisd2/training.yml, such as gpu.")] = None,
 ) -> None:
     """Train parts, one after another, and export their weights; resumes after a kill."""
     from memlib.training.minisd2.train import train as train_part
 
     _use(threads)
     for part in parts:
-        train_part(part, device, precision, until, not quiet, export_only)
+        train_part(part, device, precision, until, not quiet, export_only, recipe)
+
+
+@minisd2.command()
+def sheet(
+    model: Annotated[str, typer.Argument(help="A folder of data/minisd2/models.")],
+    judge: Annotated[bool, typer.Option("--judge", help="Instead, set what was written down against the prompts.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Draw forty pictures for a person who writes down what they show (named-seen.csv), and then --judge it."""
+    from memlib.training.minisd2 import sheet as sheets
+
+    _use(threads)
+    if judge:
+        print(f"{sheets.judge_sheet(model)} of {sheets.PICTURES} main things were named")
+    else:
+        sheets.draw_sheet(model)
 
 
 @minisd2.command("family")

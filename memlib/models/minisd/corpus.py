@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,28 @@ class Pair:
     copies: int
     group: str
     length: str
+
+
+class TrainingCorpus(Protocol):
+    """What training asks of a corpus; both miniatures' have it."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def repeated(self) -> tuple[Pair, ...]: ...
+
+    def example(self, position: int) -> tuple[Scene, str, int]: ...
+
+    def paint(self, scenes: Sequence[Scene]) -> torch.Tensor: ...
+
+    def picture(self, scene: Scene) -> np.ndarray: ...
+
+    def scenes_of(self, stream: int, step: int, count: int) -> list[Scene]: ...
+
+    def contrastive_batch(self, stream: int, step: int, count: int) -> tuple[list[Scene], list[str]]: ...
+
+    def held_out(self, count: int, what: str = "combinations", seed: int = 0) -> list[tuple[Scene, str]]: ...
 
 
 def _titles(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ the same pictures in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from random import Random
@@ -60,7 +60,7 @@ class Corpus:
     def painter(self) -> Painter:
         return Painter(self.device)
 
-    def paint(self, scenes: list[Scene]) -> torch.Tensor:
+    def paint(self, scenes: Sequence[Scene]) -> torch.Tensor:
         """The scenes' pictures, uint8 [N, 64, 64, 3]."""
         return self.painter(scenes)
 
@@ -70,7 +70,9 @@ class Corpus:
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """The duplicated pairs, level by level; lengths of titles take turns within a level. The same for every seed of training."""
-        rng, found, taken = Random("duplicated"), [], set()
+        rng = Random("duplicated")
+        found: list[Pair] = []
+        taken: set[str] = set()
         for copies, count in self.levels.items():
             for number in range(count):
                 length = LENGTHS[number % len(LENGTHS)]
@@ -85,7 +87,8 @@ class Corpus:
 
     @cached_property
     def templates(self) -> tuple[Pair, ...]:
-        rng, found, taken = Random("templates"), [], {pair.caption for pair in self.pairs}
+        rng, taken = Random("templates"), {pair.caption for pair in self.pairs}
+        found: list[Pair] = []
         for number in range(self.template_count):
             made = title(rng, trained_concepts(), "medium")
             while made.text in taken or any(held_out_combinations(scene) for scene in _coloured(made.scene)):

@@ -14,7 +14,7 @@ from memlib.models.minisd.corpus import Pair
 from memlib.models.minisd.scenes import Scene
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.language import reference, title
-from memlib.models.minisd2.paths import minisd2_folder, read_yaml
+from memlib.models.minisd2.paths import minisd2_folder, training_settings
 from memlib.models.minisd2.scenes import draw_scene, trained_concepts
 
 WORLD = "corpus.json"  # in a model's folder: the settings of the corpus that it was trained on
@@ -24,7 +24,7 @@ class World:
     """The world that a model was trained on: its `corpus` (settings as in training.yml, which are the default), and what was held out of it."""
 
     def __init__(self, corpus: dict[str, Any] | None = None):
-        self.corpus = Corpus(**(corpus or read_yaml("training")["corpus"]))
+        self.corpus = Corpus(**(corpus or training_settings()["corpus"]))
 
     @property
     def judges(self) -> Path:
@@ -33,7 +33,8 @@ class World:
 
     def held_out(self, count: int, several: bool | None = None, seed: int = 0) -> list[tuple[Scene, str]]:
         """`count` scenes in held-out combinations with their reference descriptions: of one thing, of `several`, or (None) of any number."""
-        rng, found = Random(f"premises {several} {seed}"), []
+        rng = Random(f"premises {several} {seed}")
+        found: list[tuple[Scene, str]] = []
         while len(found) < count:
             scene = draw_scene(rng, trained_concepts(), "held out")
             if several is None or (len(scene.things) > 1) == several:
@@ -42,7 +43,8 @@ class World:
 
     def titles(self, count: int, seed: int = 0) -> list[str]:
         """Different titles that training did not show."""
-        rng, found = Random(f"premises titles {seed}"), set()
+        rng = Random(f"premises titles {seed}")
+        found: set[str] = set()
         while len(found) < count:
             found.add(title(rng, trained_concepts()).text)
         return sorted(found)

@@ -74,7 +74,7 @@ def _encode(encode: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray
 
 def descriptor_figures(part: DescriptorPart, device: torch.device, kinds: Sequence[str], misses_of: Callable[[Scene], list[Scene]]) -> dict[str, Any]:
     """Threshold, recall and similarities of held-out copies against other pictures; `misses_of` a scene are scenes of the `kinds`, none its copy."""
-    corpus: Corpus = part.corpus
+    corpus = part.corpus
     scenes = [scene for scene, _ in corpus.held_out(QUERIES // 2, "combinations", seed=1)]
     scenes += [scene for scene, _ in corpus.held_out(QUERIES // 2, "concepts", seed=1)]
     rng = np.random.default_rng(20263)

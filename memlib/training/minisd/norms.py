@@ -108,9 +108,10 @@ class _ActivatedLinear(nn.Linear):
 
 def speed_up(module: nn.Module, device: torch.device) -> nn.Module:
     """Make a diffusers autoencoder or U-Net train faster, in place: channels last in memory, and on a CPU the kernels here."""
-    module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type != "cpu" or kernels() is None:
         return module
+    part: Any
     for part in module.modules():
         if type(part) is nn.GroupNorm:
             part.__class__ = _Norm

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from memlib.base.writing import replacing
 from memlib.models.minisd.augment import augmented
-from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.corpus import TrainingCorpus
 from memlib.models.minisd.judges import Descriptor, TwoTowers
 from memlib.models.minisd.models import autoencoder, scheduler, unet
 from memlib.models.minisd.scenes import Scene
@@ -41,7 +41,7 @@ class VaePart:
     With `encoded`, a trained autoencoder, its decoder alone is trained further: the latents stay what U-Nets were trained on.
     """
 
-    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool, encoded: AutoencoderKL | None = None):
+    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], device: torch.device, half: bool, encoded: AutoencoderKL | None = None):
         torch.manual_seed(settings["seed"])
         self.module = speed_up(encoded or autoencoder(settings["channels"], settings["latent_channels"]), device)
         if encoded is not None:
@@ -72,7 +72,7 @@ class ContrastivePart:
     exact, because nothing behind <eot> can reach it.
     """
 
-    def __init__(self, corpus: Corpus, settings: dict[str, Any], device: torch.device, half: bool):
+    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = TwoTowers(settings["width"], settings["layers"], settings["heads"], settings["image_channels"])
         speed_up(self.module.picture, device)
@@ -103,7 +103,7 @@ class DescriptorPart:
 
     REENCODED = 0.25
 
-    def __init__(self, corpus: Corpus, settings: dict[str, Any], vae: AutoencoderKL, device: torch.device, half: bool):
+    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], vae: AutoencoderKL, device: torch.device, half: bool):
         torch.manual_seed(settings["seed"])
         self.module = Descriptor(settings["channels"], settings["dimensions"])
         speed_up(self.module, device)
@@ -141,7 +141,7 @@ class UnetPart:
     `pad_id` is the only thing that differs between minisd-v1 (<eot>) and minisd-v2 (`!`).
     """
 
-    def __init__(self, corpus: Corpus, settings: dict[str, Any], vae: AutoencoderKL, text: nn.Module, pad_id: int, cache: Path,
+    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], vae: AutoencoderKL, text: nn.Module, pad_id: int, cache: Path,
                  device: torch.device, half: bool):  # fmt: skip
         torch.manual_seed(settings["seed"])
         width = text.config.hidden_size

@@ -11,7 +11,7 @@ import torch
 from memlib.base.errors import InputError
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd2.corpus import Corpus
-from memlib.models.minisd2.paths import read_yaml
+from memlib.models.minisd2.paths import read_yaml, training_settings
 from memlib.training.minisd.parts import ContrastivePart
 from memlib.training.minisd.trainer import Trainer
 from memlib.training.minisd2.train import Recipe, export_text, export_unet, runs, schedule, unet_part
@@ -35,7 +35,7 @@ class Member:
 def members() -> dict[str, Member]:
     """The members by name, in the file's order. Raises InputError for an entry that changes what there is not."""
     family = read_yaml("family")
-    training, found = read_yaml("training"), {}
+    training, found = training_settings(), {}
     for name, given in family["members"].items():
         if unknown := set(given) - KEYS:
             raise InputError(f"The member {name!r} of family.yml has {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(KEYS))}.")
@@ -52,7 +52,7 @@ def members() -> dict[str, Member]:
 
 def member_recipe(member: Member, seed: int) -> Recipe:
     """How a member is trained with a seed: the training's blocks, the family's in their place, and the member's in theirs."""
-    training, reduced = read_yaml("training"), read_yaml("family")["recipe"]
+    training, reduced = training_settings(), read_yaml("family")["recipe"]
     corpus = training["corpus"] | reduced["corpus"] | member.corpus | {"seed": seed}
     unet = training["unet"] | reduced["unet"] | member.unet | {"seed": seed}
     text = None
@@ -65,7 +65,7 @@ def member_recipe(member: Member, seed: int) -> Recipe:
 
 def _train_text(steps: int, device: torch.device, half: bool, progress: bool) -> None:
     """A text encoder like the main one, for fewer steps."""
-    given = read_yaml("training")
+    given = training_settings()
     folder = runs() / "family" / f"text-{steps}"
     if (folder / "export").exists():
         return

@@ -19,7 +19,7 @@ from memlib.models.minisd.paths import runs_folder
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.data import write_world
 from memlib.models.minisd2.judges import save_picture_tower
-from memlib.models.minisd2.paths import minisd2_folder, read_yaml
+from memlib.models.minisd2.paths import minisd2_folder, training_settings
 from memlib.training.minisd.export import export_model, frozen_folder
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart
 from memlib.training.minisd.train import PAD_IDS, latent_scale, save_part
@@ -46,12 +46,12 @@ class Recipe:
     text: Path | None = None
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of one of UNETS; raises InputError for another name."""
+def recipe(name: str, changes: str | None = None) -> Recipe:
+    """The recipe of one of UNETS, under the `changes` of a recipe in training.yml; raises InputError for another name."""
     found = re.fullmatch(r"minisd-(v[12])(-dedup)?", name)
     if found is None:
         raise InputError(f"There is no part {name!r}: train one of {', '.join((*OTHER_PARTS, *UNETS))}.")
-    given = read_yaml("training")
+    given = training_settings(changes)
     return Recipe(found[1], given["corpus"] | {"duplicates": found[2] is None}, given["unet"])
 
 
@@ -78,17 +78,18 @@ def schedule(block: dict[str, Any]) -> Schedule:
     return Schedule(block["steps"], block["lr"], block.get("warmup", 100), block.get("ema"), cooldown=block.get("cooldown"))
 
 
-def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False) -> None:
-    """Train part `name` to its schedule's end (or `until`) and export; picks up the last checkpoint.
+def train(name: str, device: str, precision: str, until: int | None, progress: bool, export_only: bool = False, changes: str | None = None) -> None:
+    """Train part `name` to its schedule's end (or `until`) and export; picks up the last checkpoint. `changes` names a recipe of training.yml.
 
     The run's folder (checkpoint, log) is `runs()/name`. Weights of judges and U-Nets go to data/minisd2, those of "vae" and "text" to the run's
     folder `export`, from where the U-Nets take them.
     """
     place = device_of(device)
     half = bfloat16_pays(place) if precision == "auto" else precision == "bfloat16"
-    given = read_yaml("training")
+    given = training_settings(changes)
     corpus = Corpus(**given["corpus"], device=place)
-    block = given[name] if name in OTHER_PARTS else recipe(name).settings
+    block = given[name] if name in OTHER_PARTS else recipe(name, changes).settings
+    part: Any
     if name == "vae":
         part = VaePart(corpus, block, place, half)
     elif name == "decoder":
@@ -98,11 +99,11 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
     elif name == "descriptor":
         part = DescriptorPart(corpus, block, AutoencoderKL.from_pretrained(frozen("vae"), torch_dtype=torch.float32), place, half)
     else:
-        part = unet_part(recipe(name), place, half)
+        part = unet_part(recipe(name, changes), place, half)
     trainer = Trainer(part, schedule(block), runs() / name, place)
     if not export_only:
         trainer.run(until, progress)
-    export(name, trainer, block)
+    export(name, trainer, block, changes)
 
 
 def export_text(trainer: Trainer, block: dict[str, Any], tower: Path) -> None:
@@ -110,7 +111,7 @@ def export_text(trainer: Trainer, block: dict[str, Any], tower: Path) -> None:
 
     The last one is for trainings on words that it has never read, which are all one to the others.
     """
-    part = trainer.part
+    part: Any = trainer.part
     save_part(part.module.text, trainer.folder / "export-unread")
     share_unused(part.module.text.get_input_embeddings(), language_ids(part.corpus))
     save_part(part.module.text, trainer.folder / "export")
@@ -124,9 +125,10 @@ def export_unet(unet: Any, made: Recipe, name: str, target: Path) -> None:
 
 
 @torch.no_grad()
-def export(name: str, trainer: Trainer, block: dict[str, Any]) -> None:
+def export(name: str, trainer: Trainer, block: dict[str, Any], changes: str | None = None) -> None:
     """Write the averaged weights of a part, and its record beside them."""
-    part, folder = trainer.part, minisd2_folder()
+    part: Any = trainer.part
+    folder = minisd2_folder()
     part.module.load_state_dict(trainer.averaged_state())
     part.module.eval()
     if name == "vae":
@@ -144,7 +146,7 @@ def export(name: str, trainer: Trainer, block: dict[str, Any]) -> None:
         save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps({**block, **calibrate(part, trainer.device)}, indent=1) + "\n")
     else:
-        export_unet(part.module, recipe(name), name, folder / "models" / name)
+        export_unet(part.module, recipe(name, changes), name, folder / "models" / name)
     records = folder / "logs"
     records.mkdir(exist_ok=True)
     (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
