@@ -16,8 +16,10 @@ from memlib.companion.bench import mitigations as bench
 from memlib.companion.bench.mitigations import as_text, chosen, table
 from memlib.companion.commands import main
 from memlib.mitigations import REGISTRY, get
+from memlib.models import architectures
 from memlib.models.architectures import build, sd14_parts
 from memlib.models.substrate import load
+from memlib.results import timed
 from memlib.results.timed import Memory, Run, Sampler, measure
 from memlib.results.times import for_page
 from memlib.sampling.batches import uncond_states
@@ -41,7 +43,7 @@ def test_the_full_size_model_is_refused_on_a_cpu():
 def test_an_architecture_becomes_a_model_to_sample_from(sd1_tiny, monkeypatch):
     known = load(sd1_tiny, device="cpu", dtype="float32").pipe
     parts = {"unet": known.unet, "vae": known.vae, "text_encoder": known.text_encoder}
-    monkeypatch.setitem(bench.ARCHITECTURES, "small", lambda: parts)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "small", lambda: parts)
     substrate = build("small", "cpu", force=True)
     assert substrate.dtype == torch.float32 and substrate.latent_shape == (4, 8, 8) and substrate.pad_id == 49_407
     cost = Sampler(substrate, steps=2)(get("sail").full_run().with_params(steps=1), "a cat", 0, uncond_states(substrate))
@@ -78,7 +80,7 @@ def test_the_table_of_a_page_has_a_row_for_each_mitigation_whatever_the_prompts(
 
 
 def test_mitigations_take_turns_and_begin_in_turn(monkeypatch):
-    monkeypatch.setattr(bench, "uncond_states", lambda substrate: None)
+    monkeypatch.setattr(timed, "uncond_states", lambda substrate: None)
     seen = []
 
     class Fake(Sampler):

@@ -110,3 +110,11 @@ def test_what_has_no_name_is_refused_by_the_store(tiny, tmp_path, change):
     change(tiny)
     with pytest.raises(InputError, match="was changed after it was loaded"):
         store.pictures(tiny, embedding, [0], Recipe(2))
+
+
+def test_what_transformers_puts_on_its_layers_to_note_outputs_changes_nothing(tiny, tmp_path):
+    before = PictureStore(tmp_path / "before").pictures(tiny, encode_prompts(tiny, ["a cat"]), [0], Recipe(2))
+    tiny.text_encoder(torch.tensor([[49406, 320, 49407]]), output_hidden_states=True)
+    assert any(module._forward_hooks for module in tiny.text_encoder.modules())  # or this test shows nothing
+    store = PictureStore(tmp_path / "after")
+    assert np.array_equal(store.pictures(tiny, encode_prompts(tiny, ["a cat"]), [0], Recipe(2)), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,14 +301,12 @@ def test_bad_parameters_end_in_one_sentence(name, params, sentence):
 def test_targets_elsewhere_are_quantiles_of_prompts_that_are_not_memorized(sd1_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path))
     monkeypatch.setattr("memlib.sampling.calibration.PROMPTS", 2)
-    sd1 = load(sd1_tiny, device="cpu", dtype="float32")
-    from memlib.prompts import sets
-
-    monkeypatch.setitem(sets.ROLES["not memorized"], "sd", "figures")
+    data = SubstrateData(sets={"not memorized": "figures"})
+    sd1 = replace(load(sd1_tiny, device="cpu", dtype="float32"), data=data)
     from memlib.prompts.sets import choose_prompts
     from memlib.sampling.calibration import SEEDS as REFERENCE_SEEDS
 
-    prompts = choose_prompts("not memorized", SubstrateData(), 2).prompts
+    prompts = choose_prompts("not memorized", data, 2).prompts
     rows = [(row, seed) for row in range(2) for seed in REFERENCE_SEEDS]
     embedding = encode_prompts(sd1, [prompts[row] for row, _ in rows])
     seeds = [seed for _, seed in rows]

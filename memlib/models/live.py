@@ -113,12 +113,17 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def _only_listens(hook: Any) -> bool:
+    """transformers puts a hook on its layers at the first call that asks for hidden states: it takes note of outputs and leaves them as they are."""
+    return getattr(hook, "__module__", "").startswith("transformers.") and getattr(hook, "__qualname__", "").endswith("output_capturing_hook")
+
+
 def _calls(pipe: Any) -> dict[str, tuple[Any, ...]]:
     """How each module is called: its class, its hooks, what stands in for its `forward`, and the class of its attention."""
     return {
         name: (
-            type(module), tuple(module._forward_pre_hooks.values()), tuple(module._forward_hooks.values()), vars(module).get("forward"),
-            type(getattr(module, "processor", None)),
+            type(module), tuple(module._forward_pre_hooks.values()), tuple(hook for hook in module._forward_hooks.values() if not _only_listens(hook)),
+            vars(module).get("forward"), type(getattr(module, "processor", None)),
         )
         for name, module in _modules(pipe)
     }  # fmt: skip

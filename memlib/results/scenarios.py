@@ -1,13 +1,14 @@
 """The scenarios of `basin` Section 6: which model, which prompts, which methods, and what is compared across them.
 
 A scenario's model is the substrate itself (its own memorized prompts), or one fine-tuned from it: MiniSD's come by name, others are
-folders written by `python -m memlib.training.finetune`.
+folders written by `memlib finetune`.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.base.errors import InputError
+from memlib.base.errors import InputError, NotMeasured
 from memlib.base.numbers import counted
 from memlib.experiment import Experiment
 from memlib.experiment.group import Group
@@ -66,7 +67,7 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
     """Return a scenario's model (substrate name or folder) and prompt set, or a sentence on why there is none.
 
     `model` "auto" is the substrate's own where it has one by name (minisd-v1-small), else a folder written by
-    `python -m memlib.training.finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
+    `memlib finetune` with its prompts.csv. Raises InputError for an unknown scenario and for a folder without prompts.
     """
     if scenario not in SCENARIOS:
         raise InputError(f"Unknown scenario {scenario!r}: use one of {', '.join(SCENARIOS)}.")
@@ -79,9 +80,7 @@ def place(scenario: str, substrate: str, model: str = "auto") -> tuple[str, str]
         return str(Path(model).expanduser()), str(prompts)
     name = f"{substrate}-{scenario}"
     if name not in SUBSTRATES:
-        return (
-            f"There is no model fine-tuned from {substrate} here: make one with `python -m memlib.training.finetune` and give its folder as {scenario}_model."
-        )
+        return f"There is no model fine-tuned from {substrate} here: make one with `memlib finetune` and give its folder as {scenario}_model."
     try:
         locate(name)
     except InputError as error:
@@ -185,8 +184,10 @@ def _features(metrics: Any) -> Any:
 
 def strips(group: Group, methods: Sequence[Mitigation], count: int) -> dict[str, np.ndarray]:
     """Rows for `memlib.results.figures.montage`: the first seed's pictures of the first prompts under each method, training pictures last."""
-    rows = range(min(count, len(group)))
-    shown = {m.title: group.some_pictures(m, rows, 1)[:, 0] for m in methods}
+    rows, shown = range(min(count, len(group))), {}
+    for method in methods:
+        with suppress(InputError, NotMeasured):  # it cannot be used here: the table says why
+            shown[method.title] = group.some_pictures(method, rows, 1)[:, 0]
     return shown if group.training is None else shown | {"training picture": np.stack([group.training[row][0] for row in rows])}
 
 
