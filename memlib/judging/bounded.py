@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import LEVEL, Estimate, checked_table, prompt_means
+from memlib.judging.estimates import LEVEL, Estimate, checked_table, mean_interval, prompt_means
 
 FEWEST = 12  # No verdict from fewer prompts (data/registration.yml).
 
@@ -31,22 +31,21 @@ def bounded_mean(values: Any, low: float = 0.0, high: float = 1.0, missing: str 
         raise InputError(f"A range goes from low to high, not from {low} to {high}.")
     table = checked_table(values, missing)
     means = prompt_means(table)
-    filled = np.concatenate([means, [low, high]])
-    half = stats.t.ppf((1 + LEVEL) / 2, len(filled) - 1) * stats.sem(filled)
-    middle, mean = filled.mean(), means.mean()
-    ends = min(max(middle - half, low), mean), max(min(middle + half, high), mean)
+    mean, filled = means.mean(), np.concatenate([means, [low, high]])
+    ends = stats.t.interval(LEVEL, len(filled) - 1, loc=filled.mean(), scale=stats.sem(filled))
+    ends = min(max(ends[0], low), mean), max(min(ends[1], high), mean)
     return Estimate(float(mean), float(ends[0]), float(ends[1]), *table.shape)
 
 
 def percentile(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:
     """The percentile bootstrap's ends of the mean of `values` [P]."""
-    return tuple(np.quantile(values[draw.integers(len(values), size=(600, len(values)))].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    estimate = mean_interval(values, resamples=600, generator=draw)
+    return estimate.low, estimate.high
 
 
 def student(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:
     """Student's interval of the mean of `values` [P]."""
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    return values.mean() - half, values.mean() + half
+    return stats.t.interval(LEVEL, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
 
 
 def with_ends(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:
