@@ -22,7 +22,10 @@ from torch import nn
 
 from memlib.base.writing import replacing
 
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-std=c++17")
+# What -ffast-math allows, spelled out: a library linked under that flag makes every thread that loads it flush denormal numbers to zero, and
+# NumPy's and SciPy's comparisons (`nextafter(0, -1) < 0`) go wrong in the whole process.
+MATHEMATICS = ("-fno-math-errno", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-ffinite-math-only")
+FLAGS = ("-O3", "-march=native", *MATHEMATICS, "-shared", "-fPIC", "-std=c++17")
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
