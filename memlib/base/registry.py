@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -13,7 +14,7 @@ class Registered(Declared):
     """Base of frozen dataclasses whose fields are their parameters; `kind` is the word for them, `registry` holds those entered."""
 
     kind: ClassVar[str]
-    registry: ClassVar[dict[str, Any]]
+    registry: ClassVar[MutableMapping[str, Any]]
 
     @property
     def params(self) -> dict[str, Any]:
@@ -40,12 +41,26 @@ class Registered(Declared):
 Entered = TypeVar("Entered", bound=type[Registered])
 
 
+# What tables and messages say of an entry.
+DESCRIBED = ("name", "label", "summary", "source")
+
+
 def enter(made: Entered) -> Entered:
-    """Enter a class with its default parameters into its registry; raises InputError for a name that is taken."""
+    """Enter a class with its default parameters into its registry; raises InputError for a name that is taken and a description that is missing."""
+    if absent := [word for word in DESCRIBED if not getattr(made, word, "")]:
+        raise InputError(f"The {made.kind} {made.__name__} has no {absent[0]}: give it {', '.join(DESCRIBED)} as texts of the class.")
     if made.name in made.registry:
         raise InputError(f"There is a {made.kind} {made.name!r} already: choose another name.")
     made.registry[made.name] = made()
     return made
+
+
+def plug_in(base: type[Registered], register: Any, given: Any) -> None:
+    """Enter what an entry point gives: a subclass of `base`, which may have entered itself with `register`. Raises InputError for anything else."""
+    if not (isinstance(given, type) and issubclass(given, base)):
+        raise InputError(f"An entry point gives {given!r}, where a subclass of {base.__name__} belongs.")
+    if type(base.registry.get(getattr(given, "name", ""))) is not given:
+        register(given)
 
 
 def find(base: type[Registered], name: str, params: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
-from memlib.base.registry import Registered, enter, find
+from memlib.base.plugins import Plugged
+from memlib.base.registry import Registered, enter, find, plug_in
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens, encode, padding_id, tokenize
 from memlib.sampling.batches import Batch, Cost
 from memlib.sampling.first_step import without_signal
 from memlib.sampling.guidance import Rule
 
-REGISTRY: dict[str, Mitigation] = {}
+REGISTRY: Plugged[Mitigation] = Plugged("memlib.mitigations", lambda given: plug_in(Mitigation, register, given))
 # What a mitigation acts on, for grouping them in figures.
 FAMILIES = ("text", "attention", "guidance", "noise", "weights")
 
@@ -55,7 +56,7 @@ class Mitigation(Registered):
     """
 
     kind: ClassVar[str] = "mitigation"
-    registry: ClassVar[dict[str, Mitigation]] = REGISTRY
+    registry: ClassVar[MutableMapping[str, Mitigation]] = REGISTRY
 
     name: ClassVar[str]
     label: ClassVar[str]

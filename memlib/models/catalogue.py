@@ -1,7 +1,7 @@
 """Which substrates there are by name, where the weights of each are looked for, and the data that each brings.
 
 Nothing is downloaded: where weights are missing, the error names the folder, the variable and the command. A new substrate is one entry of
-`SUBSTRATES`, or one YAML file (`described`).
+`SUBSTRATES`, one YAML file (`described`), or an entry point of another package (`memlib.base.plugins`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 from memlib.base.errors import InputError
 from memlib.base.paths import as_folder, data_folder, folder_from
 from memlib.base.pictures import read_pictures
+from memlib.base.plugins import Plugged
 from memlib.models.data import PUBLISHED_SETS, Rows, SubstrateData
 from memlib.models.minisd.data import data_of as minisd
 
@@ -44,7 +45,16 @@ def _own(name: str, summary: str, base: str | None = None) -> Source:
     return Source(name, summary, partial(minisd, name), base=base)
 
 
-SUBSTRATES: dict[str, Source] = {
+def _take(given: Any) -> None:
+    """Enter the `Source` that an entry point gives."""
+    if not isinstance(given, Source) or (given.folder is None and not given.hub):
+        raise InputError(f"An entry point gives {given!r}, where a Source with a folder or a hub's repository belongs.")
+    if given.name in SUBSTRATES:
+        raise InputError(f"There is a substrate {given.name!r} already: choose another name.")
+    SUBSTRATES[given.name] = given
+
+
+_BROUGHT = {
     source.name: source
     for source in (
         _own("minisd-v1", "MiniSD, padded with <eot> as Stable Diffusion 1.4 is"),
@@ -73,6 +83,8 @@ SUBSTRATES: dict[str, Source] = {
         ),
     )
 }
+SUBSTRATES: Plugged[Source] = Plugged("memlib.substrates", _take, _BROUGHT)
+SUBSTRATES.open()
 
 
 def _own_models() -> Path:

@@ -69,24 +69,19 @@ def published(
         table.to_csv(csv, index=False)
 
 
-def methods() -> None:
-    """List the mitigations, detectors and edits that are registered, with their parameters."""
-    from dataclasses import fields
+def methods(room: Annotated[str | None, typer.Option(help="Of this room alone, such as mitigations.")] = None, csv: Table = None) -> None:
+    """List what is registered, memlib's own and plug-ins: name, room, package, source and parameters."""
+    from memlib.base.errors import InputError
+    from memlib.companion import methods as listing
 
-    from memlib.mitigations import REGISTRY as mitigations
-    from memlib.probes.detectors import REGISTRY as detectors
-    from memlib.prompts.interventions import INTERVENTIONS
-
-    for title, registered in (("mitigations", mitigations), ("detectors", detectors)):
-        print(f"{title}:")
-        for name, entry in registered.items():
-            given = ", ".join(
-                f"{field.name}={getattr(entry, field.name)!r}" for field in fields(entry) if field.name not in {"name", "label", "text", "source"}
-            )
-            print(f"  {name:26} {given}")
-    print("edits of the embedding:")
-    for key, edit in INTERVENTIONS.items():
-        print(f"  {key:26} {edit.label}")
+    found = listing.table()
+    if room is not None:
+        if room not in set(found["room"]):
+            raise InputError(f"No room {room!r} has names: use one of {', '.join(dict.fromkeys(found['room']))}.")
+        found = found[found["room"] == room]
+    print(listing.as_text(found))
+    if csv:
+        found.to_csv(csv, index=False)
 
 
 def cost(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> None:

@@ -2,7 +2,7 @@
 
 A detector is one frozen object (see `Detector`) in a module of this package, entered with `register`. Every module of the
 package is imported here, so that nothing else in memlib lists detectors: a new file appears in the registry, and with it in the
-tables and tests, by itself.
+tables and tests, by itself. Other packages add theirs by entry points of the group ``memlib.detectors`` (`memlib.base.plugins`).
 
     from memlib.probes.detectors import REGISTRY, get
     get("magnitude", steps=5).measure(group)
@@ -19,3 +19,4 @@ __all__ = ["REGISTRY", "Detector", "Scores", "describe", "get", "register"]
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     import_module(f"{__name__}.{_module}")
+REGISTRY.open()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from memlib.base.errors import InputError
-from memlib.base.registry import Registered, enter, find
+from memlib.base.plugins import Plugged
+from memlib.base.registry import Registered, enter, find, plug_in
 from memlib.experiment.group import Group
 
-REGISTRY: dict[str, Detector] = {}
+REGISTRY: Plugged[Detector] = Plugged("memlib.detectors", lambda given: plug_in(Detector, register, given))
 # What must be computed before the score exists, from the dearest to the cheapest; what comes first often holds the rest.
 NEEDS = ("whole run with attention", "whole run", "pictures", "first steps", "prompt alone")
 
@@ -53,7 +54,7 @@ class Detector(Registered):
     """
 
     kind: ClassVar[str] = "detector"
-    registry: ClassVar[dict[str, Detector]] = REGISTRY
+    registry: ClassVar[MutableMapping[str, Detector]] = REGISTRY
 
     name: ClassVar[str]
     label: ClassVar[str]
