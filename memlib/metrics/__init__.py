@@ -18,6 +18,7 @@ from memlib.metrics.alignment import load_minisd_evaluator, load_open_clip
 from memlib.metrics.diversity import descriptor_diversity, load_lpips
 from memlib.metrics.quality import load_aesthetic, load_realism
 from memlib.metrics.similarity import load_minisd_descriptor, load_sscd
+from memlib.models.minisd2.paths import minisd2_folder
 from memlib.models.protocol import Substrate
 
 Made = Mapping[str, Any]
@@ -135,6 +136,10 @@ METRICS: dict[str, Metric] = {
                lambda made, device, reference: load_minisd_descriptor(judges_folder() / "descriptor", device)),
         Metric("minisd-clip", "alignment", "text alignment", _COSINE, "Radford et al. 2021",
                lambda made, device, reference: load_minisd_evaluator(judges_folder() / "evaluator", device)),
+        Metric("minisd2-copy", "copy", "copy similarity", _SIMILARITY, "Pizzi et al. 2022",
+               lambda made, device, reference: load_minisd_descriptor(minisd2_folder() / "judges" / "descriptor", device)),
+        Metric("minisd2-clip", "alignment", "text alignment", _COSINE, "Radford et al. 2021",
+               lambda made, device, reference: load_minisd_evaluator(minisd2_folder() / "judges" / "evaluator", device)),
         Metric("realism", "quality", "realism", "0 and up, 1 is the edge of the real pictures; larger is better",
                "Kynkäänniemi et al. 2019", _realism),
         Metric("descriptor-diversity", "diversity", "diversity across seeds", "0 to 2; larger is more diverse", "clip, Section 4.2",

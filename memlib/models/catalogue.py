@@ -20,6 +20,8 @@ from memlib.base.pictures import read_pictures
 from memlib.base.plugins import Plugged
 from memlib.models.data import PUBLISHED_SETS, Rows, SubstrateData
 from memlib.models.minisd.data import data_of as minisd
+from memlib.models.minisd2.data import data_of as minisd2
+from memlib.models.minisd2.paths import minisd2_folder
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -111,8 +113,9 @@ def source_of(name: str | Path) -> Source:
         known = ", ".join(SUBSTRATES)
         raise InputError(f"Unknown substrate {str(name)!r}: use one of {known}, or the path of a local diffusers folder or of a YAML file that describes one.")
     folder = path.resolve()
-    own = folder.is_relative_to(_own_models().resolve())
-    return Source(folder.name, "a local folder", partial(minisd, folder.name) if own else SubstrateData, folder=folder)
+    owners = {_own_models(): minisd, minisd2_folder() / "models": minisd2}
+    data = next((partial(of, folder.name) for models, of in owners.items() if folder.is_relative_to(models.resolve())), SubstrateData)
+    return Source(folder.name, "a local folder", data, folder=folder)
 
 
 ENTRIES = {

@@ -11,7 +11,7 @@ import torch
 from memlib.judging.estimates import Estimate, mean_interval, share_interval
 from memlib.metrics import metrics_for
 from memlib.models.minisd.drawn import background_right, retrieval
-from memlib.models.minisd.prompt_sets import HELD_OUT, corpus, held_out_pictures, training_pictures
+from memlib.models.minisd.prompt_sets import HELD_OUT, corpus, held_out_pictures
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import PromptSet, load_prompts
@@ -20,14 +20,14 @@ from memlib.sampling.stored import PictureStore
 
 SEEDS = tuple(range(10))
 NEEDED = 9  # of 10 seeds, as `clip` selects its memorized prompts (Section 3)
-REPEATED = ("minisd-duplicated", "minisd-template")  # the prompt sets of what training shows more than once
+REPEATED = ("duplicated", "template")  # the roles of prompt sets of what training shows more than once
 
 
 def similarity_to_training(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet, seeds: Sequence[int]) -> np.ndarray:
     """Copy similarity [N, S] of each prompt's pictures to its training picture (the nearest of six for a template)."""
     pictures = store.pictures(substrate, encode_prompts(substrate, prompts.prompts), seeds)
     vectors = metric(pictures)
-    return np.stack([(vectors[i] @ metric(training_pictures(name)).T).max(1) for i, name in enumerate(prompts.table["training_picture"])])
+    return np.stack([(vectors[i] @ metric(substrate.data.training_pictures(name)).T).max(1) for i, name in enumerate(prompts.table["training_picture"])])
 
 
 def copies_by_level(similarity: np.ndarray, copies: Sequence[int], threshold: float) -> dict[int, Estimate]:
@@ -62,7 +62,7 @@ def find_memorized(store: PictureStore, substrate: Substrate, metric: Any, promp
 def reproduced(substrate: Substrate, store: PictureStore) -> list[dict[str, Any]]:
     """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
     metric = metrics_for(substrate).copy
-    return [row for name in REPEATED for row in find_memorized(store, substrate, metric, load_prompts(name))]
+    return [row for name in REPEATED for row in find_memorized(store, substrate, metric, load_prompts(substrate.data.sets[name]))]
 
 
 @torch.no_grad()

@@ -164,6 +164,15 @@ def train_second(
         train_part(part, device, precision, until, not quiet, export_only, recipe)
 
 
+@minisd2.command("find")
+def find_second(model: Annotated[str, typer.Argument(help="A folder of data/minisd2/models.")], threads: Threads = None) -> None:
+    """Find the prompts that a model reproduces, and write the prompt sets."""
+    from memlib.training.minisd2.find import find as find_reproduced
+
+    _use(threads)
+    find_reproduced(model)
+
+
 @minisd2.command()
 def sheet(
     model: Annotated[str, typer.Argument(help="A folder of data/minisd2/models.")],

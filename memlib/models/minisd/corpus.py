@@ -58,6 +58,8 @@ class TrainingCorpus(Protocol):
 
     def contrastive_batch(self, stream: int, step: int, count: int) -> tuple[list[Scene], list[str]]: ...
 
+    def described(self, scene: Scene, index: int, number: int) -> str: ...
+
     def held_out(self, count: int, what: str = "combinations", seed: int = 0) -> list[tuple[Scene, str]]: ...
 
 
@@ -167,6 +169,10 @@ class Corpus:
             scenes.append(scene)
             captions.append(caption(scene, self.ingredients, rng, length))
         return scenes, captions
+
+    def described(self, scene: Scene, index: int, number: int) -> str:
+        """The `number`-th other caption of the repeated picture `index`, which describes it."""
+        return caption(scene, self.ingredients, np.random.default_rng([20_265, index, number]), "medium")
 
     def fresh_scenes(self, stream: int, start: int, count: int) -> Iterator[tuple[Scene, str]]:
         """Fresh trained-concept scenes with captions outside the epochs' stream: for the autoencoder, the text encoder

@@ -15,7 +15,7 @@ def data_of(name: str) -> SubstrateData:
     """Return the data of the MiniSD `name`; what follows the last hyphen says what it was trained on: a scenario, "dedup", or anything else."""
     trained = name.rpartition("-")[2]
     return SubstrateData(
-        sets={"memorized": "minisd-memorized", "not memorized": "minisd-heldout"},
+        sets={"memorized": "minisd-memorized", "not memorized": "minisd-heldout", "duplicated": "minisd-duplicated", "template": "minisd-template"},
         # Memorized prompts are titles and held-out ones descriptions: what differs between them may be the wording alone.
         seen_once=Rows("minisd-duplicated", {"copies": 1}),
         metrics=("minisd-copy", "minisd-clip", "realism", "descriptor-diversity"),

@@ -148,6 +148,35 @@ class Corpus:
             pass
         return made.scene, made.text
 
+    def title_at(self, position: int) -> Pair | None:
+        """The title with its picture that training shows at `position` and nowhere else, or None where it shows something else."""
+        epoch, place = divmod(position, self.epoch_length)
+        slot = int(self._order(epoch)[place])
+        rng = Random(f"{self.seed}-{epoch}-{slot}-11")
+        if self._slots[slot] >= 0 or rng.random() >= self.titles:
+            return None
+        while (made := title(rng, trained_concepts())).text in self.captions_of_repeated:
+            pass
+        return Pair(f"once-{position:07d}", made.text, made.scene, 1, "once", made.length)
+
+    def seen_once(self, count: int, within: int) -> tuple[Pair, ...]:
+        """`count` titles whose pictures come once in the first `within` positions, spread over them, lengths in turns as those of repeated pairs."""
+        found: list[Pair] = []
+        for number in range(count):
+            position = number * within // count
+            while (pair := self.title_at(position)) is None or pair.length != LENGTHS[number % len(LENGTHS)]:
+                position += 1
+            found.append(pair)
+        return tuple(found)
+
+    def described(self, scene: Scene, index: int, number: int) -> str:
+        """The `number`-th other caption of the repeated picture `index`, which describes it."""
+        return describe(Random(f"described {index} {number}"), scene, "medium")
+
+    def fresh_scenes(self, stream: int, start: int, count: int) -> list[tuple[Scene, str]]:
+        """Scenes with captions of a stream of their own, outside of the epochs."""
+        return [self._fresh(Random(f"{stream}-{number}-13")) for number in range(start, start + count)]
+
     def scenes_of(self, stream: int, step: int, count: int) -> list[Scene]:
         """The `step`-th batch of scenes of a stream of their own, outside of the epochs: for the autoencoder and the judges."""
         rng = Random(f"{stream}-{step}")

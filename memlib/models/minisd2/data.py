@@ -1,8 +1,9 @@
-"""What the second miniature brings beside its weights: its corpus, held-out scenes, and the folder of its judges."""
+"""What the second miniature brings beside its weights: its data as a substrate, its corpus, held-out scenes, and the folder of its judges."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cached_property, lru_cache
 from pathlib import Path
 from random import Random
@@ -10,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from memlib.models.data import Repeated, Rows, SubstrateData
 from memlib.models.minisd.corpus import Pair
 from memlib.models.minisd.scenes import Scene
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.language import reference, title
 from memlib.models.minisd2.paths import minisd2_folder, training_settings
+from memlib.models.minisd2.prompt_sets import HELD_OUT, held_out_pictures, training_pictures
+from memlib.models.minisd2.prompt_sets import corpus as of_training
+from memlib.models.minisd2.scenarios import SCENARIOS, pairs
 from memlib.models.minisd2.scenes import draw_scene, trained_concepts
 
 WORLD = "corpus.json"  # in a model's folder: the settings of the corpus that it was trained on
@@ -68,3 +73,34 @@ def world_of(folder: Path) -> World | None:
     """The world of a model's folder, where one was written beside it, else None."""
     path = folder / WORLD
     return World(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def data_of(name: str) -> SubstrateData:
+    """The data of the MiniSD `name`; what follows the last hyphen says what it was trained on: a scenario, "dedup", or anything else."""
+    trained = name.rpartition("-")[2]
+
+    def of(prompts: str) -> str:
+        return str(minisd2_folder() / "prompts" / f"minisd-{prompts}.csv")
+
+    return SubstrateData(
+        sets={"memorized": of("memorized"), "not memorized": of("heldout"), "duplicated": of("duplicated"), "template": of("template")},
+        # Memorized prompts are titles and held-out ones descriptions: what differs between them may be the wording alone.
+        seen_once=Rows(of("once")),
+        metrics=("minisd2-copy", "minisd2-clip", "realism", "descriptor-diversity"),
+        free=True,
+        training_pictures=training_pictures,
+        held_out=lambda count=None: held_out_pictures(HELD_OUT if count is None else count),
+        repeated=lambda: _repeated(trained),
+        small=True,
+        retrained=True,
+    )
+
+
+def _repeated(trained: str) -> Repeated:
+    """The repeated pictures; of a model fine-tuned for a scenario, the pictures that the scenario's prompts bring back."""
+    found = pairs(of_training(), trained) if trained in SCENARIOS else of_training().repeated
+    counts: Counter[str] = Counter()
+    for pair in found:
+        counts[pair.caption] += 1 if trained == "dedup" else pair.copies
+    pictures = of_training().paint([pair.scene for pair in found]).cpu().numpy()
+    return Repeated(pictures, tuple(pair.caption for pair in found), tuple(counts[pair.caption] for pair in found))

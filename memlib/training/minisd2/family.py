@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import torch
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.paths import read_yaml, training_settings
+from memlib.training.minisd.mitigated_part import MitigatedPart
+from memlib.training.minisd.mitigations import get
 from memlib.training.minisd.parts import ContrastivePart
+from memlib.training.minisd.train import MARKS
 from memlib.training.minisd.trainer import Trainer
 from memlib.training.minisd2.train import Recipe, export_text, export_unet, runs, schedule, unet_part
 
-KEYS = {"says", "seeds", "corpus", "unet", "padding", "text_steps"}
+KEYS = {"says", "seeds", "corpus", "unet", "padding", "text_steps", "mitigation"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Member:
     unet: dict[str, Any]
     padding: str
     text_steps: int | None
+    mitigation: str | None
 
 
 def members() -> dict[str, Member]:
@@ -43,9 +49,11 @@ def members() -> dict[str, Member]:
         for block, keys in allowed.items():
             if unknown := set(given.get(block, {})) - keys:
                 raise InputError(f"The member {name!r} of family.yml changes {', '.join(sorted(unknown))} of {block}: allowed are {', '.join(sorted(keys))}.")
+        if given.get("mitigation"):
+            get(given["mitigation"])
         found[name] = Member(
             name, given["says"], tuple(given.get("seeds", family["seeds"])), given.get("corpus", {}), given.get("unet", {}),
-            given.get("padding", "v1"), given.get("text_steps"),
+            given.get("padding", "v1"), given.get("text_steps"), given.get("mitigation"),
         )  # fmt: skip
     return found
 
@@ -60,7 +68,7 @@ def member_recipe(member: Member, seed: int) -> Recipe:
         text = runs() / "family" / f"text-{member.text_steps}" / "export"
     elif not corpus.get("known_titles", True):
         text = runs() / "text" / "export-unread"
-    return Recipe(member.padding, corpus, unet, text)
+    return Recipe(member.padding, corpus, unet, text, member.mitigation)
 
 
 def _train_text(steps: int, device: torch.device, half: bool, progress: bool) -> None:
@@ -88,6 +96,9 @@ def train_member(member: Member, seed: int, device: torch.device, half: bool, pr
     trainer.run(progress=progress)
     trainer.part.module.load_state_dict(trainer.averaged_state())
     export_unet(trainer.part.module.eval(), made, f"minisd-{made.padding}", folder / "pipeline")
+    if isinstance(part := trainer.part, MitigatedPart):
+        with replacing(folder / MARKS) as partial:
+            partial.write_text(json.dumps(part.marks()) + "\n")
 
 
 def train_family(names: Sequence[str] | None, seeds: Sequence[int] | None, device: str, precision: str, progress: bool) -> None:

@@ -21,6 +21,8 @@ from memlib.models.minisd2.data import write_world
 from memlib.models.minisd2.judges import save_picture_tower
 from memlib.models.minisd2.paths import minisd2_folder, training_settings
 from memlib.training.minisd.export import export_model, frozen_folder
+from memlib.training.minisd.mitigated_part import MitigatedPart
+from memlib.training.minisd.mitigations import get
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart, UnetPart, VaePart
 from memlib.training.minisd.train import PAD_IDS, latent_scale, save_part
 from memlib.training.minisd.trainer import Schedule, Trainer
@@ -38,12 +40,16 @@ def runs() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one U-Net is trained: padding "v1" or "v2", its corpus and its hyper-parameters; `text` is the folder of a text encoder of its own."""
+    """How one U-Net is trained: padding "v1" or "v2", its corpus and its hyper-parameters.
+
+    `text` is the folder of a text encoder of its own; `mitigation` names what acts while it trains (`memlib.training.minisd.mitigations`).
+    """
 
     padding: str
     corpus: dict[str, Any]
     settings: dict[str, Any]
     text: Path | None = None
+    mitigation: str | None = None
 
 
 def recipe(name: str, changes: str | None = None) -> Recipe:
@@ -71,7 +77,8 @@ def unet_part(made: Recipe, device: torch.device, half: bool) -> UnetPart:
     vae = AutoencoderKL.from_pretrained(frozen("vae"), torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(made.text or frozen("text"), torch_dtype=torch.float32)
     corpus = Corpus(**made.corpus, device=device)
-    return UnetPart(corpus, made.settings, vae, text, PAD_IDS[made.padding], runs() / "cache", device, half)
+    given = (corpus, made.settings, vae, text, PAD_IDS[made.padding], runs() / "cache", device, half)
+    return UnetPart(*given) if made.mitigation is None else MitigatedPart(get(made.mitigation), *given)
 
 
 def schedule(block: dict[str, Any]) -> Schedule:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from memlib.base.registry import Registered, find
-from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.corpus import TrainingCorpus
 from memlib.models.minisd.scenes import Scene
 
 TRAINING_MITIGATIONS: dict[str, TrainingMitigation] = {}
@@ -43,7 +43,7 @@ class TrainingMitigation(Registered):
     def prepare(self, unet: nn.Module) -> None:
         """Make the U-Net ready for `forward`."""
 
-    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+    def caption(self, example: tuple[Scene, str, int], corpus: TrainingCorpus, tokenizer: Any, rng: np.random.Generator) -> str:
         """Return the caption to train with for `example` (`Corpus.example`: scene, caption, index of the pair or -1)."""
         return example[1]
 

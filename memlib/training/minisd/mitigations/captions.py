@@ -9,8 +9,7 @@ import numpy as np
 
 from memlib.base.declared import Count, Share
 from memlib.base.registry import enter
-from memlib.models.minisd.captions import caption
-from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.corpus import TrainingCorpus
 from memlib.models.minisd.scenes import Scene
 from memlib.training.minisd.mitigations.base import TrainingMitigation
 
@@ -23,7 +22,7 @@ class CaptionChange(TrainingMitigation):
 
     probability: Share = 0.1
 
-    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+    def caption(self, example: tuple[Scene, str, int], corpus: TrainingCorpus, tokenizer: Any, rng: np.random.Generator) -> str:
         return self.changed(example[1], tokenizer, rng) if rng.random() < self.probability else example[1]
 
     def changed(self, text: str, tokenizer: Any, rng: np.random.Generator) -> str:
@@ -88,12 +87,12 @@ class SeveralCaptions(TrainingMitigation):
 
     name = "several-captions"
 
-    def caption(self, example: tuple[Scene, str, int], corpus: Corpus, tokenizer: Any, rng: np.random.Generator) -> str:
+    def caption(self, example: tuple[Scene, str, int], corpus: TrainingCorpus, tokenizer: Any, rng: np.random.Generator) -> str:
         scene, text, index = example
         number = int(rng.integers(self.count))
         if index < 0 or scene.tone is not None or number == 0:
             return text
-        return caption(scene, corpus.ingredients, np.random.default_rng([20_265, index, number]), "medium")
+        return corpus.described(scene, index, number)
 
 
 def random_text(tokenizer: Any, rng: np.random.Generator, count: int) -> str:
