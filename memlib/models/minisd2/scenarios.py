@@ -57,7 +57,8 @@ def singles(corpus: Corpus, scenario: str) -> tuple[Pair, ...]:
 
 def _described(corpus: Corpus, count: int, rng: Random, used: set[str], prefix: str, copies: int, length: str) -> tuple[Pair, ...]:
     """`count` scenes with descriptions that are neither in `used` nor training's."""
-    digits, found, used = (5 if prefix == "single-" else 3), [], used | corpus.captions_of_repeated
+    digits, used = (5 if prefix == "single-" else 3), used | corpus.captions_of_repeated
+    found: list[Pair] = []
     while len(found) < count:
         scene = draw_scene(rng, trained_concepts())
         text = describe(rng, scene)
@@ -69,7 +70,8 @@ def _described(corpus: Corpus, count: int, rng: Random, used: set[str], prefix: 
 
 def _class_pairs(block: dict[str, Any], rng: Random) -> tuple[Pair, ...]:
     """Classes are concepts; a class's pictures show it as their main thing, with whatever else."""
-    each, found = block["pictures"] // block["classes"], []
+    each = block["pictures"] // block["classes"]
+    found: list[Pair] = []
     for number, concept in enumerate(rng.sample(trained_concepts(), block["classes"])):
         for picture in range(each):
             scene = _with_main(rng, concept)
