@@ -11,9 +11,13 @@ from memlib.base.errors import InputError
 
 
 class Registered(Declared):
-    """Base of frozen dataclasses whose fields are their parameters; `kind` is the word for them, `registry` holds those entered."""
+    """Base of frozen dataclasses whose fields are their parameters; `kind` is the word for them, `registry` holds those entered.
+
+    `described` are the texts that a class must have for what tables and messages say of it.
+    """
 
     kind: ClassVar[str]
+    described: ClassVar[tuple[str, ...]] = ("name", "label", "summary", "source")
     registry: ClassVar[MutableMapping[str, Any]]
 
     @property
@@ -41,14 +45,10 @@ class Registered(Declared):
 Entered = TypeVar("Entered", bound=type[Registered])
 
 
-# What tables and messages say of an entry.
-DESCRIBED = ("name", "label", "summary", "source")
-
-
 def enter(made: Entered) -> Entered:
     """Enter a class with its default parameters into its registry; raises InputError for a name that is taken and a description that is missing."""
-    if absent := [word for word in DESCRIBED if not getattr(made, word, "")]:
-        raise InputError(f"The {made.kind} {made.__name__} has no {absent[0]}: give it {', '.join(DESCRIBED)} as texts of the class.")
+    if absent := [word for word in made.described if not getattr(made, word, "")]:
+        raise InputError(f"The {made.kind} {made.__name__} has no {absent[0]}: give it {', '.join(made.described)} as texts of the class.")
     if made.name in made.registry:
         raise InputError(f"There is a {made.kind} {made.name!r} already: choose another name.")
     made.registry[made.name] = made()

@@ -36,6 +36,7 @@ class TrainingMitigation(Registered):
     """
 
     kind: ClassVar[str] = "training-time mitigation"
+    described: ClassVar[tuple[str, ...]] = ("name",)  # the rest stands in the file
     registry: ClassVar[dict[str, TrainingMitigation]] = TRAINING_MITIGATIONS
 
     name: ClassVar[str]
