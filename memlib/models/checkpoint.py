@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from memlib.base.errors import InputError
 from memlib.base.paths import folder_from
-from memlib.base.writing import replacing
+from memlib.base.writing import write_text
 from memlib.models.fitting import check_schedule
 
 PARTS = {
@@ -174,8 +174,7 @@ def _file_hash(path: Path) -> str:
         result = hashlib.file_digest(file, "sha256").hexdigest()
     if remember:
         with suppress(OSError):  # Only a saving of time is lost.
-            with replacing(cache) as temporary:
-                temporary.write_text(result)
+            write_text(cache, result)
     return result
 
 

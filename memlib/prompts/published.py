@@ -15,7 +15,7 @@ from memlib.base import paths
 from memlib.base.download import DownloadError, WrongFile, published_file
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
-from memlib.base.writing import replacing
+from memlib.base.writing import write_text
 
 SECONDS = 300
 # The largest list is below 2 MB: whatever goes on much longer is not the file asked for.
@@ -107,8 +107,7 @@ def _recorded(source: Source) -> str | None:
 
 def _record(source: Source, sha256: str) -> None:
     entry = {"sha256": sha256, "first seen": datetime.now(UTC).isoformat(timespec="seconds")}
-    with replacing(cache_folder() / LOCK_FILE) as temporary:
-        temporary.write_text(json.dumps(_read_lock() | {source.url: entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(cache_folder() / LOCK_FILE, json.dumps(_read_lock() | {source.url: entry}, indent=2, sort_keys=True) + "\n")
 
 
 def _read_lock() -> dict[str, Mapping[str, str]]:

@@ -20,7 +20,7 @@ from memlib.base import paths
 from memlib.base.download import DownloadError, download
 from memlib.base.errors import InputError
 from memlib.base.pictures import as_rgb
-from memlib.base.writing import replacing
+from memlib.base.writing import replacing, write_text
 
 SECONDS = 60  # For one address, redirects included.
 MAX_BYTES = 32 * 2**20
@@ -134,5 +134,4 @@ def _read_index(folder: Path) -> dict[str, Fetched]:
 
 
 def _write_index(folder: Path, known: Mapping[str, Fetched]) -> None:
-    with replacing(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps({url: asdict(entry) for url, entry in known.items()}, indent=1, sort_keys=True), encoding="utf-8")
+    write_text(folder / INDEX, json.dumps({url: asdict(entry) for url, entry in known.items()}, indent=1, sort_keys=True))

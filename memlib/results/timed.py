@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.paths import data_folder
+from memlib.base.writing import write_table
 from memlib.mitigations import Mitigation, get
 from memlib.prompts.embedding import encode_prompts
 from memlib.results.table import reading
@@ -53,7 +54,7 @@ def write(runs: Sequence[Run], source: str, path: Path) -> None:
     """Write runs to a CSV file, one a row; `source`, where they come from, stands in the first row."""
     table = pd.DataFrame([asdict(run) for run in runs]).round(5)
     table["source"] = [source, *[""] * (len(table) - 1)]
-    table.to_csv(path, index=False)
+    write_table(path, table)
 
 
 def read(substrate: str) -> tuple[list[Run], str] | None:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from memlib.base.errors import InputError
+from memlib.base.writing import write_table
 from memlib.experiment.provenance import provenance
 from memlib.judging.estimates import quantile_interval
 from memlib.mitigations import REGISTRY, Mitigation, get
@@ -129,6 +130,6 @@ def run(
     line = str(provenance(facts, started, loaded.device))
     print(f"\n{line}")
     if out is not None:
-        found.assign(provenance=line).to_csv(out, index=False)
+        write_table(out, found.assign(provenance=line))
     if runs_file is not None:
         write(runs, line, runs_file)

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from memlib.base.errors import InputError
+from memlib.base.writing import write_table
 from memlib.companion.cost import hardware
 from memlib.models.speed import Speed, prepare
 from memlib.models.substrate import load
@@ -260,4 +261,4 @@ def run(
     table = measure(fresh, job, chosen, repeats)
     print(as_text(table, job))
     if csv:
-        table.to_csv(csv, index=False)
+        write_table(csv, table)

@@ -14,7 +14,7 @@ from typing import Any
 
 import nbformat
 
-from memlib.base.writing import replacing
+from memlib.base.writing import write_text
 
 FACTS = "data/runs.json"
 # The line as `memlib.experiment.provenance.Provenance` shows it, and the place that is kept of it.
@@ -69,6 +69,5 @@ def read(root: Path) -> dict[str, dict[str, Any]]:
 def write(root: Path, facts: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write the facts of a run, one notebook after the other."""
     path = root / FACTS
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dict(sorted(facts.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(dict(sorted(facts.items())), indent=1, ensure_ascii=False) + "\n")
     return path

@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 
 from memlib.base.errors import InputError
-from memlib.base.writing import replacing
+from memlib.base.writing import write_text
 from memlib.companion.book.layout import DEFAULT_SUBSTRATE, Layout
 from memlib.companion.book.outputs import problem_of
 from memlib.judging.verdicts import Verdict, read_verdicts
@@ -49,8 +49,7 @@ def keep(layout: Layout) -> tuple[Path, list[str]]:
             anew.append(executed.stem)
     if not anew:
         raise InputError(f"Nothing to keep: no notebook was executed on {layout.substrate} with as many prompts as are kept; run 'make book' first.")
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dict(sorted(notebooks.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(dict(sorted(notebooks.items())), indent=1, ensure_ascii=False) + "\n")
     return path, anew
 
 

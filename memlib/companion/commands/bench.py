@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memlib.base.errors import InputError
+from memlib.base.writing import write_table
 from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, Steps, Substrate, Table
 
 app = typer.Typer(help="Time mitigations, the sampling of pictures, and several processes.", no_args_is_help=True)
@@ -78,4 +79,4 @@ def workers(
     table = benchmark.measure(substrate, workers or [1, 2], pictures, batch_size, steps=steps, device=device, dtype=dtype)
     print(benchmark.as_text(table))
     if csv:
-        table.to_csv(csv, index=False)
+        write_table(csv, table)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from memlib.base.writing import write_table
 from memlib.companion.commands.options import Device, Dtype, Steps, Table, Threads
 
 Model = Annotated[str, typer.Argument(help="A substrate's name or a checkpoint's folder.")]
@@ -66,7 +67,7 @@ def published(
     table = checking.within(substrate, memorized, others, minutes, steps)
     print(checking.as_text(table))
     if csv:
-        table.to_csv(csv, index=False)
+        write_table(csv, table)
 
 
 def methods(room: Annotated[str | None, typer.Option(help="Of this room alone, such as mitigations.")] = None, csv: Table = None) -> None:
@@ -81,7 +82,7 @@ def methods(room: Annotated[str | None, typer.Option(help="Of this room alone, s
         found = found[found["room"] == room]
     print(listing.as_text(found))
     if csv:
-        found.to_csv(csv, index=False)
+        write_table(csv, found)
 
 
 def cost(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> None:

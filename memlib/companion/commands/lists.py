@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memlib.base.errors import InputError, NotMeasured
+from memlib.base.writing import write_table
 
 app = typer.Typer(help="Published prompt lists: what there is, fetching, token lengths, the main set of clip.", no_args_is_help=True)
 
@@ -45,7 +46,7 @@ def lengths(
 
     path, table = output or counting.statistics_file(), counting.statistics(fetch, labels)
     try:
-        table.to_csv(path, index=False, lineterminator="\n")
+        write_table(path, table)
     except OSError as error:
         raise InputError(f"The statistics cannot be written to {path} ({error.strerror}): name another file.") from error
     print(table[["list", "category", "n", "median", "longest", "at_least_40", "at_least_40_with_special"]].to_string(index=False))
@@ -73,8 +74,7 @@ def select(
     found = selection.from_lists(substrate, (verbatim, addresses, candidates), count, seeds, bound, folder, retry)
     if complete:
         found.table = found.table[found.table["training_picture"] != ""]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    found.table.to_csv(out, index=False)
+    write_table(out, found.table)
     print(found.as_text())
     print(f"Written to {out}: give it to a notebook as -p memorized {out.resolve()}.")
 

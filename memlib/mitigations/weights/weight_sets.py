@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.base.writing import replacing
 from memlib.models.hooks import hooked
 
 
@@ -62,8 +63,8 @@ class WeightSet:
 
     def save(self, path: Path) -> None:
         """Write the set to a safetensors file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self.chosen) or {"": np.zeros(0, np.int64)}, path)
+        with replacing(path) as partial:
+            save_file(dict(self.chosen) or {"": np.zeros(0, np.int64)}, partial)
 
     @classmethod
     def read(cls, path: Path) -> WeightSet:

@@ -14,9 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing, write_table, write_text
 
 CELL = 64  # pixels per side of one drawing in an atlas
 COLUMNS = 24
@@ -109,7 +111,8 @@ def _atlas(cells: list[Image.Image], path: Path) -> None:
     sheet = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
     for i, cell in enumerate(cells):
         sheet.paste(cell, ((i % COLUMNS) * CELL, (i // COLUMNS) * CELL))
-    sheet.save(path, quality=88, alpha_quality=90, method=6)
+    with replacing(path) as partial:
+        sheet.save(partial, "WEBP", quality=88, alpha_quality=90, method=6)
 
 
 def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0) -> int:
@@ -136,7 +139,6 @@ def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0)
         for k, path in paths.items():
             cells[k].append(_cell(path))
     held = set(np.random.default_rng([seed, 1]).permutation(len(kept))[: round(held_out_share * len(kept))].tolist())
-    out.mkdir(parents=True, exist_ok=True)
     for k in RENDERINGS:
         _atlas(cells[k], out / f"{k}.webp")
     people = []
@@ -148,13 +150,10 @@ def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0)
                 raise InputError(f"The package emoji-datasource-google has no drawing {code}; use version 16.0.0.")
             people.append(_cell(path))
     _atlas(people, out / "people.webp")
-    with open(out / "concepts.csv", "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["index", "name", "hexcode", "group", "held_out", "keywords"])
-        for i, (name, hexcode, group, keywords) in enumerate(kept):
-            writer.writerow([i, name, hexcode, group, int(i in held), "; ".join(keywords)])
+    rows = [(i, name, hexcode, group, int(i in held), "; ".join(keywords)) for i, (name, hexcode, group, keywords) in enumerate(kept)]
+    write_table(out / "concepts.csv", pd.DataFrame(rows, columns=["index", "name", "hexcode", "group", "held_out", "keywords"]))
     versions = {k: json.loads((roots[k] / "package.json").read_text())["version"] for k in roots}
-    (out / "versions.json").write_text(json.dumps(versions, indent=1, sort_keys=True) + "\n")
+    write_text(out / "versions.json", json.dumps(versions, indent=1, sort_keys=True) + "\n")
     return len(kept)
 
 

@@ -7,13 +7,16 @@ their settings, and loaded without unpickling anything.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing_folder
 from memlib.models.minisd.models import EOT, PictureEncoder, text_encoder
 from memlib.models.tokenizer import build_clip_tokenizer
 
@@ -70,6 +73,13 @@ class Evaluator(nn.Module):
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         ids = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         return self.towers.encode_ids(ids.to(self.towers.log_scale.device))
+
+
+def write_judge(folder: Path, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Make `folder` one of a judge: its weights in half precision, and its settings."""
+    with replacing_folder(folder) as written:
+        save_file({name: value.half().contiguous() for name, value in state.items()}, written / "model.safetensors")
+        (written / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def _read(folder: Path, part: str) -> tuple[dict, dict[str, torch.Tensor]]:

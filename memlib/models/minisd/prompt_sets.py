@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from memlib.base.errors import InputError
+from memlib.base.writing import write_table
 from memlib.models.minisd.captions import reference_caption
 from memlib.models.minisd.corpus import TEMPLATES, Corpus
 from memlib.models.minisd.ingredients import TONES
@@ -39,12 +40,8 @@ def _row(prompt: str, picture: str, scene: Scene, group: str, copies: int, lengt
 
 
 def write_csv(name: str, rows: Sequence[dict], columns: Sequence[str] = COLUMNS) -> None:
-    folder = minisd_folder() / "prompts"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    # As objects: what a row lacks must not make floats of the others' whole numbers.
+    write_table(minisd_folder() / "prompts" / f"{name}.csv", pd.DataFrame(rows, columns=list(columns), dtype=object))
 
 
 def write_prompt_sets() -> None:

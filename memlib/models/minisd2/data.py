@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from memlib.base.writing import write_text
 from memlib.models.data import Repeated, Rows, SubstrateData
 from memlib.models.minisd.corpus import Pair
 from memlib.models.minisd.scenes import Scene
@@ -65,7 +66,7 @@ class World:
 
 def write_world(folder: Path, corpus: dict[str, Any]) -> None:
     """Write the settings of the corpus that a model was trained on beside it."""
-    (folder / WORLD).write_text(json.dumps(corpus) + "\n", encoding="utf-8")
+    write_text(folder / WORLD, json.dumps(corpus) + "\n")
 
 
 @lru_cache

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from memlib.base.errors import InputError
-from memlib.models.minisd.judges import TwoTowers
+from memlib.models.minisd.judges import TwoTowers, write_judge
 from memlib.models.minisd.models import PictureEncoder
 
 
@@ -32,10 +32,8 @@ class PictureTower(nn.Module):
 
 def save_picture_tower(towers: TwoTowers, channels: list[int], width: int, folder: Path) -> None:
     """Write what belongs to pictures of a text encoder's two towers, in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {k: v.half().contiguous() for k, v in towers.state_dict().items() if k.split(".")[0] in ("picture", "projection")}
-    save_file(kept, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"channels": channels, "width": width}) + "\n")
+    kept = {name: value for name, value in towers.state_dict().items() if name.split(".")[0] in ("picture", "projection")}
+    write_judge(folder, kept, {"channels": channels, "width": width})
 
 
 def load_picture_tower(folder: Path) -> PictureTower:

@@ -6,8 +6,6 @@ the procedure is recollected (see `memlib.training.finetune.surrogates`).
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.numbers import is_whole
-from memlib.base.writing import replacing
+from memlib.base.writing import replacing, replacing_folder, write_table
 from memlib.experiment.group import Group
 from memlib.experiment.run import Experiment
 from memlib.mitigations import get
@@ -181,10 +179,8 @@ def train_rounds(
 
 def _keep(trainer: Trainer, base: str | Path, folder: Path) -> None:
     # A folder counts as a kept model, so that it must not stand there half written.
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    export(trainer, base, partial)
-    os.replace(partial, folder)
+    with replacing_folder(folder) as partial:
+        export(trainer, base, partial)
 
 
 def write_memorized(prompts: PromptSet, path: Path) -> None:
@@ -194,4 +190,4 @@ def write_memorized(prompts: PromptSet, path: Path) -> None:
         return " | ".join(str(Path(one).resolve()) if Path(one).exists() else one for one in entry.split(" | "))
 
     table = prompts.table[["prompt", "training_picture"]]
-    table.assign(training_picture=table["training_picture"].map(absolute)).to_csv(path, index=False, lineterminator="\n")
+    write_table(path, table.assign(training_picture=table["training_picture"].map(absolute)))

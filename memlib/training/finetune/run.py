@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
+from memlib.base.writing import replacing_folder, write_table, write_text
 from memlib.models.catalogue import locate
 from memlib.models.checkpoint import check_folder
 from memlib.models.devices import bfloat16_pays, device_of
@@ -69,8 +70,7 @@ def same_run(folder: Path, made_from: str) -> None:
         if json.loads(mark.read_text())["made_from"] != made_from:
             raise InputError(f"{folder} holds a fine-tuning with another base, recipe or training set: remove that folder, or give another one.")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"made_from": made_from}) + "\n")
+    write_text(mark, json.dumps({"made_from": made_from}) + "\n")
 
 
 def export(trainer: Trainer, base: str | Path, target: Path) -> None:
@@ -84,11 +84,11 @@ def export(trainer: Trainer, base: str | Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     trained = {name: value.clone() for name, value in part.module.state_dict().items()}
     part.module.load_state_dict(trainer.averaged_state())
-    part.module.save_pretrained(target / "unet", safe_serialization=True, variant=variant)
+    with replacing_folder(target / "unet") as unet:
+        part.module.save_pretrained(unet, safe_serialization=True, variant=variant)
     part.module.load_state_dict(trained)
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
         link = target / name
         if link.is_symlink() or link.exists():
@@ -96,7 +96,9 @@ def export(trainer: Trainer, base: str | Path, target: Path) -> None:
         try:
             link.symlink_to((source / name).resolve(), target_is_directory=True)
         except OSError:
-            shutil.copytree(source / name, link)
+            with replacing_folder(link) as copied:
+                shutil.copytree(source / name, copied, dirs_exist_ok=True)
+    write_text(target / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def write_prompts(examples: TrainingSet, path: Path) -> None:
@@ -110,11 +112,10 @@ def write_prompts(examples: TrainingSet, path: Path) -> None:
     inside: dict[str, int] = {}
     for example in examples.examples:
         inside[str(Path(example.picture).parent)] = inside.get(str(Path(example.picture).parent), 0) + 1
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["prompt", "training_picture", "copies"])
-        for caption, found in by_caption.items():
-            folders = {str(Path(example.picture).parent) for example in found}
-            whole = len(found) > 1 and len(folders) == 1 and inside[next(iter(folders))] == len(found)
-            pictures = next(iter(folders)) if whole else " | ".join(example.picture for example in found)
-            writer.writerow([caption, pictures, max(example.copies for example in found)])
+    rows = []
+    for caption, found in by_caption.items():
+        folders = {str(Path(example.picture).parent) for example in found}
+        whole = len(found) > 1 and len(folders) == 1 and inside[next(iter(folders))] == len(found)
+        pictures = next(iter(folders)) if whole else " | ".join(example.picture for example in found)
+        rows.append([caption, pictures, max(example.copies for example in found)])
+    write_table(path, pd.DataFrame(rows, columns=["prompt", "training_picture", "copies"]))

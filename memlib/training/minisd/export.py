@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing_folder, write_text
 from memlib.models.minisd.models import scheduler
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.tokenizer import build_clip_tokenizer
@@ -29,7 +30,7 @@ def _declare_float32(folder: Path) -> None:
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "float32"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def frozen_folder(part: str, runs: Path, data: Path | None = None) -> Path:
@@ -61,19 +62,19 @@ def export_model(unet: Any, name: str, target: Path, runs: Path, data: Path | No
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    shutil.rmtree(target, ignore_errors=True)
-    pipe.save_pretrained(target, safe_serialization=True)
+    with replacing_folder(target) as made:
+        pipe.save_pretrained(made, safe_serialization=True)
+        _declare_float32(made / "text_encoder")
+        _close_up(made / "tokenizer" / "tokenizer.json")
+        owners = dict.fromkeys(SHARED, "minisd-v1") | {"tokenizer": f"minisd-{name.split('-')[1]}"}
+        for part, owner in owners.items():
+            kept = target.parent / owner / part
+            if target.name != owner and kept.exists():
+                shutil.rmtree(made / part)
+                (made / part).symlink_to(os.path.relpath(kept, target), target_is_directory=True)
     unet.float()
-    _declare_float32(target / "text_encoder")
-    _close_up(target / "tokenizer" / "tokenizer.json")
-    owners = dict.fromkeys(SHARED, "minisd-v1") | {"tokenizer": f"minisd-{name.split('-')[1]}"}
-    for part, owner in owners.items():
-        kept = target.parent / owner / part
-        if target.name != owner and kept.exists():
-            shutil.rmtree(target / part)
-            (target / part).symlink_to(os.path.relpath(kept, target), target_is_directory=True)
 
 
 def _close_up(path: Path) -> None:
     """Write a JSON file again without spaces and line ends, which are more than half of a tokenizer's."""
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")))

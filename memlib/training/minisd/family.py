@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing, write_table
 from memlib.metrics import metrics_for
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd.data import data_of
@@ -171,8 +172,8 @@ def _keep_strip(substrate: Substrate, mitigation: str) -> None:
     """Keep one row of pictures, first seed: the repeated prompts of `shown_prompts`, then held-out ones."""
     prompts = (*shown_prompts().prompts, *load_prompts("minisd-heldout").first(SHOWN_HELD_OUT).prompts)
     pictures = PictureStore().pictures(substrate, encode_prompts(substrate, prompts), (0,))[:, 0]
-    strip_file(mitigation).parent.mkdir(exist_ok=True)
-    Image.fromarray(np.concatenate(list(pictures), 1)).save(strip_file(mitigation), optimize=True)
+    with replacing(strip_file(mitigation)) as partial:
+        Image.fromarray(np.concatenate(list(pictures), 1)).save(partial, "PNG", optimize=True)
 
 
 def time_steps(repeats: int = 12, device: str = "auto") -> pd.DataFrame:
@@ -196,7 +197,7 @@ def time_steps(repeats: int = 12, device: str = "auto") -> pd.DataFrame:
             part.loss(turn)[0].backward()
             rows.append({"mitigation": name, "repeat": turn - WARM_UP, "seconds": round(_clock(place) - started, 5)})
     kept = pd.DataFrame([row for row in rows if row["repeat"] >= 0])
-    kept.to_csv(table_file("training_cost"), index=False)
+    write_table(table_file("training_cost"), kept)
     return kept
 
 

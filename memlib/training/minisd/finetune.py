@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from memlib.base.writing import write_text
 from memlib.models.delta import DELTA_FILE, save_delta
 from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.models.minisd.prompt_sets import corpus
@@ -54,5 +55,5 @@ def keep(trainer: Trainer, recipe: Recipe) -> str:
     path = minisd_folder() / "models" / recipe.name / DELTA_FILE
     written = save_delta(path, base.unet.state_dict(), trainer.averaged_state(), base.weights_hash)
     record = trainer.record() | {"delta": {"bytes": written.size, "error": round(written.error, 4)}}
-    (minisd_folder() / "logs" / f"{recipe.name}.json").write_text(json.dumps(record) + "\n")
+    write_text(minisd_folder() / "logs" / f"{recipe.name}.json", json.dumps(record) + "\n")
     return f"step {trainer.step} of {recipe.steps}, {written.size / 1e6:.2f} MB, {written.error:.1%} of the difference lost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing
 from memlib.metrics import metrics_for
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.prompt_sets import COLUMNS, write_csv
@@ -52,5 +53,6 @@ def picture(model: str) -> None:
             rows[f"{prompt if len(prompt) < 46 else prompt[:45] + '…'}\n({note})"] = drawn
     plots.style()
     path = minisd_folder().parents[1] / "book" / "_static" / "minisd-memorization.png"
-    plots.montage(rows, [f"seed {s}" for s in SEEDS[:8]]).savefig(path)
+    with replacing(path) as partial:
+        plots.montage(rows, [f"seed {s}" for s in SEEDS[:8]]).savefig(partial, format="png")
     print(f"Written to {path}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock
 
-from memlib.base.writing import replacing
+from memlib.base.writing import write_table
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,7 @@ class RunTable:
             kept = [row for row in self.rows() if self._key(row) not in new]
             # As text, so that rows read back and new ones sort alike.
             written = [{name: str(row.get(name, "")) for name in self.columns} for row in rows]
-            with replacing(self.file) as partial, open(partial, "w", encoding="utf-8", newline="") as handle:
-                writer = csv.DictWriter(handle, self.columns, lineterminator="\n", extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(sorted([*kept, *written], key=self.order))
+            write_table(self.file, pd.DataFrame(sorted([*kept, *written], key=self.order), columns=list(self.columns)))
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in self.key)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing_folder, write_text
 from memlib.models.devices import bfloat16_pays, device_of
 from memlib.models.minisd.corpus import Corpus
+from memlib.models.minisd.judges import write_judge
 from memlib.models.minisd.paths import minisd_folder, runs_folder, settings
 from memlib.training.minisd.calibrate import calibrate
 from memlib.training.minisd.export import export_model, frozen_folder
@@ -121,20 +121,15 @@ def _export(name: str, trainer: Trainer, block: dict) -> None:
         text = part.module.text
         save_part(text, trainer.folder / "export")
     elif name in ("descriptor", "evaluator"):
-        target = folder / "judges" / name
-        target.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
-        (target / "config.json").write_text(json.dumps({**block, **calibrate(part, trainer.device)}, indent=1) + "\n")
+        write_judge(folder / "judges" / name, part.module.state_dict(), {**block, **calibrate(part, trainer.device)})
     elif variant(name).replicate:
         if isinstance(part, MitigatedPart):
-            (trainer.folder / MARKS).write_text(json.dumps(part.marks()) + "\n")
+            write_text(trainer.folder / MARKS, json.dumps(part.marks()) + "\n")
         export_model(part.module, name, trainer.folder / "pipeline", runs_folder())
         return
     else:
         export_model(part.module, name, folder / "models" / name, runs_folder())
-    records = folder / "logs"
-    records.mkdir(exist_ok=True)
-    (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
+    write_text(folder / "logs" / f"{name}.json", json.dumps(trainer.record()) + "\n")
 
 
 @torch.no_grad()
@@ -147,7 +142,7 @@ def latent_scale(vae: Any, corpus: Any, device: torch.device) -> float:
 
 def save_part(module: Any, target: Path) -> None:
     """Save a diffusers or transformers module as float16 safetensors, replacing what stood there."""
-    shutil.rmtree(target, ignore_errors=True)
     device = next(module.parameters()).device
-    module.half().save_pretrained(target, safe_serialization=True)
+    with replacing_folder(target) as written:
+        module.half().save_pretrained(written, safe_serialization=True)
     module.float().to(device)

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from memlib.base.errors import InputError
-from memlib.base.writing import replacing
+from memlib.base.writing import replacing, write_text
 
 
 class Part(Protocol):
@@ -128,7 +128,7 @@ class Trainer:
         log = self.folder / "log.jsonl"
         if log.exists():
             lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] < self.step]
-            log.write_text("".join(f"{line}\n" for line in lines))
+            write_text(log, "".join(f"{line}\n" for line in lines))
 
     def _update_average(self) -> None:
         # A short memory at first, so that the average does not remember the initial weights.

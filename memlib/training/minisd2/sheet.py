@@ -6,9 +6,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 
 from memlib.base.errors import InputError
+from memlib.base.writing import replacing, write_table
 from memlib.models.minisd2.data import world_of
 from memlib.models.minisd2.paths import minisd2_folder
 from memlib.models.minisd2.scenes import concepts
@@ -36,9 +38,9 @@ def draw_sheet(model: str) -> None:
         x, y = (number % COLUMNS) * SIDE, (number // COLUMNS) * (SIDE + EDGE)
         pen.text((x + 6, y + 6), str(number + 1), fill="black")
         sheet.paste(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y + EDGE))
-    sheet.save(minisd2_folder() / SHEET)
-    with open(minisd2_folder() / SEEN, "w", encoding="utf-8", newline="") as handle:
-        csv.writer(handle, lineterminator="\n").writerows([["number", "seen"], *([number + 1, ""] for number in range(PICTURES))])
+    with replacing(minisd2_folder() / SHEET) as partial:
+        sheet.save(partial, "PNG")
+    write_table(minisd2_folder() / SEEN, pd.DataFrame({"number": range(1, PICTURES + 1), "seen": ""}))
 
 
 def judge_sheet(model: str) -> int:
@@ -58,6 +60,5 @@ def judge_sheet(model: str) -> int:
         concept = concepts()[scene.main.concept]
         right = any(word.lower() in answer for word in (concept.name, *concept.words))
         rows.append([number + 1, answer, concept.name, text, int(right)])
-    with open(minisd2_folder() / NAMED, "w", encoding="utf-8", newline="") as handle:
-        csv.writer(handle, lineterminator="\n").writerows([["number", "seen", "main thing", "prompt", "right"], *rows])
+    write_table(minisd2_folder() / NAMED, pd.DataFrame(rows, columns=["number", "seen", "main thing", "prompt", "right"]))
     return int(np.sum([row[-1] for row in rows]))

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from memlib.base.errors import InputError
+from memlib.base.writing import write_text
 from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.minisd.judges import write_judge
 from memlib.models.minisd.paths import runs_folder
 from memlib.models.minisd2.corpus import Corpus
 from memlib.models.minisd2.data import write_world
@@ -148,12 +149,7 @@ def export(name: str, trainer: Trainer, block: dict[str, Any], changes: str | No
     elif name in ("descriptor", "evaluator"):
         if name == "evaluator":
             share_unused(part.module.text.get_input_embeddings(), language_ids(part.corpus))
-        target = folder / "judges" / name
-        target.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in part.module.state_dict().items()}, target / "model.safetensors")
-        (target / "config.json").write_text(json.dumps({**block, **calibrate(part, trainer.device)}, indent=1) + "\n")
+        write_judge(folder / "judges" / name, part.module.state_dict(), {**block, **calibrate(part, trainer.device)})
     else:
         export_unet(part.module, recipe(name, changes), name, folder / "models" / name)
-    records = folder / "logs"
-    records.mkdir(exist_ok=True)
-    (records / f"{name}.json").write_text(json.dumps(trainer.record()) + "\n")
+    write_text(folder / "logs" / f"{name}.json", json.dumps(trainer.record()) + "\n")
