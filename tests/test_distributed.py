@@ -7,6 +7,8 @@ import pickle
 import signal
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from memlib.base.errors import InputError
+from memlib.companion import distributed
 from memlib.companion.commands import main
 from memlib.companion.distributed import Work, cluster, dask, parts, run_parts, sample_on, sample_part, score_part
 from memlib.sampling.stored import PictureStore
@@ -158,6 +161,47 @@ def test_what_a_task_raises_arrives_as_it_was(group, work_for, tmp_path):
 
     with cluster("local", 1) as client, pytest.raises(InputError, match="no such thing"):
         run_parts(client, refuse, work_for(tmp_path / "many"), parts(group, "none", 2), progress=False)
+
+
+@needs_dask
+@pytest.mark.slow
+def test_the_only_worker_dies_and_is_started_again(group, work_for, tmp_path):
+    """However long that takes: the cluster does not let go of it meanwhile, as it did after this time."""
+    import dask
+
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1 s"}), cluster("local", 1) as client:
+        [pid] = client.run(os.getpid).values()
+        os.kill(pid, signal.SIGKILL)
+        assert sample_on(client, work_for(tmp_path / "many"), group, 3, progress=False) == (6, 0)
+
+
+@needs_dask
+def test_a_worker_that_dies_while_it_starts_ends_in_one_sentence(monkeypatch):
+    class Failing:
+        def __init__(self, **options):
+            raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed.dask(), "SpecCluster", Failing)
+    with pytest.raises(InputError, match="ended while it started .* fewer --workers"), cluster("local", 1):
+        pass
+
+
+@needs_dask
+def test_a_scheduler_without_workers_ends_in_one_sentence(monkeypatch):
+    library = distributed.dask()
+    monkeypatch.setattr(distributed, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(distributed, "PATIENCE_SECONDS", 0.5)
+    with library.LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as alone, library.Client(alone.scheduler_address) as client:
+        with pytest.raises(InputError, match=r"has had no worker: start one with 'dask worker .*', .* in the store"):
+            distributed.results(client, [client.submit(pow, 2, 2)], progress=False)
+
+
+@pytest.mark.parametrize(("alive", "seconds", "sentence"), [(False, 20, "was not started again"), (True, 20, None), (True, 400, "fewer --workers")])
+def test_workers_here_are_waited_for_while_their_processes_live(alive, seconds, sentence):
+    nanny = SimpleNamespace(is_alive=lambda: alive)
+    client = SimpleNamespace(cluster=SimpleNamespace(workers={0: nanny}))
+    with nullcontext() if sentence is None else pytest.raises(InputError, match=sentence):
+        distributed._refuse_alone(client, seconds)
 
 
 def test_no_workers_are_refused():

@@ -11,6 +11,7 @@ folder (or have one of its own, merged afterwards with ``memlib store merge``).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from memlib.mitigations import get
 from memlib.prompts.interventions import INTERVENTIONS
 
 CLOSING_SECONDS = 60
+LOOK_SECONDS, LOST_SECONDS, PATIENCE_SECONDS = 2.0, 15, 300  # how often workers are counted, and how long there may be none: dead here, or out of sight
 # Whoever reaches a worker's port can run code there: nothing listens but on this machine. Other users of it can still connect.
 LOOPBACK = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
 
@@ -122,6 +124,8 @@ def parts(group: Any, edit: Any, batch_size: int, whole_prompts: bool = False) -
 def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]:
     """A dask client: of a scheduler by its address, or with "local" of `workers` processes of this machine (one per GPU by default)."""
     library = dask()
+    from dask import config
+
     if address != "local":
         try:
             client = library.Client(address, timeout="30s")
@@ -135,12 +139,17 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
     if count < 1:
         raise InputError(f"{count} workers are not possible: use at least 1.")
     threads = max(1, (os.cpu_count() or 1) // count)
+    # By default the cluster lets go of a worker that is not back in 15 seconds, and on a busy machine starting one again takes longer.
+    config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
     specification = {}
     for place in range(count):
         variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
         specification[place] = {"cls": library.Nanny, "options": {"nthreads": 1, "env": variables, **LOOPBACK}}
     scheduler = {"cls": library.Scheduler, "options": {"dashboard": False, "port": 0, **LOOPBACK}}
-    local = library.SpecCluster(workers=specification, scheduler=scheduler)
+    try:
+        local = library.SpecCluster(workers=specification, scheduler=scheduler)
+    except RuntimeError as error:
+        raise InputError(f"A worker process ended while it started ({error}), probably for memory: use fewer --workers.") from error
     client = library.Client(local)
     try:
         yield client
@@ -166,18 +175,46 @@ def run_parts(client: Any, call: Callable[..., Any], work: Work, tasks: Sequence
 
     A task whose worker died is given to another one, at most three times. Raises what a task raised, InputError as it was.
     """
+    return results(client, [client.submit(call, work, task, *arguments, pure=False) for task in tasks], progress)
+
+
+def results(client: Any, futures: Sequence[Any], progress: bool = True) -> list[Any]:
+    """Wait for futures and return their results in their order; raises what the first failing one raised, and InputError where no worker is left."""
     library = dask()
-    futures = [client.submit(call, work, task, *arguments, pure=False) for task in tasks]
-    with tqdm(total=len(tasks), unit="batch", disable=not progress) as bar:
-        for future in library.as_completed(futures):
-            if future.status == "error":
-                error = future.exception()  # read before the others are cancelled: a cancelled future has none
-                client.cancel(futures)
-                if isinstance(error, library.KilledWorker):
-                    raise InputError("A batch killed one worker after the other, probably for memory: use a smaller --batch-size.") from error
-                raise error
-            bar.update()
+    seen = looked = time.monotonic()
+    finished = library.as_completed(futures)
+    try:
+        with tqdm(total=len(futures), unit="batch", disable=not progress) as bar:
+            while not finished.is_empty():
+                if finished.has_ready():
+                    future = next(finished)
+                    if future.status == "error":
+                        raise future.exception()  # read before the others are cancelled: a cancelled future has none
+                    bar.update()
+                    continue
+                time.sleep(0.05)
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    looked = time.monotonic()
+                    seen = looked if client.nthreads() else seen
+                    _refuse_alone(client, looked - seen)
+    except library.KilledWorker as error:
+        client.cancel(futures)
+        raise InputError("A batch killed one worker after the other, probably for memory: use a smaller --batch-size.") from error
+    except Exception:
+        client.cancel(futures)
+        raise
     return [future.result() for future in futures]
+
+
+def _refuse_alone(client: Any, seconds: float) -> None:
+    """Raise InputError where a scheduler has had no worker for so long that none will come by itself."""
+    local = hasattr(client.cluster, "workers")
+    # A nanny starts its worker again, but for one that dies in the moment between registering and being seen by it.
+    if local and seconds > LOST_SECONDS and not any(nanny.is_alive() for nanny in client.cluster.workers.values()):
+        raise InputError("The last worker died and was not started again: run the command once more, which makes only what is not yet in the store.")
+    if seconds > PATIENCE_SECONDS:
+        start = "use fewer --workers or a smaller --batch-size" if local else f"start one with 'dask worker {client.scheduler.address}'"
+        raise InputError(f"For {seconds:.0f} seconds the scheduler has had no worker: {start}, and run the command again; what was made is in the store.")
 
 
 def sample_on(client: Any, work: Work, group: Any, batch_size: int = 8, progress: bool = True) -> tuple[int, int]:

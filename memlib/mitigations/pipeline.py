@@ -6,8 +6,8 @@
         picture = pipe("a prompt").images[0]
 
 Only the pipeline object's `encode_prompt` is wrapped, and it goes on doing the encoding: LoRA weights and scales, textual
-inversion, `clip_skip`, half precision and offloading act as they do without (with the pinned diffusers 0.42.1 and transformers 5.23.0
-`clip_skip` raises diffusers' own AttributeError, with a mitigation and without). Scheduler, VAE and the negative or
+inversion, `clip_skip`, half precision and offloading act as they do without. (For `clip_skip`, diffusers up to 0.42.1 looks for the text encoder's
+last norm where transformers from 5.6 on no longer has it; a call that asks for it is refused with the line that helps.) Scheduler, VAE and the negative or
 unconditional embedding are left alone, and so is the U-Net, except where a mitigation changes guidance: then what it gives to this
 pipeline is changed while it denoises (`memlib.mitigations.pipeline_guidance`). Parts that other pipelines share are not touched. It works with every
 pipeline that has the text path of Stable Diffusion 1.x and 2.x: text to image, image to image, inpainting, ControlNet, AnimateDiff.
@@ -163,10 +163,18 @@ class Mitigated:
 
     @torch.no_grad()
     def _plain(self, prompts: str | Sequence[str], clip_skip: int | None) -> Tensor:
+        self._refuse_skip(clip_skip)
         options = {"clip_skip": clip_skip} if "clip_skip" in self._signature.parameters else {}
         prompts = prompts if isinstance(prompts, str) else list(prompts)
         device = getattr(self.pipe, "_execution_device", None) or self.pipe.device
         return self._original(prompts, device, 1, False, **options)[0]
+
+    def _refuse_skip(self, clip_skip: int | None) -> None:
+        if clip_skip is not None and not hasattr(self.pipe.text_encoder, "text_model"):
+            raise InputError(
+                "clip_skip does not work with these versions of diffusers and transformers, with a mitigation or without: diffusers looks for the text "
+                "encoder's last norm inside `text_model`; leave it out, or say first vars(pipe.text_encoder)['text_model'] = pipe.text_encoder."
+            )
 
     def _tokens(self, prompts: str | Sequence[str] | Tensor) -> Tokens:
         tokenizer = self.pipe.tokenizer
@@ -198,6 +206,7 @@ class Mitigated:
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         call = self._signature.bind(*args, **kwargs).arguments
+        self._refuse_skip(call.get("clip_skip"))
         if not self._edits:
             return self._original(**call)
         given = call.get("prompt_embeds")

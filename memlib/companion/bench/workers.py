@@ -39,7 +39,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 def _timed(substrate: str, count: int, pictures: int, batch_size: int, root: Path, settings: dict[str, Any]) -> tuple[float, float, np.ndarray]:
     """Seconds until `count` workers have loaded the model, seconds for the pictures, and these."""
-    from memlib.companion.distributed import Work, cluster, parts, run_parts, sample_part
+    from memlib.companion.distributed import Work, cluster, parts, results, run_parts, sample_part
     from memlib.experiment.run import Experiment
     from memlib.prompts.sets import PromptSet
 
@@ -55,8 +55,10 @@ def _timed(substrate: str, count: int, pictures: int, batch_size: int, root: Pat
         # To every worker by its address, each with a store of its own, so that each loads the model.
         addresses = list(client.scheduler_info(n_workers=-1)["workers"])
         own = [Work(substrate, f"{root}-{number}", edit="none", **settings) for number in range(count)]
-        loading = [client.submit(sample_part, one, task, workers=[address], pure=False) for one, address in zip(own, addresses, strict=True)]
-        client.gather(loading)
+        loading = [
+            client.submit(sample_part, one, task, workers=[address], allow_other_workers=True, pure=False) for one, address in zip(own, addresses, strict=True)
+        ]
+        results(client, loading, progress=False)
         starting, began = time.perf_counter() - began, time.perf_counter()
         run_parts(client, sample_part, work, parts(group, "none", batch_size), progress=False)
         seconds = time.perf_counter() - began
