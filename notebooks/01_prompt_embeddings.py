@@ -15,34 +15,18 @@
 # ---
 
 # %% [markdown]
-# # Prompt embeddings are minor
+# # Does a memorized picture need the words of its prompt?
 #
-# **Claims C1a and C1b** · `clip`, Section 3.1, Table 2 and Figure 3 {cite:p}`clip`
-#
-# A prompt reaches Stable Diffusion as 77 states of a text encoder: one start state, one state for each token of the
-# prompt, one `<eot>` state that sums the prompt up, and padding. `clip` claims that for memorized prompts the states of
-# the prompt's own tokens hardly matter:
-#
-# - **C1a** Replacing the prompt states by copies of the `<eot>` state (b), or by zeros (c), leaves the picture nearly
-#   as it was.
-# - **C1b** The prompt states alone (a), with `<eot>` and padding set to zero, cannot drive generation.
-#
-# What would count as failing was written down before anything ran; it is printed below, from `data/claims.yml`.
-# `clip` shows memorized prompts only. Here every edit is also made on prompts that are **not** memorized, because only
-# the contrast says whether an effect has to do with memorization.
+# Claims C1a and C1b of Kim and No, Section 3.1, Table 2 and Figure 3 {cite:p}`clip`.
 
-# %%
-from memlib.experiment.page import Page
-from memlib.experiment.tables import summary
-from memlib.results import edits as show
-from memlib.results import figures as plots
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 18  # at most so many prompts of each set
-n_seeds = 2  # seeds 0, 1, ... for every prompt
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "not memorized"  # the second contrast, of another kind of caption: likewise
+n_prompts = 18  # at most so many prompts of each set, where they are measured now
+n_seeds = 2  # seeds 0, 1, ... for every prompt, where they are measured now
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -50,87 +34,106 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import Page, told
+from memlib.results import edits as show
+from memlib.results import figures as plots
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather, scoring
+
 page = Page("C1a", "C1b")
 plots.style()
 run = page.experiment()
-known, other = run.pair(memorized, not_memorized, n_prompts)
-edits = ["b", "c", "a"]
+ORIGINAL, EDITS = "similarity to original", ["b", "c", "a"]
+SCORES = [ORIGINAL, "similarity to training", "alignment", "quality"]
+sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
+found = gather(page.name, run, sets, scoring(["none", *EDITS], SCORES), profile, n_prompts)
+page.conclude(
+    {
+        "C1a": [*(found.change(ORIGINAL, edit, "a") for edit in "bc"), *(found.mean(ORIGINAL, edit) for edit in "bc")],
+        "C1b": [found.change("alignment", "a"), found.change("quality", "a"), found.mean(ORIGINAL, "a")],
+    },
+    run,
+)
+kept = {(edit, label): told(found.above(ORIGINAL, edit, of=label)) for edit in EDITS for label in (MEMORIZED, SEEN_ONCE)}
+page.answer(
+    f"The share of memorized prompts whose picture stays near the original (lax bound) is {kept['b', MEMORIZED]} with copies of `<eot>` for the prompt's",
+    f"states, {kept['c', MEMORIZED]} with zeros for them, and {kept['a', MEMORIZED]} with the prompt's states alone.",
+    f"Of titles of the same kind that were seen once it is {kept['b', SEEN_ONCE]}, {kept['c', SEEN_ONCE]} and {kept['a', SEEN_ONCE]}:",
+    "only what differs between the two belongs to memorization.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-key", "caption": "Similarity to the original picture under each edit, one dot for each prompt (mean over seeds), boxes for quartiles. Dots gather at the top or at the bottom: a picture stays or goes. Compare memorized prompts with titles seen once, which are the same kind of caption."}, "image": {"alt": "Similarity to the original picture by edit, one dot per prompt: memorized prompts, titles seen once, and descriptions", "width": "100%"}}
+show.by_prompt(found, EDITS);
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# A prompt reaches the model as 77 states of a text encoder: one at the start, one for each token of the prompt, one `<eot>` state that sums the prompt
+# up, and padding. Kim and No say that the prompt's own states hardly matter to a memorized picture (C1a), and that they alone cannot drive generation
+# (C1b).
+#
+# ## Reported beside measured
 
-# %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-beside", "caption": "What Kim and No report (diamonds: SSCD on Stable Diffusion 1.4, 458 memorized prompts) beside what was measured here (dots with 95 % intervals, by the model's own descriptor). Models and descriptors differ: compare order and direction, not values. All eight edits of Tables 2 and 3 stand on the next page."}, "image": {"alt": "Reported and measured similarity to the original picture under three edits, on one axis with intervals", "width": "100%"}}
+show.reported_beside(found, page.reported(), "sscd_to_original", dict(zip(EDITS, EDITS)));
 
 # %% [markdown]
 # ## The pictures
 #
-# Each column is one prompt with its first seed. Rows are the edits; the last row is the training picture where it is at
-# hand.
+# Each column is one prompt with its first seed, made now. A similarity says how near a picture stays, not what it turns into: look for columns that turn
+# into the same blob.
 
-# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, three edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-show.pictures(known, ["none", *edits], "Memorized prompts");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and three edits of the embedding, one column per prompt", "width": "100%"}}
-show.pictures(other, ["none", *edits], "Prompts that are not memorized");
-
-# %% [markdown]
-# ## The figures
-#
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Similarity to original* compares with the
-# picture of the unedited embedding under the same seed, as `clip` does; *similarity to training* with the training
-# picture. *Alignment* is judged against what the picture should show (for MiniSD's title-like captions that is the
-# description of the training picture, not the title).
-
-# %%
-summary([known, other], ["none", *edits])
-
-# %% [markdown]
-# The same edits as `clip` reports them. These are figures of another model under another copy descriptor: compare
-# directions and order, not values.
-
-# %%
-page.reported()
-
-# %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-show.dots([known, other], edits);
-
-# %% [markdown]
-# ## Verdicts
-
-# %%
-original = "similarity to original"
-quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
-quantities["alignment_a_minus_original"] = known.change("alignment", "a")
-page.judge(quantities, run);
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-pictures", "caption": "The original picture, the edits, and the training picture; first memorized prompts, then titles that were seen once."}, "image": {"alt": "Original pictures, three edits of the embedding, and training pictures, one column per prompt: memorized prompts, then titles seen once", "width": "100%"}}
+show.sheet(found, ["none", *EDITS]);
 
 # %% [markdown]
 # ## Is it about memorization?
 #
-# If the prompt states were minor *because* a prompt is memorized, the edits would have to change other prompts more.
-# The difference of the two groups' mean similarities, memorized minus not memorized:
+# Where an interval holds zero, the edit treats both kinds of prompt alike, and what it does is no matter of memorization. Titles seen once are the
+# matched contrast: the same kind of caption. Descriptions are another kind.
 
-# %%
-show.contrast(known, other, edits)
+# %% tags=["hide-input"]
+show.contrasts(found, EDITS)
 
-# %%
+# %% [markdown]
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
+
+# %% tags=["hide-input"]
+page.criteria()
+
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# What a miniature cannot say: its text encoder was trained on captions of composed scenes, so the share of a prompt that `<eot>` sums up may be larger or
+# smaller than in CLIP. See [](../book/substrates.md) and the [discrepancies between the texts](../book/discrepancies.md), in particular on reading a
+# similarity near 0.5 as "almost the same picture".
+#
+# ## All numbers
+
+# %% tags=["hide-input"]
+show.all_numbers(found, ["none", *EDITS], SCORES)
+
+# %% tags=["hide-input"]
+Captioned(page.reported(), "What Kim and No report", folded=True)
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue(show.numbers(known, other, {k: k for k in edits}))
+page.glue({f"sim_{key}_{short}": found.mean(ORIGINAL, key, label) for key in EDITS for short, label in (("mem", MEMORIZED), ("other", SEEN_ONCE))})
 
-# %% [markdown]
-# On this substrate C1a {glue:text}`verdict_C1a` and C1b {glue:text}`verdict_C1b`. Replacing the prompt states by `<eot>`
-# gives a similarity to the original of {glue:text}`sim_b_mem` on memorized prompts and {glue:text}`sim_b_other` on others;
-# zeroing them gives {glue:text}`sim_c_mem` and {glue:text}`sim_c_other`; keeping them alone {glue:text}`sim_a_mem` and
-# {glue:text}`sim_a_other`.
-#
-# What a miniature can't say: its text encoder was trained on captions of composed scenes, so the share of a prompt that
-# `<eot>` sums up may be larger or smaller than in CLIP. See [](../book/substrates.md) and the
-# [discrepancies between the texts](../book/discrepancies.md), in particular on reading a similarity near 0.5 as "almost
-# the same picture".
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

@@ -15,32 +15,18 @@
 # ---
 
 # %% [markdown]
-# # Padding embeddings are major
+# # Is a memorized picture read from the padding?
 #
-# **Claims C2a, C2b and C2c** · `clip`, Section 3.2, Table 3 and Figure 4 {cite:p}`clip`
-#
-# Most of the 77 states behind a short prompt are padding. `clip` claims that they carry a memorized picture:
-#
-# - **C2a** Setting the `<eot>` state alone to zero (f) changes almost nothing.
-# - **C2b** `<eot>` alone is enough, copied over padding (d) or over prompt and padding (e); and so is padding alone (g).
-# - **C2c** Setting the padding states to zero (h) destroys the memorized picture, while doing so with `<eot>` (f) or with
-#   the prompt states (c) does not.
-#
-# The criteria below were fixed in `data/claims.yml` before anything ran. `clip` shows memorized prompts only; here every
-# edit is also made on prompts that are **not** memorized.
+# Claims C2a, C2b and C2c of Kim and No, Section 3.2, Table 3 and Figure 4 {cite:p}`clip`.
 
-# %%
-from memlib.experiment.page import Page
-from memlib.experiment.tables import summary
-from memlib.results import edits as show
-from memlib.results import figures as plots
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 18  # at most so many prompts of each set
-n_seeds = 2  # seeds 0, 1, ... for every prompt
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "not memorized"  # the second contrast, of another kind of caption: likewise
+n_prompts = 18  # at most so many prompts of each set, where they are measured now
+n_seeds = 2  # seeds 0, 1, ... for every prompt, where they are measured now
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -48,82 +34,107 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import Page, reported_at, told
+from memlib.results import edits as show
+from memlib.results import figures as plots
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather, scoring
+
 page = Page("C2a", "C2b", "C2c")
 plots.style()
 run = page.experiment()
-known, other = run.pair(memorized, not_memorized, n_prompts)
-edits = ["f", "d", "e", "g", "h"]
+ORIGINAL, EDITS, OWN = "similarity to original", list("abcdefgh"), list("fdegh")
+SCORES = [ORIGINAL, "similarity to training", "alignment", "quality"]
+sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
+found = gather(page.name, run, sets, scoring(["none", *EDITS], SCORES), profile, n_prompts, anew=scoring(["none", *OWN], SCORES))
+above = {edit: found.change(ORIGINAL, edit, "h") for edit in "cdefg"}
+mean = {edit: found.mean(ORIGINAL, edit) for edit in "defh"}
+page.conclude(
+    {
+        "C2a": [above["f"], mean["f"]],
+        "C2b": [above["d"], above["e"], above["g"], mean["d"], mean["e"], found.share("alignment", "g")],
+        "C2c": [mean["h"], above["f"], above["c"]],
+    },
+    run,
+)
+kept = {(edit, label): told(found.above(ORIGINAL, edit, of=label)) for edit in EDITS for label in (MEMORIZED, SEEN_ONCE)}
+page.answer(
+    f"With the padding zeroed {kept['h', MEMORIZED]} of memorized prompts keep a picture near the original (lax bound); with `<eot>` zeroed it is",
+    f"{kept['f', MEMORIZED]}, and from padding alone {kept['g', MEMORIZED]}.",
+    f"Of titles of the same kind that were seen once it is {kept['h', SEEN_ONCE]}, {kept['f', SEEN_ONCE]} and {kept['g', SEEN_ONCE]}:",
+    "only what differs between the two belongs to memorization.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-key", "caption": "Similarity to the original picture under each edit, one dot for each prompt (mean over seeds), boxes for quartiles. Dots gather at the top or at the bottom: a picture stays or goes. Compare memorized prompts with titles seen once, which are the same kind of caption."}, "image": {"alt": "Similarity to the original picture by edit, one dot per prompt: memorized prompts, titles seen once, and descriptions", "width": "100%"}}
+show.by_prompt(found, EDITS);
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# Most of the 77 states behind a short prompt are padding. Kim and No say that they carry a memorized picture: zeroing `<eot>` alone changes almost
+# nothing (C2a), copies of `<eot>` are enough and so is padding alone (C2b), and zeroing the padding destroys the picture (C2c).
+#
+# ## Reported beside measured
 
-# %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-beside", "caption": "What Kim and No report (diamonds: SSCD on Stable Diffusion 1.4, 458 memorized prompts) beside what was measured here (dots with 95 % intervals, by the model's own descriptor). Models and descriptors differ: compare order and direction, not values. Edits (a) to (c) are those of the page before."}, "image": {"alt": "Reported and measured similarity to the original picture under eight edits, on one axis with intervals", "width": "100%"}}
+show.reported_beside(found, reported_at("clip", ["Table 2", "Table 3"]), "sscd_to_original", dict(zip(EDITS, EDITS)));
 
 # %% [markdown]
 # ## The pictures
 #
-# Each column is one prompt with its first seed; rows are the edits, the last row the training picture where it is at hand.
+# Each column is one prompt with its first seed, made now. A similarity says how near a picture stays, not what it turns into: look for columns that turn
+# into the same blob.
 
-# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, five edits of the embedding, and training pictures, one column per prompt", "width": "100%"}}
-show.pictures(known, ["none", *edits], "Memorized prompts");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and five edits of the embedding, one column per prompt", "width": "100%"}}
-show.pictures(other, ["none", *edits], "Prompts that are not memorized");
-
-# %% [markdown]
-# ## The figures
-#
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Similarity to original* compares with the
-# picture of the unedited embedding under the same seed, as `clip` does; *similarity to training* with the training
-# picture.
-
-# %%
-summary([known, other], ["none", *edits])
-
-# %% [markdown]
-# `clip`'s own figures: another model and another copy descriptor, so compare directions and order, not values.
-
-# %%
-page.reported()
-
-# %% mystnb={"image": {"alt": "Similarity to the original picture by edit, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-show.dots([known, other], edits);
-
-# %% [markdown]
-# ## Verdicts
-#
-# C2c compares (h) with (f) and with (c) of the [first notebook](01_prompt_embeddings), paired by prompt and seed; the
-# pictures of (c) come from the store if that notebook ran before.
-
-# %%
-original = "similarity to original"
-quantities = {f"similarity_{k}": known.mean(original, k) for k in edits}
-quantities |= {f"similarity_h_minus_{k}": known.change(original, "h", k) for k in ("f", "c")}
-page.judge(quantities, run);
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-pictures", "caption": "The original picture, the edits, and the training picture; first memorized prompts, then titles that were seen once."}, "image": {"alt": "Original pictures, five edits of the embedding, and training pictures, one column per prompt: memorized prompts, then titles seen once", "width": "100%"}}
+show.sheet(found, ["none", *OWN]);
 
 # %% [markdown]
 # ## Is it about memorization?
 #
-# The difference of the two groups' mean similarities to the original, memorized minus not memorized. Where its interval
-# holds zero, the edit treats both kinds of prompt alike and says nothing about memorization.
+# Where an interval holds zero, the edit treats both kinds of prompt alike, and what it does is no matter of memorization. Titles seen once are the
+# matched contrast: the same kind of caption. Descriptions are another kind.
 
-# %%
-show.contrast(known, other, edits)
+# %% tags=["hide-input"]
+show.contrasts(found, EDITS)
 
-# %%
+# %% [markdown]
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
+
+# %% tags=["hide-input"]
+page.criteria()
+
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# Where a picture is read from is not why it was memorized: that question has [a page of its own](05_padding_or_duplication). What a miniature cannot say
+# stands under [](../book/substrates.md).
+#
+# ## All numbers
+
+# %% tags=["hide-input"]
+show.all_numbers(found, ["none", *EDITS], SCORES)
+
+# %% tags=["hide-input"]
+Captioned(page.reported(), "What Kim and No report", folded=True)
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue(show.numbers(known, other, {k: k for k in edits}))
+page.glue({f"sim_{key}_{short}": found.mean(ORIGINAL, key, label) for key in EDITS for short, label in (("mem", MEMORIZED), ("other", SEEN_ONCE))})
 
-# %% [markdown]
-# On this substrate C2a {glue:text}`verdict_C2a`, C2b {glue:text}`verdict_C2b` and C2c {glue:text}`verdict_C2c`. Similarity
-# to the original on memorized prompts (and on others): `<eot>` zeroed {glue:text}`sim_f_mem` ({glue:text}`sim_f_other`);
-# padding filled with `<eot>` {glue:text}`sim_d_mem` ({glue:text}`sim_d_other`); padding alone {glue:text}`sim_g_mem`
-# ({glue:text}`sim_g_other`); padding zeroed {glue:text}`sim_h_mem` ({glue:text}`sim_h_other`).
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

@@ -195,7 +195,7 @@ class Group:
 def _row_label(edit: Edit) -> str:
     if isinstance(edit, Mitigation):
         return edit.label if edit == REGISTRY.get(edit.name) else edit.title
-    return "original" if edit == "none" else f"({edit}) {INTERVENTIONS[edit].label}"
+    return "original" if edit == "none" else f"{INTERVENTIONS[edit].label} ({edit})"
 
 
 def edit_name(edit: Edit) -> str:

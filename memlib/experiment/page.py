@@ -5,6 +5,7 @@ A notebook makes one `Page` in the cell after its parameters. What differs from 
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +15,14 @@ import pandas as pd
 
 from memlib.base.errors import InputError
 from memlib.experiment import parameters
+from memlib.experiment.captioned import Captioned
 from memlib.experiment.provenance import Provenance, provenance
 from memlib.experiment.run import Experiment
 from memlib.judging.claims import Claim, claim, judge, not_testable, reported
 from memlib.judging.estimates import Estimate
-from memlib.judging.verdicts import Verdict
+from memlib.judging.judge import Measured, registration
+from memlib.judging.judge import judge as concluded
+from memlib.judging.verdicts import PART_SIGNS, Verdict
 
 NOT_MEASURED = "not measured"
 # What `Experiment` takes by the names that notebooks give to their parameters.
@@ -57,6 +61,11 @@ class Page:
         self._namespace = vars(sys.modules["__main__"])  # a kernel's, too, is the main module's
         parameters.check_namespace(self._namespace)
         show_figures()
+
+    @property
+    def name(self) -> str:
+        """This notebook's name, by which its reference run is kept."""
+        return next(str(each.notebook) for each in self.claims.values())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -111,6 +120,72 @@ class Page:
         if show:
             display(*self.verdicts.values())
         return self.verdicts
+
+    def conclude(
+        self, measured: Mapping[str, Measured], on: Experiment | str, because: Mapping[str, str] | None = None, trainings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Judge every claim of the page by the registration and show the verdicts, with effects, intervals and numbers.
+
+        `measured` has by claim an estimate for each of its parts (`memlib.judging.judge.judge`), in their order; a claim that it lacks was not
+        measured, `because` of a sentence by claim. `trainings` has by claim the verdicts by training.
+        """
+        from IPython.display import display
+
+        substrate, strict = (on, None) if isinstance(on, str) else (on.substrate.name, on.thresholds.get("copy_threshold"))
+        for name in self.claims:
+            reason, several = (because or {}).get(name, ""), (trainings or {}).get(name)
+            self.verdicts[name] = concluded(name, measured.get(name, {}), substrate, strict, trainings=several, because=reason)
+        display(*self.verdicts.values())
+
+    def answer(self, *sentences: str) -> None:
+        """Show the page's answer, in sentences that were made from its numbers."""
+        from IPython.display import Markdown, display
+
+        display(Markdown(" ".join(sentences)))
+
+    def criteria(self) -> Captioned:
+        """What each part asks and why, what the text's own figure answers, and what was measured; begins with when the criteria were fixed."""
+        fixed = registration()
+        before = " The model was measured before that, under other criteria." if any(v.before for v in self.verdicts.values()) else ""
+        print(f"Fixed on {fixed.registered['date']} (data/registration.yml, commit {fixed.registered['commit']}).{before} Whole intervals decide, either way.")
+        lines = []
+        for name, verdict in self.verdicts.items():
+            for part in verdict.parts:
+                own = "none reported" if part.reported is None else f"{part.reported:.3g}: {part.reported_outcome}"
+                wanted = f"{part.quantity} {part.asked}{f'; {part.why}' if part.why else ''}"
+                lines.append({"claim": name, "part": part.part, "asked": wanted, "the text's own figure": own, "measured": told(part.estimate),
+                              "outcome": f"{PART_SIGNS[part.outcome]} {part.outcome}"})  # fmt: skip
+        return Captioned(pd.DataFrame(lines).set_index(["claim", "part"]), "What each part of a claim asks, and what came out")
+
+    def what_would_change(self) -> Captioned:
+        """How far each interval is from what would turn it, and how many prompts an undecided part would take."""
+        lines = []
+        for name, verdict in self.verdicts.items():
+            for part in verdict.parts:
+                if part.estimate is None or part.bound is None:
+                    words = "a measurement"
+                elif part.outcome == "undecided":
+                    words = (
+                        f"some {part.needed:,} {verdict.unit}s, if mean and spread stayed as they are"
+                        if part.needed
+                        else "more of them; the mean lies on the bound"
+                    )
+                else:
+                    far = abs(part.estimate.value - part.bound)
+                    words = f"a mean {far:.2f} {'lower' if part.estimate.value > part.bound else 'higher'}, beyond {part.bound:.2f}"
+                lines.append({"claim": name, "part": part.part, "outcome": part.outcome, "what would change it": words})
+        return Captioned(pd.DataFrame(lines).set_index(["claim", "part"]), "What would change this verdict")
+
+    def run_it(self) -> Captioned:
+        """The command that runs this notebook elsewhere, and its parameters with what each means."""
+        sources = self._namespace.get("In", [])
+        cell = next((source for source in sources if re.search(r"^substrate = ", source, re.MULTILINE) and "#" in source), "")
+        found = re.findall(r"^(\w+) = (.*?)  # (.*)$", cell, re.MULTILINE)
+        print(f".venv/bin/papermill notebooks/{self.name}.ipynb out.ipynb -p substrate sd14 -p n_prompts 4")
+        lines = [{"parameter": name, "here": repr(self._namespace.get(name)), "default": value, "meaning": words} for name, value, words in found]
+        return Captioned(
+            pd.DataFrame(lines, columns=["parameter", "here", "default", "meaning"]).set_index("parameter"), "Parameters (papermill -p name value)"
+        )
 
     def print_verdicts(self, *only: str) -> None:
         """Print claim and verdict, one a line: the output that tests of the committed notebooks compare."""

@@ -18,6 +18,8 @@ from scipy import stats
 from memlib.base.errors import InputError
 from memlib.judging.estimates import LEVEL, Estimate, checked_table, mean_interval, prompt_means
 
+Ends = tuple[float, float]
+
 FEWEST = 12  # No verdict from fewer prompts (data/registration.yml).
 
 
@@ -35,6 +37,63 @@ def bounded_mean(values: Any, low: float = 0.0, high: float = 1.0, missing: str 
     ends = stats.t.interval(LEVEL, len(filled) - 1, loc=filled.mean(), scale=stats.sem(filled))
     ends = min(max(ends[0], low), mean), max(min(ends[1], high), mean)
     return Estimate(float(mean), float(ends[0]), float(ends[1]), *table.shape)
+
+
+def student_mean(values: Any, ends: Ends | None = None, missing: str = "raise") -> Estimate:
+    """Return the mean over prompts of `values` [P] or [P, S] with Student's interval; of a score that has `ends`, `bounded_mean`.
+
+    The interval of a single prompt is NaN.
+    """
+    if ends is not None:
+        return bounded_mean(values, *ends, missing=missing)
+    table = checked_table(values, missing)
+    means = prompt_means(table)
+    return _student(float(means.mean()), float(stats.sem(means)) if len(means) > 1 else np.nan, len(means) - 1, table)
+
+
+def student_change(first: Any, second: Any, ends: Ends | None = None) -> Estimate:
+    """Return mean(first - second), [P] or [P, S] on the same prompts and seeds; a difference of scores within `ends` has ends as well."""
+    first, second = (np.asarray(values, float) for values in (first, second))
+    if first.shape != second.shape:
+        raise InputError(f"A change needs the same prompts and seeds on both sides, not {first.shape} and {second.shape}: pass arrays of one shape.")
+    return student_mean(first - second, None if ends is None else (ends[0] - ends[1], ends[1] - ends[0]))
+
+
+def student_contrast(first: Any, second: Any, ends: Ends | None = None) -> Estimate:
+    """Return mean(first) - mean(second) of independent prompts, [P] or [P, S] and [Q] or [Q, S], with Welch's interval; `n_prompts` is that of the fewer.
+
+    Scores that have `ends` are taken with one imagined prompt at either end in both groups, as in `bounded_mean`.
+    """
+    tables = [checked_table(values) for values in (first, second)]
+    means = [prompt_means(table) for table in tables]
+    fewer = min(tables, key=len)
+    value = float(means[0].mean() - means[1].mean())
+    if len(fewer) < 2:
+        return Estimate(value, np.nan, np.nan, *fewer.shape)
+    filled = means if ends is None else [np.concatenate([mean, ends]) for mean in means]
+    found = stats.ttest_ind(*filled, equal_var=False).confidence_interval(LEVEL)
+    widest = np.inf if ends is None else ends[1] - ends[0]
+    low, high = max(float(found.low), -widest), min(float(found.high), widest)
+    return Estimate(value, min(low, value), max(high, value), *fewer.shape)
+
+
+def student_ratio(first: Any, second: Any) -> Estimate:
+    """Return mean(first) / mean(second), [P] or [P, S] on the same prompts and seeds, with Student's interval of the ratio's linear part.
+
+    Raises InputError where the mean of `second` is not above 0, since a share of it would mean nothing. Source: Cochran 1977, section 6.4.
+    """
+    tables = [checked_table(values) for values in (first, second)]
+    ups, downs = map(prompt_means, tables)
+    if downs.mean() <= 0:
+        raise InputError(f"A share of {downs.mean():.3g} means nothing: what is divided by must have a mean above 0.")
+    ratio = float(ups.mean() / downs.mean())
+    error = float(stats.sem(ups - ratio * downs) / downs.mean()) if len(ups) > 1 else np.nan
+    return _student(ratio, error, len(ups) - 1, tables[0])
+
+
+def _student(value: float, error: float, freedom: int, table: np.ndarray) -> Estimate:
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom) * error) if freedom else np.nan
+    return Estimate(value, value - half, value + half, *table.shape)
 
 
 def percentile(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:

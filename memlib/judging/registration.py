@@ -73,8 +73,10 @@ class RegisteredClaim(_Strict):
 
 
 class Registration(_Strict):
-    """The whole file: bounds of the published descriptor, designs by name, claims."""
+    """The whole file: when it was fixed, models measured before, bounds of the published descriptor, designs by name, claims."""
 
+    registered: dict[Literal["date", "commit"], str]
+    measured_before: tuple[str, ...] = ()
     bounds: dict[str, float]
     designs: dict[str, dict[str, str | int]]
     claims: tuple[RegisteredClaim, ...]
@@ -89,6 +91,13 @@ class Registration(_Strict):
         if unknown := sorted({claim.design for claim in self.claims} - set(self.designs)):
             raise ValueError(f"no design is called {', '.join(unknown)}")
         return self
+
+    def claim(self, name: str) -> RegisteredClaim:
+        """The claim with this id. Raises InputError where none has it."""
+        for claim in self.claims:
+            if claim.id == name:
+                return claim
+        raise InputError(f"No claim {name!r} is registered: there are {', '.join(claim.id for claim in self.claims)}.")
 
     def bounds_for(self, strict: float) -> dict[str, float]:
         """The bounds of a descriptor whose strict bound is `strict`, in the proportions of the published one."""
@@ -126,7 +135,8 @@ def claim_verdict(parts: Sequence[PartVerdict]) -> str:
     return "holds" if given[0] == "met" else "does not hold"
 
 
-def _reported() -> dict[tuple[str, ...], float]:
+def reported_figures() -> dict[tuple[str, ...], float]:
+    """The figures of data/reported/reported.csv by text, place, method and metric."""
     with open(data_folder() / "reported" / "reported.csv", encoding="utf-8", newline="") as file:
         return {(row["text"], row["place"], row["method"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
 
@@ -151,7 +161,7 @@ def put_through(registration: Registration) -> list[dict[str, str | float | None
 
     The texts print no intervals, so that a figure counts as an interval without width.
     """
-    reported = _reported()
+    reported = reported_figures()
     rows: list[dict[str, str | float | None]] = []
     for claim in registration.claims:
         for part in claim.parts:

@@ -35,11 +35,36 @@ class Outcome:
     outcome: str
 
 
+# A part's outcome as a sign beside its word.
+PART_SIGNS = {"met": "✓", "refuted": "✗", "undecided": "?", "not measured": "–", "not reported": "–"}
+
+
+@dataclass(frozen=True)
+class PartOutcome:
+    """How one part of a claim came out, and the text's own figure under the same comparison (`memlib.judging.judge`).
+
+    `asked` is the comparison in words and `why` the reason of its bound; `needed` is how many prompts an undecided part would take.
+    """
+
+    part: str
+    quantity: str
+    kind: str
+    asked: str
+    outcome: str
+    why: str = ""
+    estimate: Estimate | None = None
+    bound: float | None = None
+    needed: int | None = None
+    reported: float | None = None
+    reported_outcome: str = "not reported"
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """A claim judged on one substrate; shows itself as a badge with its quantities in a notebook.
+    """A claim judged on one substrate; shows itself as a badge with its parts, effects and intervals in a notebook.
 
-    `n_seeds` is 0 where nothing was sampled, `n_prompts` where the claim was not tested.
+    `n_seeds` is 0 where nothing was sampled, `n_prompts` where the claim was not tested; `unit` says what `n_prompts` counts. `trainings` has the
+    verdict by training of the model where several were measured; `before`: whether the model had been measured before the criteria were fixed.
     """
 
     claim: str
@@ -53,11 +78,15 @@ class Verdict:
     quantities: Mapping[str, Estimate] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     details: tuple[Outcome, ...] = ()
+    parts: tuple[PartOutcome, ...] = ()
+    trainings: Mapping[str, str] = field(default_factory=dict)
+    before: bool = False
+    unit: str = "prompt"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; NaN becomes None, since JSON has no NaN."""
         fields = asdict(self)
-        for estimate in fields["quantities"].values():
+        for estimate in (*fields["quantities"].values(), *(part["estimate"] for part in fields["parts"] if part["estimate"])):
             estimate.update({name: None for name, value in estimate.items() if value != value})
         return fields
 
@@ -65,26 +94,37 @@ class Verdict:
     def from_json(cls, fields: Mapping[str, Any]) -> Verdict:
         """Return the verdict that `to_json` described."""
         fields = dict(fields)
-        fields["quantities"] = {
-            name: Estimate.from_json({part: math.nan if value is None else value for part, value in estimate.items()})
-            for name, estimate in fields["quantities"].items()
-        }
+        fields["quantities"] = {name: _estimate(estimate) for name, estimate in fields["quantities"].items()}
         fields["details"] = tuple(Outcome(**detail) for detail in fields["details"])
+        parts = fields.get("parts", ())
+        fields["parts"] = tuple(PartOutcome(**{**part, "estimate": part["estimate"] and _estimate(part["estimate"])}) for part in parts)
         return cls(**fields)
 
     def __str__(self) -> str:
         lines = [f"{self.claim} on {self.substrate}: {self.verdict}", f"  {self.reason}"]
-        lines += [f"  {name} = {estimate.text(3)}" for name, estimate in self.quantities.items()]
+        if self.parts:
+            lines += [f"  {PART_SIGNS[part.outcome]} {_told(part)}" for part in self.parts]
+        else:
+            lines += [f"  {name} = {estimate.text(3)}" for name, estimate in self.quantities.items()]
         return "\n".join([*lines, f"  {self._sample()}"] if self.n_prompts else lines)
 
     def _sample(self) -> str:
-        return counted(self.n_prompts, "prompt") + (f", {counted(self.n_seeds, 'seed')} each" if self.n_seeds else "")
+        return counted(self.n_prompts, self.unit) + (f", {counted(self.n_seeds, 'seed')} each" if self.n_seeds else "")
+
+    def _sample_with_trainings(self) -> str:
+        """How many prompts, seeds and trainings a verdict stands on."""
+        alike = sum(verdict == self.verdict for verdict in self.trainings.values())
+        several = f"the same in {alike} of {len(self.trainings)} trainings" if self.trainings else "one training"
+        trained = "" if self.unit == "training" else f", {several} of the model"
+        return self._sample() + trained + ("; measured before the criteria were fixed" if self.before else "")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": str(self), "text/html": self.to_html(), MIME: self.to_json()}
 
     def to_html(self) -> str:
         """Return badge, reason and quantities as HTML; text takes the page's colours."""
+        if self.parts:
+            return self._parts_to_html()
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(name)}</td><td style='text-align:right'>{html.escape(estimate.text(3))}</td></tr>"
             for name, estimate in self.quantities.items()
@@ -96,6 +136,26 @@ class Verdict:
             f"<p>On {html.escape(self.substrate)}: {html.escape(self.reason)}</p>{table if rows else ''}"
             f"{f'<p><small>{self._sample()}</small></p>' if self.n_prompts else ''}</div>"
         )
+
+    def _parts_to_html(self) -> str:
+        lines = "".join(f"<li><span title='{part.outcome}'>{PART_SIGNS[part.outcome]}</span> {html.escape(_told(part))}</li>" for part in self.parts)
+        sample = f"{self._sample_with_trainings()}. " if self.n_prompts else f"{self.reason} "
+        return (
+            f"<div class='memlib-verdict'><p>{badge(self.verdict)} <strong>{html.escape(self.claim)}</strong> {html.escape(self.title)}</p>"
+            f"<ul class='memlib-parts'>{lines}</ul><p><small>On {html.escape(self.substrate)}: {html.escape(sample)}"
+            f"✓ met, ✗ refuted, ? undecided.</small></p></div>"
+        )
+
+
+def _told(part: PartOutcome) -> str:
+    """A part in one line: its name, what was measured and what was asked."""
+    effect = part.outcome if part.estimate is None else part.estimate.text()
+    more = f"; some {part.needed:,} would decide" if part.needed else ""
+    return f"{part.part}: {effect} (asked: {part.asked}{more})"
+
+
+def _estimate(fields: Mapping[str, Any]) -> Estimate:
+    return Estimate.from_json({name: math.nan if value is None else value for name, value in fields.items()})
 
 
 def badge(verdict: str) -> str:

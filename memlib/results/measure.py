@@ -94,6 +94,13 @@ def measure(
     return rows.loc[place.sort_values(kind="stable").index].reset_index(drop=True), checked
 
 
+def scored(group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES, evaluations: bool = False) -> pd.DataFrame:
+    """Return rows of a group of prompts under each method, measured now; a method that cannot be used here has one row, with a note."""
+    methods = list(dict.fromkeys(methods))
+    made = group.make(m for m in methods if not _missing(m, group))
+    return join(_measured(group, method, metrics, evaluations, made.get(method)) for method in methods)
+
+
 def fitting(rows: pd.DataFrame, group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES) -> pd.DataFrame:
     """Return those of `rows` that `measure` would make of a group, of the methods for which all of them are there."""
     x = group.experiment

@@ -47,9 +47,7 @@ _METADATA = b"memlib"
 def rows_of(group: Group, method: Edit, metric: str, values: Any, n: int | None = None, note: str = "") -> pd.DataFrame:
     """Return rows of any values of a group's prompts: [P, S] by prompt and seed, [P] over the seeds, or one number of the whole group."""
     x, values = group.experiment, np.asarray(values, float)
-    texts = pd.Series(group.prompts.prompts)
-    again = texts.groupby(texts).cumcount()
-    prompts = [text if not count else f"{text} #{count + 1}" for text, count in zip(texts, again, strict=True)]
+    prompts = prompt_names(group)
     shapes = {0: ([None], [None]), 1: (prompts, [None]), 2: (prompts, list(x.seeds))}
     if values.shape not in ((), (len(prompts),), (len(prompts), len(x.seeds))):
         raise InputError(f"Values of {metric!r} have the shape {values.shape}: give [{len(prompts)}, {len(x.seeds)}], [{len(prompts)}] or one number.")
@@ -60,6 +58,13 @@ def rows_of(group: Group, method: Edit, metric: str, values: Any, n: int | None 
         guidance=x.guidance, scheduler=x.scheduler, metric=metric, value=values.reshape(-1),
         n=n or (len(x.seeds) if values.ndim < 2 else None), note=note, run=run_of(group),
     ))  # fmt: skip
+
+
+def prompt_names(group: Group) -> list[str]:
+    """Return how the table calls a group's prompts: their texts, and one that comes again with its number."""
+    texts = pd.Series(group.prompts.prompts)
+    again = texts.groupby(texts).cumcount()
+    return [text if not count else f"{text} #{count + 1}" for text, count in zip(texts, again, strict=True)]
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
