@@ -7,7 +7,9 @@ texts' own figures go through the same comparison beside it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 from memlib.base.errors import InputError
@@ -32,6 +34,8 @@ FEWEST_TRAININGS = 3
 # What an estimate's `n_prompts` counts, by the design of the claim.
 UNITS = {"trainings": "training", "timing": "turn", "pictures": "picture"}
 SIGNS = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
+# What was not measured leaves a claim as open as what was measured without a decision.
+_AS_DECIDED: dict[str, PartVerdict] = {"met": "met", "refuted": "refuted", "undecided": "undecided", "not measured": "undecided"}
 Measured = Sequence[Estimate | None] | Mapping[str, Estimate | None]
 
 
@@ -61,18 +65,22 @@ def judge(
     parts = tuple(_outcome(claim, part, estimate, bounds) for part, estimate in zip(claim.parts, estimates, strict=True))
     known = [part.estimate for part in parts if part.outcome != "not measured" and part.estimate is not None]
     about = claim_of(name)
-    common = {"claim": name, "title": claim.says, "source": about.source, "substrate": substrate, "parts": parts, "trainings": dict(trainings or {}),
-              "before": substrate in fixed.measured_before, "unit": UNITS.get(claim.design, "prompt")}  # fmt: skip
-    if not known:
-        return Verdict(verdict="not testable here", reason=because or "None of its parts was measured.", **common)
-    decided: list[PartVerdict] = ["undecided" if part.outcome == "not measured" else part.outcome for part in parts]  # type: ignore[misc]
-    count = {outcome: sum(part.outcome == outcome for part in parts) for outcome in ("met", "refuted", "undecided", "not measured")}
-    told = ", ".join(f"{number} {outcome}" for outcome, number in count.items() if number)
-    return Verdict(
-        verdict=claim_verdict(decided), reason=f"Of {len(parts)} parts {told}.", **common,
-        n_prompts=min(estimate.n_prompts for estimate in known), n_seeds=min(estimate.n_seeds for estimate in known),
-        quantities={part.part: part.estimate for part in parts if part.estimate is not None},
+    verdict = Verdict(
+        name, claim.says, about.source, substrate, "not testable here", because or "None of its parts was measured.", parts=parts,
+        trainings=dict(trainings or {}), before=substrate in fixed.measured_before, unit=UNITS.get(claim.design, "prompt"),
     )  # fmt: skip
+    if not known:
+        return verdict
+    count = Counter(part.outcome for part in parts)
+    told = ", ".join(f"{count[outcome]} {outcome}" for outcome in ("met", "refuted", "undecided", "not measured") if count[outcome])
+    return replace(
+        verdict,
+        verdict=claim_verdict([_AS_DECIDED[part.outcome] for part in parts]),
+        reason=f"Of {len(parts)} parts {told}.",
+        n_prompts=min(estimate.n_prompts for estimate in known),
+        n_seeds=min(estimate.n_seeds for estimate in known),
+        quantities={part.part: part.estimate for part in parts if part.estimate is not None},
+    )
 
 
 def asked(part: Part, bounds: Mapping[str, float]) -> str:
@@ -106,16 +114,17 @@ def _in_order(claim: RegisteredClaim, measured: Measured) -> list[Estimate | Non
 def _outcome(claim: RegisteredClaim, part: Part, estimate: Estimate | None, bounds: Mapping[str, float]) -> PartOutcome:
     value = text_figure(claim, part, _reported())
     answered = "not reported" if value is None else part_verdict(part, value, value, registration().bounds)
-    about = {"part": part.name, "quantity": part.quantity, "kind": part.kind, "asked": asked(part, bounds), "why": part.reason or "",
-             "reported": value, "reported_outcome": answered}  # fmt: skip
+    unmeasured = PartOutcome(part.name, part.quantity, part.kind, asked(part, bounds), "not measured", part.reason or "",
+                             reported=value, reported_outcome=answered)  # fmt: skip
     if estimate is None or math.isnan(estimate.value) or (part.bound in BOUNDS and not bounds):
-        return PartOutcome(outcome="not measured", **about)
+        return unmeasured
     bound = bounds[part.bound] if isinstance(part.bound, str) else part.bound
     fewest = FEWEST_TRAININGS if claim.design == "trainings" else FEWEST
     if estimate.n_prompts < fewest or math.isnan(estimate.low) or math.isnan(estimate.high):
-        return PartOutcome(outcome="undecided", estimate=estimate, bound=bound, needed=fewest, **about)
+        return replace(unmeasured, outcome="undecided", estimate=estimate, bound=bound, needed=fewest)
     found = part_verdict(part, estimate.low, estimate.high, bounds)
-    return PartOutcome(outcome=found, estimate=estimate, bound=bound, needed=prompts_needed(estimate, bound) if found == "undecided" else None, **about)
+    needed = prompts_needed(estimate, bound) if found == "undecided" else None
+    return replace(unmeasured, outcome=found, estimate=estimate, bound=bound, needed=needed)
 
 
 @cache
