@@ -20,9 +20,10 @@ from scipy.stats import rankdata
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import counted
-from memlib.experiment.group import Edit, Group
+from memlib.experiment.group import Group
 from memlib.experiment.page import NOT_MEASURED, told
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Edit
 from memlib.judging.bounded import Ends, student_change, student_contrast, student_mean, student_ratio
 from memlib.judging.estimates import Estimate, bootstrap, wilson
 from memlib.judging.judge import registration
@@ -125,8 +126,9 @@ class Evidence:
         for label in self.rows:
             for edit in edits:
                 line = {"prompts": f"{label} ({self.count(label)})", "edit": name(edit)}
-                for bound in ("lax", "strict") if copies and self.bounds else ():
-                    line[f"prompts at or above {self.bounds[bound]:.2f} ({bound}), {copies}"] = told(self.above(copies, edit, bound, label))
+                if copies and self.bounds:
+                    line |= {f"prompts at or above {self.bounds[bound]:.2f} ({bound}), {copies}": told(self.above(copies, edit, bound, label))
+                             for bound in ("lax", "strict")}  # fmt: skip
                 lines.append(line | {metric: told(self.mean(metric, edit, label)) for metric in metrics})
         return pd.DataFrame(lines).set_index(["prompts", "edit"])
 
@@ -200,11 +202,11 @@ def compare(now: pd.DataFrame, kept: pd.DataFrame) -> Comparison:
         raise InputError(f"The reference run lacks {told_of}: measure it again (make book PROFILE=reference).")
     both = now.merge(kept, on=list(KEYS), suffixes=("", "_kept"))
     both = both[both["value"].notna() & both["value_kept"].notna()]
-    spread = kept.groupby("metric")["value"].std().fillna(0.0)
+    spread = {str(metric): float(np.nan_to_num(own["value"].std())) for metric, own in kept.groupby("metric")}
     worst = Comparison(len(both))
     for (method, _, metric), own in both.groupby(["method", "params", "metric"]):
         differences = np.sort((own["value"] - own["value_kept"]).abs().to_numpy(float))
-        apart = float(differences[: len(differences) - int(TURNED * len(differences))].mean()) / max(float(spread[metric]), 1e-6)
+        apart = float(differences[: len(differences) - int(TURNED * len(differences))].mean()) / max(spread[str(metric)], 1e-6)
         if apart > worst.apart:
             worst = Comparison(len(both), apart, f"{metric} under {method}")
     return worst
