@@ -26,6 +26,16 @@ def check(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> i
     return int(bool(wrong))
 
 
+def coverage(repeats: Annotated[int, typer.Option(min=10, help="Samples drawn of each kind.")] = 1000) -> None:
+    """How often do the book's intervals hold what they should? Simulated, and written to data/coverage.csv for the page on method."""
+    from memlib.base.paths import data_folder
+    from memlib.judging import bounded
+
+    found = bounded.coverage(repeats=repeats).pivot(index=["share", "prompts"], columns="method", values="coverage")[list(bounded.METHODS)]
+    write_table(data_folder() / "coverage.csv", found.map("{:.1%}".format).reset_index())
+    print(found.to_string(float_format="{:.3f}".format))
+
+
 def premises(
     substrate: Model,
     figure: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this figure of data/premises.yml; may be given several times.")] = None,
