@@ -30,7 +30,8 @@ class Metric:
     """A registered metric: what it measures and how to make it.
 
     A substrate's data names those that it is judged by. `make` takes the metrics made
-    so far for the same substrate, the device, and real pictures to compare with (or None).
+    so far for the same substrate, the device, and real pictures to compare with (or None). `weights` names the
+    files of ``data/metrics.yml`` that it is made from.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     scale: str
     source: str
     make: Callable[[Made, Any, Any], Any]
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,17 @@ METRICS: dict[str, Metric] = {
                "Kynkäänniemi et al. 2019", _realism),
         Metric("descriptor-diversity", "diversity", "diversity across seeds", "0 to 2; larger is more diverse", "clip, Section 4.2",
                lambda made, device, reference: descriptor_diversity(_needed(made, "copy"))),
-        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", lambda made, device, reference: load_sscd(device)),
+        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", lambda made, device, reference: load_sscd(device),
+               ("sscd_disc_mixup",)),
         Metric("clip-l14", "alignment", "CLIP ViT-L/14 alignment", _COSINE, "Radford et al. 2021",
-               lambda made, device, reference: load_open_clip("openai_clip_vit_l_14", device)),
+               lambda made, device, reference: load_open_clip("openai_clip_vit_l_14", device), ("openai_clip_vit_l_14",)),
         Metric("clip-b32", "alignment_check", "OpenCLIP ViT-B/32 alignment", _COSINE, "Cherti et al. 2023",
-               lambda made, device, reference: load_open_clip("laion_clip_vit_b_32", device)),
+               lambda made, device, reference: load_open_clip("laion_clip_vit_b_32", device), ("laion_clip_vit_b_32",)),
         Metric("aesthetic", "quality", "aesthetic score", "about 1 to 10; larger is better", "Schuhmann 2022",
-               lambda made, device, reference: load_aesthetic(_needed(made, "alignment"))),
+               lambda made, device, reference: load_aesthetic(_needed(made, "alignment")), ("openai_clip_vit_l_14", "laion_aesthetic_v2")),
         Metric("lpips", "diversity", "LPIPS across seeds", "0 to about 1; larger is more diverse", "Zhang et al. 2018",
-               lambda made, device, reference: load_lpips(device)),
-        Metric("inception", "distribution", "FID and KID", "0 and up; smaller is nearer", "Heusel et al. 2017", _inception),
+               lambda made, device, reference: load_lpips(device), ("alexnet_imagenet",)),
+        Metric("inception", "distribution", "FID and KID", "0 and up; smaller is nearer", "Heusel et al. 2017", _inception,
+               ("inception_fid",)),
     )
 }  # fmt: skip

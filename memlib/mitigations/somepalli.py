@@ -133,7 +133,7 @@ class EmbeddingNoise(Mitigation):
         return self.as_published
 
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
-        return states + self._noise(states, tokens.prompts, "")
+        return states + self._noise(states, tokens.prompts, str(tokens.encoder or ""))
 
     def _noise(self, states: Tensor, prompts: tuple[str, ...], kind: str) -> Tensor:
         rows = [torch.randn(states.shape[1:], generator=prompt_generator(self.seed, prompt, kind)) for prompt in prompts]

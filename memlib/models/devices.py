@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import torch
 
 from memlib.base.errors import InputError
@@ -40,3 +41,8 @@ def bfloat16_pays(device: torch.device) -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that are free: the GPU's own, or else the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -32,8 +32,9 @@ class Tokens:
     """Token ids of N prompts and the four spans of each.
 
     `ids` is [N, 77]; `lengths` [N] counts the prompt tokens that were kept (0 to 75); `truncated` [N]
-    says which prompts were longer; `pad_id` is the id that fills the padding. The properties `sot`,
-    `pr`, `eot` and `pad` are disjoint boolean masks [N, 77] that together cover every position.
+    says which prompts were longer; `pad_id` is the id that fills the padding; `encoder` counts the text encoders of a
+    model with several, so that what is drawn for each is drawn apart. The properties `sot`, `pr`, `eot` and `pad` are
+    disjoint boolean masks [N, 77] that together cover every position.
     """
 
     ids: LongTensor
@@ -41,6 +42,7 @@ class Tokens:
     lengths: LongTensor
     truncated: Tensor
     pad_id: int
+    encoder: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -74,12 +76,12 @@ class Tokens:
     def select(self, rows: Any) -> Tokens:
         """Return the rows given as an index, a slice, a list of indices or a boolean mask."""
         index = _row_index(rows, len(self))
-        return Tokens(
+        return replace(
+            self,
             ids=self.ids[index],
             prompts=tuple(self.prompts[i] for i in index.tolist()),
             lengths=self.lengths[index],
             truncated=self.truncated[index],
-            pad_id=self.pad_id,
         )
 
 

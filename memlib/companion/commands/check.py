@@ -14,12 +14,14 @@ Model = Annotated[str, typer.Argument(help="A substrate's name or a checkpoint's
 
 
 def check(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> int:
-    """Is a model set up right? Two minutes of comparing with known facts; status 1 if one of them fails."""
-    from memlib.companion import check_substrate
+    """Is a model set up right? Files, memory, disk, metrics, prompts; then two minutes of comparing with known facts. Status 1 if anything is wrong."""
+    from memlib.companion import check_setup, check_substrate
     from memlib.models.substrate import load
 
     began = time.monotonic()
-    found = check_substrate.check(load(substrate, device, dtype))
+    found = check_setup.check(substrate, device, dtype)
+    if all(fact.holds is not False for fact in found):
+        found += check_substrate.check(load(substrate, device, dtype))
     wrong = [fact.name for fact in found if fact.holds is False]
     verdict = f"Wrong: {', '.join(wrong)}; do not start a long run." if wrong else "Nothing is wrong."
     print(f"{verdict} ({time.monotonic() - began:.0f} seconds)")
