@@ -1,8 +1,7 @@
 """Sphinx extension: the claims ledger as directives, so that prose never lags behind the executed notebooks.
 
-``{claims-summary}`` counts the verdicts, ``{claims-overview}`` has a line for each claim tested so far, ``{claims-ledger}`` is the
-table of all claims with their figures, or with ``:text: clip`` of one text. ``{claims-beside}`` has the claims of one notebook
-(``:notebook: 02_pad_embeddings``) in a column for what is reported and one for each substrate; every cell says whether it was measured.
+``{claims-beside}`` has the claims of one notebook (``:notebook: 02_pad_embeddings``) in a column for what is reported and one for each substrate;
+every cell says whether it was measured.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from memlib.base.numbers import counted
-from memlib.companion.book.ledger import NOT_TESTED, Entry, collect, counts
+from memlib.companion.book.ledger import Entry, collect
 from memlib.companion.book.site import OTHER_VERDICTS
-from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
+from memlib.judging.verdicts import BADGES, Verdict
 from memlib.models.catalogue import SUBSTRATES
 
 PUBLISHED = "sd14"
@@ -50,26 +49,6 @@ def _paragraph(*parts: nodes.Node, classes: tuple[str, ...] = ()) -> nodes.parag
     return nodes.paragraph("", "", *parts, classes=list(classes))
 
 
-def _verdicts(entry: Entry) -> list[nodes.Node]:
-    if not entry.verdicts:
-        return [_paragraph(badge(NOT_TESTED))]
-    lines = []
-    for substrate, verdict in entry.verdicts.items():
-        parts = [badge(verdict.verdict), nodes.Text(" on "), nodes.literal("", substrate)]
-        if verdict.verdict == "not testable here" and verdict.reason:
-            parts += [nodes.Text(": "), *inline(verdict.reason)]
-        lines.append(_paragraph(*parts))
-    return lines
-
-
-def _badges(entry: Entry) -> list[nodes.Node]:
-    """The verdicts alone; where there are several, each with its substrate."""
-    parts: list[nodes.Node] = []
-    for substrate, verdict in entry.verdicts.items():
-        parts += [badge(verdict.verdict), nodes.Text(f" {substrate} ")] if len(entry.verdicts) > 1 else [badge(verdict.verdict)]
-    return parts
-
-
 def _table(columns: Sequence[tuple[str, int]], rows: Sequence[Sequence[list[nodes.Node]]], name: str) -> nodes.table:
     """A table of columns (heading, width in per cent) and rows of cells."""
     group = nodes.tgroup(cols=len(columns))
@@ -78,18 +57,6 @@ def _table(columns: Sequence[tuple[str, int]], rows: Sequence[Sequence[list[node
     body = nodes.tbody("", *(nodes.row("", *(nodes.entry("", *cell) for cell in row)) for row in rows))
     group += [nodes.thead("", head), body]
     return nodes.table("", group, classes=[name, "colwidths-given"])
-
-
-def _figures(entry: Entry) -> list[nodes.Node]:
-    """Ours first, then the reported ones, each line with its label: the two never share one."""
-    lines = []
-    for quantity, figure, substrate in entry.measured():
-        parts = [*inline(quantity), nodes.Text(": "), nodes.strong("", figure), nodes.Text(f" ({substrate})")]
-        lines.append(_paragraph(*parts, classes=("claim-figures",)))
-    for quantity, figure in entry.reported():
-        parts = [nodes.emphasis("", "reported"), nodes.Text(" "), *inline(quantity), nodes.Text(f": {figure}")]
-        lines.append(_paragraph(*parts, classes=("claim-figures", "reported")))
-    return lines
 
 
 def _reported(entry: Entry) -> list[nodes.Node]:
@@ -151,42 +118,6 @@ class _Ledger(SphinxDirective):
         return _paragraph(*place, classes=("claim-place",))
 
 
-class ClaimsSummary(_Ledger):
-    """How many claims there are, how many were tested, and what came out on each substrate."""
-
-    def run(self) -> list[nodes.Node]:
-        entries = self.entries()
-        tested = sum(bool(entry.verdicts) for entry in entries)
-        result: list[nodes.Node] = [_paragraph(nodes.Text(f"{len(entries)} claims are stated; {tested} of them have been tested so far."))]
-        rows = nodes.bullet_list()
-        for substrate, number in counts(entries).items():
-            parts: list[nodes.Node] = [nodes.literal("", substrate), nodes.Text(": ")]
-            for verdict in VERDICTS:
-                if number[verdict]:
-                    parts += [nodes.Text(f"{number[verdict]} × "), badge(verdict), nodes.Text("  ")]
-            rows += nodes.list_item("", _paragraph(*parts))
-        return result + ([rows] if len(rows) else [])
-
-
-class ClaimsOverview(_Ledger):
-    """A line for each claim tested so far, its title and its verdicts: the landing page is read in a minute."""
-
-    def run(self) -> list[nodes.Node]:
-        rows = [[[_paragraph(*self.linked(entry))], [_paragraph(*_badges(entry))]] for entry in self.entries() if entry.verdicts]
-        return [_table((("Claim", 68), ("Verdict", 32)), rows, "overview")] if rows else []
-
-
-class ClaimsLedger(_Ledger):
-    """All claims of one text, or of all, as a table."""
-
-    def run(self) -> list[nodes.Node]:
-        rows = []
-        for entry in self.entries():
-            said = [_paragraph(*self.linked(entry)), _paragraph(*inline(entry.claim.statement)), self.where(entry)]
-            rows.append([said, _verdicts(entry), _figures(entry) or [_paragraph(nodes.Text("–"))]])
-        return [_table((("Claim", 46), ("Verdict", 22), ("Figures", 32)), rows, "ledger")]
-
-
 class ClaimsBeside(_Ledger):
     """The claims of one notebook: what is reported, and what was measured on each substrate."""
 
@@ -206,8 +137,5 @@ class ClaimsBeside(_Ledger):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.add_directive("claims-summary", ClaimsSummary)
-    app.add_directive("claims-overview", ClaimsOverview)
-    app.add_directive("claims-ledger", ClaimsLedger)
     app.add_directive("claims-beside", ClaimsBeside)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
