@@ -167,9 +167,8 @@ def test_every_notebook_is_in_the_contents():
 
 @pytest.mark.parametrize("repository", ["", "https://github.com/someone/memlib"])
 def test_a_downloaded_notebook_says_how_to_get_the_package(tmp_path, repository):
-    (tmp_path / "notebooks").mkdir()
-    title = site._stage_notebook(ROOT / "notebooks" / "04_token_lengths.ipynb", tmp_path, repository, {}, False)
-    staged = nbformat.read(tmp_path / "notebooks" / "04_token_lengths.ipynb", as_version=4)
+    title = site.stage_notebook(ROOT / "notebooks" / "04_token_lengths.ipynb", tmp_path / "a.ipynb", {}, repository)
+    staged = nbformat.read(tmp_path / "a.ipynb", as_version=4)
     first = staged.cells[0]
     assert title and first.cell_type == "code" and first.metadata.tags == ["remove-cell"]
     assert ("git clone" in first.source and repository in first.source) if repository else ("clone of the repository" in first.source)

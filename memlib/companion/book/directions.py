@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from memlib.companion.book.ledger import Entry
-from memlib.judging import registration
 from memlib.judging.estimates import Estimate
+from memlib.judging.judge import registration
+from memlib.judging.registration import put_through
 from memlib.judging.verdicts import Verdict
 
 SIGNS = {"met": "▲", "refuted": "▼", "undecided": "◆", "not reported": "–", "not measured": "–"}
@@ -55,7 +56,7 @@ class Row:
 @cache
 def _put_through() -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
-    for row in registration.put_through(registration.load()):
+    for row in put_through(registration()):
         rows.setdefault(str(row["claim"]), []).append(row)
     return rows
 
@@ -74,13 +75,13 @@ def _measured(entry: Entry, verdict: Verdict | None) -> Iterator[tuple[str, str,
     """State, words and (estimate, bound, relation, state) of each part of a verdict, or of each criterion where it was judged by these."""
     if verdict is None:
         return
-    registered = {part.name: part for claim in registration.load().claims if claim.id == entry.claim.id for part in claim.parts}
-    for part in getattr(verdict, "parts", ()):
+    registered = {part.name: part for claim in registration().claims if claim.id == entry.claim.id for part in claim.parts}
+    for part in verdict.parts:
         drawn: Drawn | None = None
         if part.estimate is not None and part.bound is not None and part.part in registered:
             drawn = (part.estimate, part.bound, registered[part.part].relation, part.outcome)
         yield part.outcome, f"{part.part}{'' if part.estimate is None else f': {part.estimate.text(2)}'}", drawn
-    if getattr(verdict, "parts", ()):
+    if verdict.parts:
         return
     for criterion, detail in zip(entry.claim.criteria, verdict.details, strict=False):
         estimate = verdict.quantities.get(criterion.quantity)

@@ -29,8 +29,10 @@ from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
 from memlib.mitigations import REGISTRY
 from memlib.models.catalogue import SUBSTRATES
 from memlib.probes.premises import Finding, kept
+from memlib.prompts.interventions import INTERVENTIONS
 
 SUFFIX = ".j2"
+PUBLISHED = "sd14"
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class Evidence:
     @property
     def threshold(self) -> float | None:
         """The similarity from which a picture is a copy, as verdicts compared with it."""
-        found = (entry.verdicts[name].thresholds.get("copy_threshold") for entry in self.entries for name in entry.verdicts if name == self.substrate)
-        return next((value for value in found if value is not None), None)
+        own = [entry.verdicts[self.substrate] for entry in self.entries if self.substrate in entry.verdicts]
+        bounds = [part.bound for verdict in own for part in verdict.parts if "(strict)" in part.asked and part.bound is not None]
+        return next(iter([*bounds, *(verdict.thresholds["copy_threshold"] for verdict in own if "copy_threshold" in verdict.thresholds)]), None)
 
     @property
     def second_hand(self) -> int:
@@ -139,7 +142,7 @@ class Evidence:
         verdict = self.verdict(claim)
         if verdict is None:
             return None
-        found = {part.part: part.estimate for part in getattr(verdict, "parts", ())} | dict(verdict.quantities)
+        found = {part.part: part.estimate for part in verdict.parts} | dict(verdict.quantities)
         return next((found[name] for name in names if found.get(name) is not None), None)
 
     def plain(self, method: str) -> str:
@@ -151,13 +154,23 @@ class Evidence:
         entry = self.entry(claim)
         return f"../notebooks/{entry.notebook}.html" if entry.notebook else f"ledger.html#{claim}"
 
+    def judged_in(self, notebook: str) -> list[Entry]:
+        """The claims of a notebook, by its name."""
+        return [entry for entry in self.entries if notebook in (entry.notebook, entry.claim.notebook)]
+
+    def columns(self, notebook: str) -> list[str]:
+        """The models in which claims of a notebook stand, and Stable Diffusion beside a miniature, before anything was measured on it."""
+        found = sorted({name for entry in self.judged_in(notebook) for name in entry.verdicts})
+        stands_in = not found or any(name in SUBSTRATES and SUBSTRATES[name].data().small for name in found)
+        return found + [PUBLISHED] * (PUBLISHED not in found and stands_in)
+
     def sample(self, claim: str) -> str:
         """On how much a claim's verdict rests, in words."""
         verdict = self.verdict(claim)
         if verdict is None or not verdict.n_prompts:
             return "not measured"
         seeds = f", {counted(verdict.n_seeds, 'seed')} each" if verdict.n_seeds else ""
-        return f"{counted(verdict.n_prompts, getattr(verdict, 'unit', 'prompt'))}{seeds}, {verdict.substrate}"
+        return f"{counted(verdict.n_prompts, verdict.unit)}{seeds}, {verdict.substrate}"
 
     def words(self, text: str) -> Markup:
         """Text as HTML: keys of texts become their authors, `code` and $formulas$ are set as such, and everything else is shown as it stands."""
@@ -196,6 +209,15 @@ def percent(estimate: Estimate | None) -> str:
     return f"{value} % [{low}, {high}]"
 
 
+def with_edits(text: str) -> str:
+    """Words of the registration with edits by name: its letters are those of the text, its other keys those of reported.csv."""
+    text = re.sub(r"\(([a-h])\)", lambda found: f"({INTERVENTIONS[found.group(1)].label})", text)
+    for method in REGISTRY.values():
+        for key in method.reported:
+            text = re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", method.label, text) if "_" in key else text
+    return text
+
+
 def ucfirst(text: str) -> str:
     """A sentence's beginning; all other letters stay."""
     return text[:1].upper() + text[1:]
@@ -210,19 +232,25 @@ def side(estimate: Estimate | None, bound: float = 0.0) -> str:
 
 def render(source: Path, target: Path, book: Evidence) -> list[Path]:
     """Fill the templates under `source`, write the pages to the same places under `target`, and return them."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(source), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
-    )  # fmt: skip
-    environment.filters.update({each.__name__: each for each in (told, side, badge, sign, percent, counted, book.words, ucfirst)})
+    environment = templates(source, book)
     pages = []
-    for template in sorted(source.rglob(f"*.md{SUFFIX}")):
+    for template in sorted(source.glob(f"*.md{SUFFIX}")):
         name = template.relative_to(source).as_posix()
         page = target / name.removesuffix(SUFFIX)
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(environment.get_template(name).render(book=book), encoding="utf-8")
         pages.append(page)
     return pages
+
+
+def templates(source: Path, book: Evidence) -> jinja2.Environment:
+    """The templates under a folder, with what turns figures and verdicts into words."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(source), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+    )  # fmt: skip
+    environment.filters.update({each.__name__: each for each in (told, side, badge, sign, percent, counted, book.words, with_edits, ucfirst)})
+    return environment
 
 
 def signed_contents(contents: Mapping[str, Any], titles: Mapping[str, str], entries: Sequence[Entry], substrate: str) -> dict[str, Any]:
@@ -245,5 +273,6 @@ def signed_contents(contents: Mapping[str, Any], titles: Mapping[str, str], entr
             elif stem in titles:
                 chapters.append({**chapter, "title": f"{titles[stem].replace('`', '')} {signs.get(stem, '')}".strip()})
         part["chapters"] = chapters
-    made["parts"] = [part for part in made.get("parts", []) if part["chapters"]]
+    if "parts" in made:
+        made["parts"] = [part for part in made["parts"] if part["chapters"]]
     return made

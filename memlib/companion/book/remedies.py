@@ -152,7 +152,8 @@ def read(substrate: str) -> Remedies:
     if rows.empty:
         return Remedies()
     keys = ["prompt_set", "method", "params", "metric"]
-    cells: Cells = {tuple(map(str, key)): frame for key, frame in rows[rows["value"].notna()].groupby(keys, sort=False)}  # filtered once: the table is long
+    measured = rows[rows["value"].notna()].sort_values(["prompt", "seed"])
+    cells: Cells = {tuple(map(str, key)): frame for key, frame in measured.groupby(keys, sort=False)}  # filtered once: the table is long
     found = {}
     for key, scenario in SCENARIOS.items():
         label, others = ("memorized", OTHERS) if key == "pretrained" else (scenario.title, "")
@@ -174,7 +175,8 @@ def _values(cells: Cells, label: str, method: Mitigation, metric: str) -> np.nda
     rows = cells.get((label, *name_of(method), metric))
     if rows is None:
         return None
-    return rows.pivot(index="prompt", columns="seed", values="value").to_numpy(float) if rows["seed"].notna().all() else rows["value"].to_numpy(float)
+    values = rows["value"].to_numpy(float)
+    return values.reshape(rows["prompt"].nunique(), -1) if rows["seed"].notna().all() else values
 
 
 def _setting(cells: Cells, label: str, name: str) -> Mitigation | None:

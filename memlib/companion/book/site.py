@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -22,18 +21,7 @@ from memlib.companion.book.kept import kept
 from memlib.companion.book.layout import DEFAULT_SUBSTRATE, Layout
 from memlib.companion.book.local_paths import without_local_paths
 from memlib.companion.book.outputs import problem_of
-from memlib.judging.claims import load_claims
 from memlib.judging.verdicts import Verdict, read_verdicts
-
-# Read by the ledger beside the notebooks of the site itself.
-OTHER_VERDICTS = "other_verdicts.json"
-
-# Added to each notebook that has claims: what all substrates gave, beside what is reported.
-BESIDE = """## Measured and reported
-
-```{{claims-beside}}
-:notebook: {stem}
-```"""
 
 # First in every notebook of the site and shown on no page: a copy that was downloaded says by it what it needs.
 FIRST_CELL = """import importlib.util
@@ -69,37 +57,38 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
         explorer.write(target / "book" / "_static", layout.substrate)
     if (layout.root / "memlib").is_dir():
         api.write_pages(layout.root, target)
-    (target / "data").mkdir()
-    shutil.copy2(layout.root / "data" / "claims.yml", target / "data" / "claims.yml")
     repository = papers.repository(layout.root / "CITATION.cff")
-    judging, runs = {claim.notebook for claim in load_claims(target / "data" / "claims.yml").values()}, facts.read(layout.root)
-    titles = {path.stem: _stage_notebook(path, target, repository, runs.get(path.stem, {}), path.stem in judging) for path in notebooks}
-    found = [verdict for path in others or () for verdict in read_verdicts(path)] + kept(layout.root)
-    if found:
-        (target / OTHER_VERDICTS).write_text(json.dumps(found), encoding="utf-8")
-    book = pages.Evidence(layout.root, layout.substrate, notebooks, [Verdict.from_json(fields) for fields in found], target / "book" / "_static", repository)
+    found = [Verdict.from_json(fields) for fields in [verdict for path in others or () for verdict in read_verdicts(path)] + kept(layout.root)]
+    book = pages.Evidence(layout.root, layout.substrate, notebooks, found, target / "book" / "_static", repository)
     pages.render(layout.root / "book", target / "book", book)
+    templates, runs, titles = pages.templates(layout.root / "book", book), facts.read(layout.root), {}
+    for path in notebooks:
+        last = templates.get_template("_parts/beside.md.j2").render(book=book, stem=path.stem) if book.judged_in(path.stem) else ""
+        titles[path.stem] = stage_notebook(path, target / "notebooks" / path.name, runs.get(path.stem, {}), repository, last)
     contents, config = (yaml.safe_load((layout.root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
     _write(target / "_toc.yml", pages.signed_contents(contents, titles, book.entries, layout.substrate))
     _write(target / "_config.yml", with_repository(config, repository))
     return target
 
 
-def _stage_notebook(path: Path, target: Path, repository: str, run: dict[str, Any], judges: bool) -> str:
-    """Write a notebook as the site shows it, with the facts of its `run` and, if it `judges` claims, what all substrates gave; return its title."""
+def stage_notebook(path: Path, target: Path, run: dict[str, Any], repository: str = "", last: str = "") -> str:
+    """Write a notebook as the site shows it, with the facts of its `run` put back and `last` as its last cell, and return its title.
+
+    Raises InputError for one whose run failed.
+    """
     content = without_local_paths(nbformat.read(path, as_version=4))
     facts.put_back(content, run)
     problem = problem_of(content)
     if problem:
         raise InputError(f"Notebook {path.stem} is not shown: {problem}.")
     added = [new_code_cell(FIRST_CELL.format(get=CLONE.format(url=repository) if repository else NO_ADDRESS), metadata={"tags": ["remove-cell"]})]
-    if judges:
-        added.append(new_markdown_cell(BESIDE.format(stem=path.stem)))
+    if last:
+        added.append(new_markdown_cell(last))
     if (content.nbformat, content.nbformat_minor) < (4, 5):
         for cell in added:
             del cell["id"]
     content.cells = [added[0], *content.cells, *added[1:]]
-    nbformat.write(content, target / "notebooks" / path.name)
+    nbformat.write(content, target)
     heading = next((re.search(r"^# (.+)$", cell.source, re.MULTILINE) for cell in content.cells if cell.cell_type == "markdown"), None)
     return heading.group(1) if heading else path.stem
 
