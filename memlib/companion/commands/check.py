@@ -46,6 +46,7 @@ def premises(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    kept: Annotated[bool, typer.Option("--keep", help="Write the figures to data/premises, from where the book takes them.")] = False,
 ) -> None:
     """Does a model show what claims presuppose? Its premises with intervals, each beside its bar."""
     from pathlib import Path
@@ -53,16 +54,20 @@ def premises(
     from memlib.models.minisd2.data import world_of
     from memlib.models.substrate import load
     from memlib.probes.premise_figures import Case
-    from memlib.probes.premises import figures, measure
+    from memlib.probes.premises import figures, keep, measure
 
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     case = Case(load(substrate, device, dtype), prompts=prompts, seeds=seeds, world=world_of(Path(substrate)))
+    findings = []
     for name in figure or figures():
         for finding in measure(case, [name]):
             print(finding.line(), flush=True)
+            findings.append(finding)
+    if kept:
+        print(f"Kept in {keep(substrate, findings)}: commit it.")
 
 
 def published(
