@@ -27,13 +27,13 @@ export PYTHONUNBUFFERED := 1
 
 env:
 	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: install Python 3.11 or name one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { echo "$(PYTHON) is older than 3.11.5: name a newer one with 'make PYTHON=/path/to/python3.11'."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian: apt-get install python3-venv)."; exit 1; }
 	@set -e; \
 	stamp="$(VENV)/memlib-$$(cat $(WANTED) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')"; \
 	if [ ! -f "$$stamp" ]; then \
 	  [ -x $(RUN) ] || $(PYTHON) -m venv $(VENV); \
-	  $(RUN) -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt -c requirements.lock.txt; \
+	  $(RUN) -m pip install --disable-pip-version-check --progress-bar on -r requirements.lock.txt; \
 	  $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .; \
 	  rm -f $(VENV)/memlib-*; touch "$$stamp"; \
 	fi

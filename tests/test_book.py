@@ -403,8 +403,12 @@ def test_what_is_declared_is_pinned():
 def test_the_lock_agrees_with_the_requirements():
     def pins(name):
         lines = (ROOT / name).read_text().splitlines()
-        return dict(line.lower().replace("-", "_").split("==") for line in lines if "==" in line and line[0] != "#")
+        return dict(line.partition(" ")[0].lower().replace("-", "_").split("==") for line in lines if "==" in line and line[0].isalpha())
 
     locked = pins("requirements.lock.txt")
     assert {name: locked.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
-    assert "file:" not in (ROOT / "requirements.lock.txt").read_text()
+    lock = (ROOT / "requirements.lock.txt").read_text()
+    assert "file:" not in lock
+    # Every pin is followed by the hashes that its file must have one of.
+    entries = re.split(r"^(?=[a-z])", lock.partition("\naccelerate")[2], flags=re.MULTILINE)
+    assert len(entries) == len(locked) and all(re.fullmatch(r"[^\n]*( \\\n    --hash=sha256:[0-9a-f]{64})+\n", entry) for entry in entries)

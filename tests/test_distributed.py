@@ -85,7 +85,7 @@ def test_scores_that_cannot_be_measured_are_left_out(group, work_for, tmp_path):
 def test_without_dask_a_sentence_says_what_to_install(capsys, tmp_path):
     if installed:
         pytest.skip("dask.distributed is installed")
-    with pytest.raises(InputError, match="pip install"):
+    with pytest.raises(InputError, match="make env"):
         dask()
     assert main(["distributed", "sample", "--prompts", "figures", "--store", str(tmp_path)]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

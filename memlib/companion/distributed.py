@@ -76,7 +76,7 @@ def dask() -> Any:
     try:
         import dask.distributed
     except ImportError as error:
-        raise InputError("dask.distributed is not installed: pip install -r requirements.txt -c requirements.lock.txt.") from error
+        raise InputError("dask.distributed is not installed: run 'make env', or 'pip install distributed'.") from error
     return dask.distributed
 
 
