@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from memlib.experiment.group import Edit
 from memlib.experiment.page import NOT_MEASURED
+from memlib.judging.bounded import student_ratio
 from memlib.judging.estimates import Estimate, bootstrap
 from memlib.mitigations import Mitigation, get
+from memlib.results.evidence import Evidence
 from memlib.results.scenarios import SCENARIOS, SIMILARITY, earlier_methods, own_methods
 from memlib.results.table import change, matrix, name_of, relative
 
@@ -102,6 +105,17 @@ def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigat
                 values = matrix(rows, SIMILARITY, method)
                 found[method.name][key] = None if none is None or best is None or values is None else effect_share(none, values, best)
     return found
+
+
+def loss_share(found: Evidence, metric: str, edit: Edit, severe: Edit, of: str) -> Estimate | None:
+    """What a score of the group `of` loses under `edit`, as a share of what it loses under `severe` on the same prompts and seeds.
+
+    None where one was not measured, or nothing is lost under `severe`, so that there is nothing to compare with.
+    """
+    none, under, worst = (found.values(metric, which, of) for which in ("none", edit, severe))
+    if none is None or under is None or worst is None or (none - worst).mean() <= 0:
+        return None
+    return student_ratio(none - under, none - worst)
 
 
 def _has_scores(rows: pd.DataFrame, method: Mitigation) -> bool:
