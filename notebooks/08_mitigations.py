@@ -103,8 +103,10 @@ left = " and ".join(f"{told(found.mean(ORIGINAL, m))} under {m.name}" for m in O
 page.answer(
     f"Of a memorized picture there is left, as similarity to the original, {left}; without mitigation pictures of two seeds differ by",
     f"{told(found.mean('diversity'))}, under {OWN[2].name} by {told(found.mean('diversity', OWN[2]))}.",
-    f"Prompts that are not memorized ({plain}) keep {told(found.share('alignment', OWN[0], of=plain))} of their alignment under {OWN[0].name} and",
-    f"{told(found.share('alignment', OWN[2], of=plain))} under {OWN[2].name}: what a remedy costs where nothing had to be remedied.",
+    "Of prompts that are not memorized this share of alignment is kept:",
+    "; ".join(f"{label} {told(found.share(ALIGNMENT, OWN[0], of=label))} under {OWN[0].name}, {told(found.share(ALIGNMENT, OWN[2], of=label))} under {OWN[2].name}"
+              for label in dict.fromkeys((plain, DESCRIPTIONS)))
+    + ". That is what a remedy costs where nothing had to be remedied.",
 )
 print(found.words)
 
