@@ -158,20 +158,24 @@ Captioned(pd.DataFrame(damage).set_index("edit"), "What an edit costs: change of
 #
 # ## How much of the padding, and which
 #
-# Left: similarity to the original on memorized prompts, for the four ways to choose the positions that the text leaves open. Right: fidelity of prompts that
-# are not memorized, the mean of alignment and quality, each as a share of its mean without mitigation.
+# Left: similarity to the original on memorized prompts, the last positions zeroed first; the other ways to choose them, which the text leaves open, stand in
+# the table. Right: fidelity of prompts that are not memorized, the mean of alignment and quality, each as a share of its mean without mitigation.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-share", "caption": "What is left and what is kept when more and more of the padding is set to zero; bands are 95 % intervals. The left panel should fall early, the right one late."}, "image": {"alt": "Similarity to the original against the share of padding set to zero for four choices of positions, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
-def curve(values):
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-share", "caption": "What is left and what is kept when more and more of the padding is set to zero; bands are 95 % intervals. The left panel should fall early, the right one late."}, "image": {"alt": "Similarity to the original against the share of padding set to zero, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
+def curve(values, ends=None):
     """Estimates by per cent of the padding, of the first prompts with their first seed."""
-    return {100 * share: student_mean(found_here[:n_sweep, :1]) for share in SHARES if (found_here := values(share)) is not None}
+    return {round(100 * share): student_mean(here[:n_sweep, :1], ends) for share in SHARES if (here := values(share)) is not None}
 
 
-curves = {which: curve(lambda share, which=which: found.values(ORIGINAL, at(share, which))) for which in MASK_ORDERS}
-kept = curve(lambda share: fidelity(share, n_sweep, 1))
-panels = {f"similarity to original, memorized ({n_sweep} prompts)": curves, f"fidelity, {plain} ({n_sweep} prompts)": {"last": kept}}
-panels = {title: drawn for title, drawn in panels.items() if drawn["last"]}
-plots.bands(panels, "padding set to zero (%)", "similarity, fidelity", (-0.1, 1.3), width=4.8) if panels else print("Similarity and fidelity: not measured.");
+orders = {which: curve(lambda share, which=which: found.values(ORIGINAL, at(share, which)), (0.0, 1.0)) for which in MASK_ORDERS}
+panels = {f"similarity to original, memorized ({n_sweep} prompts)": {"similarity": orders["last"]},
+          f"fidelity, {plain} ({n_sweep} prompts)": {"fidelity": curve(lambda share: fidelity(share, n_sweep, 1))}}  # fmt: skip
+panels = {title: drawn for title, drawn in panels.items() if all(drawn.values())}
+plots.bands(panels, "padding set to zero (%)", "similarity, fidelity", (-0.1, 1.6), width=4.8) if panels else print("Similarity and fidelity: not measured.");
+
+# %% tags=["hide-input"]
+by_order = pd.DataFrame({which: {f"{share} %": told(estimate) for share, estimate in points.items()} for which, points in orders.items()})
+Captioned(by_order.rename_axis("padding zeroed"), "Similarity to the original by share and by which positions are zeroed first", folded=True)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-strip", "caption": "One memorized prompt with more and more of its padding set to zero, the last positions first."}, "image": {"alt": "One memorized prompt: pictures with 0, 30, 50, 70, 90 and 100 per cent of the padding set to zero", "width": "100%"}}
 strip = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)

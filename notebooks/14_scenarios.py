@@ -123,10 +123,13 @@ page.conclude(
     page.experiment(),
 )
 page.answer(
-    "Transition steps vary between pictures, as a share of the schedule, by",
-    "; ".join(f"{told(spreads.get(key))} (scenario {s.number}: {kind_of(spreads.get(key))})" for key, s in SCENARIOS.items()) + ".",
+    "Pictures with a transition, and how far its step varies between them as a share of the schedule:",
+    "; ".join(f"{(r.steps >= 0).sum()} of {r.steps.size}, {told(spreads[key])} ({SCENARIOS[key].number}: {kind_of(spreads[key])})" for key, r in found.items())
+    + ".",
     "The weakest of the text's methods changes similarity to training by",
     "; ".join(f"{told(lowering[key])} ({s.number})" for key, s in SCENARIOS.items()) + ".",
+    "Of descriptions that are not memorized", "; ".join(f"{(r.other >= 0).sum()} of {r.other.size} ({SCENARIOS[key].number})" for key, r in found.items()),
+    "pictures have a transition as well.",
 )
 for r in found.values():
     if r.label == "memorized":
@@ -187,7 +190,7 @@ plots.bands(panels, "step (0 is the noisiest)", "magnitude of the difference", w
 # gives pictures that ignore the prompt: a low similarity is then no mitigation.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-pictures", "caption": "Two prompts of each scenario: without mitigation, under the text's own methods, and the training picture."}, "image": {"alt": "For each scenario two prompts: pictures without mitigation, under the text's methods, and training pictures", "width": "100%"}}
-titles = list(dict.fromkeys(title.split(" (")[0] for r in found.values() for title in r.pictures))
+titles = sorted(dict.fromkeys(title.split(" (")[0] for r in found.values() for title in r.pictures), key=lambda title: title == "training picture")
 blank = np.full_like(next(iter(next(iter(found.values())).pictures.values())), 255)
 rows_here = [{title.split(" (")[0]: strip for title, strip in r.pictures.items()} for r in found.values()]
 columns = [f"{SCENARIOS[key].number}: {prompt}" for key, r in found.items() for prompt in r.prompts]
