@@ -91,11 +91,12 @@ def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offl
     sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
     out = execute("15_detectors", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_shown=1, steps=1)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
-    assert list(verdicts) == ["A1", "A2"]
+    assert list(verdicts) == ["A1", "A2"] and {v["verdict"] for v in verdicts.values()} == {"undecided"}  # two prompts decide nothing
     # The two sets are the same one, so nothing tells them apart.
-    assert verdicts["A1"]["verdict"] == "does not hold" and verdicts["A2"]["quantities"]["auc_run"]["value"] == 0.5
+    assert [round(q["value"], 6) for q in verdicts["A1"]["quantities"].values()] == [0, 0, 0]
+    assert [q["value"] for q in verdicts["A2"]["quantities"].values()] == [0.5, 0.5]
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "tile-agreement: not measured." in page and "There is no such set for this substrate" in page and "<i>Game" not in page
+    assert "tile-agreement: not measured." in page and "titles seen once (" not in page and "<i>Game" not in page
 
 
 def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
@@ -122,7 +123,7 @@ def test_all_mitigations_run_where_there_are_no_metrics_and_no_fine_tuned_models
     out = execute("16_all_mitigations", offline, **shared, methods=methods, n_shown=1, steps=3)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
     assert list(verdicts) == ["A3", "B7", "C5d"] and {verdicts[name]["verdict"] for name in ("A3", "B7")} == {"not testable here"}
-    assert verdicts["C5d"]["quantities"]["evaluations_to_none"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
+    assert verdicts["C5d"]["quantities"]["no further evaluations"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "There is no model fine-tuned from" in page and "not measured: amg needs" in page and "<i>Game" not in page
 

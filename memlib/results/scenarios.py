@@ -28,9 +28,10 @@ from memlib.mitigations import REGISTRY, Mitigation
 from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.probes.transitions import trace
 from memlib.results.evaluations import EVALUATIONS
+from memlib.results.measure import further
 from memlib.results.table import matrix, summarise
 
-SIMILARITY = "similarity to training"
+SIMILARITY, TRANSITION = "similarity to training", "transition step"
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,16 @@ def each(measured: Callable[[str, Group], Any], models: Mapping[str, str], keys:
     return found
 
 
-def placed(methods: Sequence[Mitigation], group: Group) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
+def placed(methods: Sequence[Mitigation], group: Group, profile: str = "live", reference: Path = Path()) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
     """Return the methods with static transitions at the group's own point (`at_transition`), and in which pictures guidance begins under the
-    methods that wait for a transition, bool [P, S] by title."""
-    begins = {m: transition_under(m, group) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
+    methods that wait for a transition, bool [P, S] by title. Transition steps are kept as rows of the file `reference`
+    (`memlib.results.measure.further`)."""
+
+    def transition(m: Mitigation) -> np.ndarray:
+        rows = further(group, m, TRANSITION, lambda: transition_under(m, group), profile, reference)
+        return np.asarray(matrix(rows, TRANSITION, m)).astype(int)
+
+    begins = {m: transition(m) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
     moved = [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in methods]
     return moved, {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
 

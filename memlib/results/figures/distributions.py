@@ -80,15 +80,18 @@ def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, 
 
 
 def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], xlabel: str, bar: str, columns: int = 2) -> Figure:
-    """Panels [rows, x] side by side on one colour scale."""
+    """Panels [rows, x] side by side on one colour scale; values of both signs have diverging colours with zero in the middle."""
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns + 0.6, (0.24 * len(rows) + 0.9) * lines), squeeze=False,
                                 sharex=True, sharey=True, layout="constrained")  # fmt: skip
     low, high = min(np.nanmin(p) for p in panels.values()), max(np.nanmax(p) for p in panels.values())
+    colours = "viridis"
+    if low < 0 < high:
+        colours, low, high = "RdBu_r", -max(-low, high), max(-low, high)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (label, values) in zip(axes.flat, panels.items(), strict=False):
-        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        image = axis.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         axis.set_yticks(range(len(rows)), rows, fontsize=7.5)
         axis.set_title(label, fontsize=9.5)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -40,7 +40,7 @@ def trade_off(
     """
     looks = _looks({name: family for name, family in families.items() if name != "none"}) | {"none": PLAIN}
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, min(columns, len(panels)), figsize=(4.7 * min(columns, len(panels)) + 2.4, 3.9 * lines), squeeze=False,
+    figure, axes = plt.subplots(lines, min(columns, len(panels)), figsize=(4.7 * min(columns, len(panels)), 3.9 * lines + 0.4), squeeze=False,
                                 layout="constrained")  # fmt: skip
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -52,12 +52,12 @@ def trade_off(
             axis.axvline(reference.left, color="black", linewidth=0.8, linestyle=":")
             axis.axhline(reference.kept, color="black", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    names = list(dict.fromkeys(name for curves, _ in panels.values() for name in curves))
-    order = list(dict.fromkeys(families.values()))
-    names.sort(key=lambda name: -1 if name == "none" else order.index(families[name]))
-    handles = [plt.Line2D([], [], **{"linestyle": "-", "linewidth": 1, "markersize": 6, **looks[name]}) for name in names]
-    labels = [name if name == "none" else f"{name} ({families[name]})" for name in names]
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=7.5)
+    # One entry a family: an entry for each of two dozen methods is not read, and those that count have their names at their points.
+    first = {families[name]: name for name in reversed(families) if name != "none" and any(name in curves for curves, _ in panels.values())}
+    handles = {"no mitigation": plt.Line2D([], [], **PLAIN)} | {
+        family: plt.Line2D([], [], color=looks[name]["color"], linewidth=1.5, marker="o", markersize=5) for family, name in reversed(first.items())
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
