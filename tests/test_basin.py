@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from scipy.stats import spearmanr
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
 from memlib.models.data import SubstrateData
 from memlib.probes import basin as basin_module
 from memlib.probes.basin import Basin, displaced, noise_level
-from memlib.probes.basin_width import half_distance, widths
+from memlib.probes.basin_width import half_distance, rank_correlation, widths
 from memlib.prompts.embedding import Embedding, Tokens
 from memlib.sampling.batches import Cost
 from memlib.sampling.stored import PictureStore
@@ -237,6 +238,18 @@ def test_a_basin_wider_than_the_largest_distance_says_so_and_one_prompt_has_no_i
 def test_widths_of_what_does_not_fit(flags, radii, words):
     with pytest.raises(InputError, match=words):
         widths(flags, radii)
+
+
+def test_the_rank_correlation_is_scipys_and_knows_flat_shares():
+    draw = np.random.default_rng(3)
+    inside = (draw.random((30, 2, 5)) < np.array([0.9, 0.5, 0.6, 0.3, 0.3])).astype(float)
+    found, steps = rank_correlation(inside, [0, 8, 16, 24, 32]), [0, 8, 16, 24, 32]
+    assert found.value == pytest.approx(spearmanr(steps, inside.mean((0, 1))).statistic) and found.low <= found.value <= found.high
+    turned = rank_correlation(inside, steps, sign=-1)
+    assert (turned.value, turned.low, turned.n_prompts, turned.n_seeds) == pytest.approx((-found.value, -found.high, 30, 2))
+    assert rank_correlation(np.ones((12, 2, 3)), [0, 1, 2]).value == 0
+    with pytest.raises(InputError, match="two steps or more"):
+        rank_correlation(inside[..., :1], [0])
 
 
 # on a checkpoint of Stable Diffusion's classes
