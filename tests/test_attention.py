@@ -299,6 +299,7 @@ def test_low_rank_layers_are_seen(tiny):
     assert np.abs(recording.attention.cond - without.attention.cond).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_minisd_whose_finest_level_has_no_cross_attention():
     substrate = load("minisd-v1", device="cpu", dtype="float32")
     names = list(cross_attention_layers(substrate))
