@@ -80,8 +80,10 @@ def _mmd(first: np.ndarray, second: np.ndarray) -> float:
 class _Pooled:
     """An Inception block whose pooling branch does not count the padding, as in the original network."""
 
+    branch_pool: torch.nn.Module
+
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        *others, _ = super()._forward(x)
+        *others, _ = super()._forward(x)  # type: ignore[misc]  # the block's, which comes after this class
         return [*others, self.branch_pool(avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))]
 
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from memlib.base.declared import Positive, Share, Whole
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch
@@ -57,9 +55,7 @@ class HanBatch(Mitigation):
     first_step: ClassVar[bool] = True
 
     def guidance(self, scale: float | Rule) -> Rule:
-        if not is_number(scale):
-            raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
-        return StaticTransition(float(scale), None, 0.0, float(self.time))
+        return StaticTransition(self.own_scale(scale), None, 0.0, float(self.time))
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:

@@ -167,7 +167,7 @@ class ReAnchoredPrompt(Mitigation):
         table = load_prompts(self.paraphrases, "prompt").table
         if "paraphrase" not in table:
             raise InputError(f"{self.paraphrases} has no column paraphrase: give a file with the columns prompt and paraphrase.")
-        return {prompt: list(rows) for prompt, rows in table.groupby("prompt", sort=False)["paraphrase"]}
+        return {str(prompt): list(rows) for prompt, rows in table.groupby("prompt", sort=False)["paraphrase"]}
 
     def _modified(self, substrate: Substrate, batch: Batch, cost: Cost) -> tuple[Tensor, Tensor]:
         """The modified embeddings [B, 77, d] and whose original is above the search target [B], on the CPU."""

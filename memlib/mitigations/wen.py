@@ -58,7 +58,7 @@ def blocks(batch: Batch, images: int, latent_shape: Sequence[int]) -> tuple[Batc
     sample of `batch`.
     """
     places: dict[tuple[int, int], int] = {}
-    of, origins, seeds = [], [], []
+    of, origins, seeds = list[int](), list[int](), list[int]()
     for position, (row, seed) in enumerate(zip(batch.rows, batch.seeds, strict=True)):
         block = (row, seed // images)
         if block not in places:

@@ -161,7 +161,7 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     incomplete, corrupt or not Stable Diffusion 1.x/2.x.
     """
     target = device_of(device)
-    precision = _dtype(dtype, target)
+    precision = precision_of(dtype, target, torch.bfloat16 if bfloat16_pays(target) else torch.float32)
     folder, source, revision = locate(name)
     delta = folder / DELTA_FILE if source.base else None
     if source.base:
@@ -195,12 +195,11 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     )
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def precision_of(dtype: str | torch.dtype, device: torch.device, on_cpu: torch.dtype) -> torch.dtype:
+    """Return the precision named; "auto" is float16 on a GPU and `on_cpu` elsewhere. Raises InputError for one that there is not."""
     if dtype == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if bfloat16_pays(device) else torch.float32
-    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if known not in DTYPES.values():
+        return torch.float16 if device.type == "cuda" else on_cpu
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known not in DTYPES.values() or known is None:
         raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")
     return known

@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from memlib.judging.estimates import mean_interval
@@ -55,7 +57,7 @@ def trade_off(
     names = list(dict.fromkeys(name for curves, _ in panels.values() for name in curves))
     order = list(dict.fromkeys(families.values()))
     names.sort(key=lambda name: -1 if name == "none" else order.index(families[name]))
-    handles = [plt.Line2D([], [], **{"linestyle": "-", "linewidth": 1, "markersize": 6, **looks[name]}) for name in names]
+    handles = [Line2D([], [], **{"linestyle": "-", "linewidth": 1, "markersize": 6, **looks[name]}) for name in names]
     labels = [name if name == "none" else f"{name} ({families[name]})" for name in names]
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=7.5)
     return figure
@@ -73,9 +75,10 @@ def _front(axis: Axes, curves: Mapping[str, Settings], looks: Mapping[str, Mappi
     axis.step(*zip(*(means_of(setting) for _, setting, _ in best), strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
     for name, setting, strongest in best:
         xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in map(mean_interval, setting))
-        spread = {} if np.isnan([xerr, yerr]).any() else {"xerr": xerr, "yerr": yerr}
+        known = not np.isnan([xerr, yerr]).any()
         look = {"markersize": 6, **looks[name], "linestyle": ""}
-        axis.errorbar(*means_of(setting), **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
+        look["markerfacecolor"] = look["color"] if strongest else "white"
+        axis.errorbar(*means_of(setting), yerr=yerr if known else None, xerr=xerr if known else None, elinewidth=0.6, zorder=3, **look)
     # A method's name once, at its setting of the least similarity; in the left half to the right of it and below, else to the left and above.
     places = {name: means_of(setting) for name, setting, _ in reversed(best) if name != "none"}
     middle = np.mean(axis.get_xlim())
@@ -109,6 +112,6 @@ def dominance(panels: Mapping[str, Mapping[str, Ranked]], families: Mapping[str,
         axis.set_yticks(range(len(ranked)), list(ranked), fontsize=7.5)
         axis.invert_yaxis()
         axis.set(title=title, xlabel="dominated area (1: nothing left, nothing lost)")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)], alpha=0.8) for i in range(len(order))]
+    handles = [Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)], alpha=0.8) for i in range(len(order))]
     figure.legend(handles, order, loc="outside lower center", ncols=len(order) or 1, frameon=False, fontsize=8.5)
     return figure
