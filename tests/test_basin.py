@@ -93,6 +93,7 @@ def toy(tmp_path, monkeypatch):
 # a basin known in closed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [1.2, 1.5, 2.0])
 def test_the_half_distance_of_a_known_basin_is_found(toy, reach):
     cut = Basin(toy(reach), (0, 4, 8))

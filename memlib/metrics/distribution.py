@@ -6,7 +6,6 @@ KID is unbiased and comes with the spread over its subsets.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,8 +146,8 @@ class InceptionFeatures:
         return interpolate(centred(pictures), size=(299, 299), mode="bilinear", align_corners=False)
 
 
-def load_inception(device: Any = "cpu", path: Path | None = None) -> InceptionFeatures:
+def load_inception(device: Any = "cpu") -> InceptionFeatures:
     """Return the feature extractor with the published weights. Raises NotMeasured if they are not at hand."""
     network = fid_inception()
-    network.load_state_dict(read_state(path or weight_file("inception_fid")))
+    network.load_state_dict(read_state(weight_file("inception_fid")))
     return InceptionFeatures(network, device)

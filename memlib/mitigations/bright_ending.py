@@ -15,7 +15,7 @@ from memlib.models.protocol import Substrate
 from memlib.sampling.attention.positions import eot_masks
 from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers, record
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import reference_quantile
+from memlib.sampling.calibration import target_of
 from memlib.sampling.first_step import FirstStep
 from memlib.sampling.loop import Cost, trajectory
 
@@ -76,14 +76,6 @@ class BrightEnding(OptimizedEmbedding):
     def masks(self, substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
         return bright_masks(substrate, batch, cost).to(substrate.device)
 
-    def reference(self, substrate: Substrate, batch: Batch) -> float:
-        return reference_quantile(
-            substrate,
-            "first magnitude, bright ending",
-            masked_magnitudes,
-            self.quantile,
-            batch.scheduler,
-            batch.steps,
-            seeds=(0,),
-            count=CALIBRATED,
-        )
+    def threshold(self, substrate: Substrate, batch: Batch) -> float:
+        measured = ("first magnitude, bright ending", masked_magnitudes)
+        return target_of(self, substrate, batch, self.published_target, *measured, seeds=(0,), count=CALIBRATED)

@@ -85,10 +85,6 @@ class Substrate:
         return self.pipe.vae
 
     @property
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipe.scheduler.config)
-
-    @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
 

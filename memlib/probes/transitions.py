@@ -49,15 +49,14 @@ class Traces:
         return transition_step(getattr(self, VARIANTS[variant]), variant)
 
 
-def trace(group: Group, guidance: float | Rule | None = None, embedding: Embedding | None = None) -> Traces:
+def trace(group: Group, guidance: float | Rule | None = None) -> Traces:
     """Record a group's prompts under its experiment's seeds, through the store.
 
     `guidance` is a scale or rule in place of the experiment's: 0 is "zero guidance" (the prompt does not act on the latents), a
-    negative number opposite guidance from the first step to the last. `embedding` is an edited embedding of the prompts in place of the
-    group's own. No picture is decoded. Each prompt and seed is kept as soon as its batch is done.
+    negative number opposite guidance from the first step to the last. No picture is decoded. Each prompt and seed is kept as soon as its batch
+    is done.
     """
-    x = group.experiment
-    embedding = group.embedding if embedding is None else embedding
+    x, embedding = group.experiment, group.embedding
     recipe = x.keyed(guidance)
     rows = [digest(states.float()) for states in embedding.states]
     keys = [{"trace": VERSION, **recipe, "cond": row, "seed": seed} for row in rows for seed in x.seeds]

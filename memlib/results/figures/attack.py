@@ -14,7 +14,7 @@ from memlib.probes.attack.outcomes import Survival
 from memlib.results.figures.style import COLOURS, short
 
 
-def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = "share of pictures not brought up") -> Figure:
+def survival_curves(panels: Mapping[str, Mapping[str, Survival]]) -> Figure:
     """Steps of attack against the share of pictures not brought up yet, one panel per title, with intervals as bands."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained")
     names: dict[str, Line2D] = {}
@@ -26,7 +26,7 @@ def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = 
             names.setdefault(f"{label} ({curve.pictures})", drawn)
             axis.fill_between(curve.steps, curve.low, curve.high, step="post", color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="steps of attack", ylim=(-0.03, 1.03))
-    axes[0][0].set_ylabel(ylabel)
+    axes[0][0].set_ylabel("share of pictures not brought up")
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8.5)
     return figure
 

@@ -30,16 +30,6 @@ class Attention:
     timesteps: tuple[float, ...]
     maps: Mapping[tuple[int, str], np.ndarray] = field(default_factory=dict, repr=False)
 
-    @property
-    def by_position(self) -> np.ndarray:
-        """Conditional attention averaged over layers, [T, B, K]."""
-        return self.cond.mean(1)
-
-    def last_step(self, layers: Sequence[str] | None = None) -> np.ndarray:
-        """Conditional attention at the last step, averaged over `layers` (all by default), [B, K]."""
-        index = [self.layers.index(name) for name in (self.layers if layers is None else layers)]
-        return self.cond[-1][index].mean(0)
-
 
 def finest_down_layers(layers: Iterable[str]) -> list[str]:
     """Return the layers at the finest resolution of the down path that has cross-attention.
