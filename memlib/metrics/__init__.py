@@ -84,17 +84,16 @@ class MetricSet(Mapping):
         return len(self._metrics)
 
 
-def metrics_for(substrate: Substrate, *, reference: Any = None, device: Any = None) -> MetricSet:
+def metrics_for(substrate: Substrate, *, reference: Any = None) -> MetricSet:
     """Return the metrics for `substrate` by role: copy, alignment, quality, diversity and more.
 
-    `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. `device`
-    defaults to the substrate's. A metric that cannot be had is `Unmeasured`; nothing is raised for it.
+    `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. A metric that cannot be had is `Unmeasured`;
+    nothing is raised for it.
     """
-    device = device or substrate.device
     made: dict[str, Any] = {}
     for chosen in map(metric, substrate.data.metrics):
         try:
-            made[chosen.role] = chosen.make(made, device, reference)
+            made[chosen.role] = chosen.make(made, substrate.device, reference)
         except NotMeasured as error:
             made[chosen.role] = Unmeasured(chosen.label, chosen.role, str(error))
     return MetricSet(made)

@@ -128,7 +128,7 @@ class EmbeddingNoise(Mitigation):
     differences: ClassVar[tuple[Difference, ...]] = (Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),)
 
     @property
-    def sampled(self) -> bool:
+    def sampled(self) -> bool:  # type: ignore[override]  # a parameter decides, where a class does for other mitigations
         """Noise on the conditional embedding is an edit of it; the unconditional one is replaced while sampling."""
         return self.as_published
 

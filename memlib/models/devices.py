@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,18 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"Device {device} was asked for, but torch cannot compute on it here: use auto or cpu.") from error
     return device
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a device has done what it was told, so that a clock shows what it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def hardware(device: torch.device | None) -> str:
+    """A device's name in words; None is the CPU."""
+    on_gpu = device is not None and device.type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def bfloat16_pays(device: torch.device) -> bool:

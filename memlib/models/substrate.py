@@ -85,10 +85,6 @@ class Substrate:
         return self.pipe.vae
 
     @property
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipe.scheduler.config)
-
-    @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
 
@@ -194,11 +190,14 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
 
 def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Return the precision named; "auto" is the one that suits the device (see `load`). Raises InputError for another name."""
+    return precision_of(dtype, device, torch.bfloat16 if bfloat16_pays(device) else torch.float32)
+
+
+def precision_of(dtype: str | torch.dtype, device: torch.device, on_cpu: torch.dtype) -> torch.dtype:
+    """Return the precision named; "auto" is float16 on a GPU and `on_cpu` elsewhere. Raises InputError for one that there is not."""
     if dtype == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if bfloat16_pays(device) else torch.float32
-    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if known not in DTYPES.values():
+        return torch.float16 if device.type == "cuda" else on_cpu
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known not in DTYPES.values() or known is None:
         raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")
     return known

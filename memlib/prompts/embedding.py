@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
@@ -37,9 +37,9 @@ class Tokens:
     disjoint boolean masks [N, 77] that together cover every position.
     """
 
-    ids: LongTensor
+    ids: Tensor
     prompts: tuple[str, ...]
-    lengths: LongTensor
+    lengths: Tensor
     truncated: Tensor
     pad_id: int
     encoder: int = 0
@@ -169,7 +169,7 @@ def encode_prompts(substrate: Any, prompts: Sequence[str] | str, padding: str | 
     return encode(substrate, tokenize(substrate.tokenizer, prompts, padding))
 
 
-def tokens_of_ids(ids: LongTensor, tokenizer: Any, prompts: Sequence[str] | None = None) -> Tokens:
+def tokens_of_ids(ids: Tensor, tokenizer: Any, prompts: Sequence[str] | None = None) -> Tokens:
     """Return the spans of ids [N, 77] that were encoded already, for states whose text was parsed by something else (weights, for instance).
 
     A prompt ends at the first end token behind which one and the same token fills the rest; a literal end token as a prompt's last word
