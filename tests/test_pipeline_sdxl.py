@@ -288,7 +288,7 @@ def test_pictures_from_pictures(whole):
 
 def rows():
     """The table of the book: name to what it says of Stable Diffusion XL."""
-    page = (ROOT / "book" / "which_mitigation.md").read_text(encoding="utf-8")
+    page = (ROOT / "book" / "sdxl.md").read_text(encoding="utf-8")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     return {name: xl for names, _, _, xl, _ in table for name in re.findall(r"`([a-z0-9-]+)`", names)}
 
