@@ -27,6 +27,7 @@ from memlib.experiment.settings import Edit
 from memlib.judging.bounded import Ends, student_change, student_contrast, student_mean, student_ratio
 from memlib.judging.estimates import Estimate, bootstrap, wilson
 from memlib.judging.judge import registration
+from memlib.prompts.sets import PromptSet
 from memlib.results.measure import PROFILES, scored
 from memlib.results.table import KEYS, fingerprints, join, matrix, path_of, prompt_names, read, write
 from memlib.sampling.batches import SAMPLER_VERSION
@@ -144,7 +145,7 @@ def scoring(edits: Sequence[Edit], metrics: Sequence[str]) -> Measurement:
 
 
 def gather(
-    page: str, run: Experiment, sets: Mapping[str, str], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
+    page: str, run: Experiment, sets: Mapping[str, str | PromptSet], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
     checked: Mapping[str, int] = CHECKED, anew: Measurement | None = None,
 ) -> Evidence:  # fmt: skip
     """Measure groups of prompts, or take the reference run's rows and check some of them, as `profile` says (see the module).
