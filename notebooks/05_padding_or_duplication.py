@@ -101,10 +101,11 @@ def ways_of(group):
 
 
 names = models or (list(LABELS) if miniature else ["sd14", "sd21"] if substrate in ("sd14", "sd21") else [substrate])
+repeated = memorized or "memorized"
 if memorized is None and miniature:
     pairs = load_prompts("minisd-duplicated")
-    memorized = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
-sets, found, runs = {REPEATED: memorized or "memorized", DESCRIPTIONS: not_memorized}, {}, {substrate: run}
+    repeated = pairs.select((pairs.table["copies"] >= 64).to_numpy()).sample(n_prompts, seed=0)
+sets, found, runs = {REPEATED: repeated, DESCRIPTIONS: not_memorized}, {}, {substrate: run}
 for name in names:
     try:
         runs[name] = run if name == substrate else page.experiment(substrate=name)
@@ -157,8 +158,9 @@ if squares:
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-beside", "caption": "What Kim and No count (diamonds: Stable Diffusion 1.4 and 2.1, each on a list of prompts that were found to be memorized in that model) beside shares of the same pairs after trainings that differ in the padding alone (dots, 95 % intervals over the trainings). The reported difference holds de-duplication and another text encoder as well."}, "image": {"alt": "Reported and measured share of exact copies with ! padding, and its difference from that with eot padding, on one axis with intervals", "width": "100%"}}
 about = page.verdicts["C4b"].parts
-told_of = {part.quantity: part.reported for part in about if part.reported is not None}
-plots.beside(told_of, {"trainings of this substrate": {part.quantity: part.estimate for part in about}}, "share of exact copies");
+named = {part.part: part.quantity.replace("`", "").replace(" minus", ",\nminus") for part in about}
+told_of = {named[part.part]: part.reported for part in about if part.reported is not None}
+plots.beside(told_of, {"trainings of this substrate": {named[part.part]: part.estimate for part in about}}, "share of exact copies");
 
 # %% [markdown]
 # ## Effects
@@ -183,7 +185,7 @@ lines = {}
 for title, square in squares.items():
     for i, seed in enumerate(square.seeds):
         shares = {LABELS[cell]: values[:, i].mean() for cell, values in square.exact().values.items()}
-        lines[f"{title.split(' (')[0]}, seed {seed}"] = {f"share reproduced, {cell}": f"{value:.2f}" for cell, value in shares.items()} | {
+        lines[f"{title.split(' (')[0]}, seed {seed}"] = {f"reproduced: {cell}": f"{value:.2f}" for cell, value in shares.items()} | {
             f"{name.replace('_', ' ')}": f"{values[:, i].mean():+.2f}" for name, values in square.exact().contrasts().items() if name.endswith("alone")
         }
 caption = "Each training by itself: shares of repeated pairs reproduced, and each factor changed alone"
