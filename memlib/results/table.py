@@ -11,6 +11,7 @@ from them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,9 +222,9 @@ def summarise(rows: pd.DataFrame, columns: Mapping[str, tuple[str, Callable[[np.
 
 
 def run_of(group: Group) -> str:
-    """Return the run of a group as JSON: its provenance, without what differs while it goes on, and sampler and metrics by version."""
+    """Return the run of a group as JSON: its provenance, without what differs while it goes on, the day, and sampler and metrics by version."""
     facts = {key: value for key, value in group.experiment.provenance().facts.items() if key not in ("pictures", "run", "seeds")}
-    return json.dumps(facts | {"sampler version": SAMPLER_VERSION, "metrics": fingerprints(group)}, ensure_ascii=False)
+    return json.dumps(facts | {"date": time.strftime("%Y-%m-%d"), "sampler version": SAMPLER_VERSION, "metrics": fingerprints(group)}, ensure_ascii=False)
 
 
 def fingerprints(group: Group) -> dict[str, str]:

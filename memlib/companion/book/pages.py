@@ -24,6 +24,7 @@ from memlib.companion.book.directions import Row, row_of
 from memlib.companion.book.explorer import about
 from memlib.companion.book.ledger import Entry, collect, counts
 from memlib.companion.book.mathml import to_mathml
+from memlib.companion.book.scores import Beside, beside
 from memlib.companion.book.times import measured
 from memlib.judging.estimates import Estimate
 from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
@@ -117,6 +118,10 @@ class Evidence:
         own = [entry.verdicts[self.substrate] for entry in self.entries if self.substrate in entry.verdicts]
         bounds = [part.bound for verdict in own for part in verdict.parts if "(strict)" in part.asked and part.bound is not None]
         return next(iter([*bounds, *(verdict.thresholds["copy_threshold"] for verdict in own if "copy_threshold" in verdict.thresholds)]), None)
+
+    def scores(self, metric: str, *prompt_sets: str) -> Beside:
+        """A score of every mitigation on prompts so labelled, on all models of which there are tables."""
+        return beside(metric, prompt_sets)
 
     @property
     def second_hand(self) -> int:
