@@ -69,6 +69,7 @@ def one_step_with_diffusers(folder, examples, settings, draw):
     return loss.item(), before, unet.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 def test_one_step_is_diffusers_training_step(kind, listed, tmp_path, request):
     folder = request.getfixturevalue(f"{kind}_tiny")
