@@ -71,7 +71,7 @@ from memlib.results.orders import listed, orders, tally
 from memlib.results.pareto import areas, leading, rank
 from memlib.results.scenarios import SCENARIOS, SIMILARITY, each, placed, strips, summary
 from memlib.results.settings import KEPT, LEFT, alternatives, compared, curves, settings_of
-from memlib.results.table import SCORES, estimate, join, matrix, path_of
+from memlib.results.table import SCORES, estimate, join, matrix, path_of, read
 
 page = Page("A3", "B7", "C5d")
 plots.style()
@@ -81,6 +81,9 @@ dear = {get(name).name for name in only_pretrained or ()}
 by_name, families = {m.name: m for m in chosen}, {m.name: m.family for m in chosen}
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model}
 kept = {"profile": profile, "reference": path_of("all_mitigations", substrate)}
+if profile == "check" and len(there := read(kept["reference"])):  # what the reference run measured stands, whatever the parameters say
+    by_set = there[there["prompt"] != ""].groupby("prompt_set")[["prompt", "seed"]].nunique()
+    n_prompts, n_seeds, n_other_seeds = int(by_set["prompt"].max()), int(by_set["seed"].max()), int(by_set.loc[OTHERS, "seed"])
 
 
 def measured(key, group):
