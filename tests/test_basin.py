@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from scipy.stats import spearmanr
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Settings
+from memlib.metrics import MetricSet
 from memlib.models.data import SubstrateData
 from memlib.probes import basin as basin_module
 from memlib.probes.basin import Basin, displaced, noise_level
-from memlib.probes.basin_width import half_distance, widths
+from memlib.probes.basin_width import half_distance, rank_correlation, widths
 from memlib.prompts.embedding import Embedding, Tokens
-from memlib.sampling.batches import Cost
 from memlib.sampling.stored import PictureStore
 
 SHAPE = (4, 12, 12)
@@ -66,8 +68,7 @@ class ToyGroup:
     def __init__(self, folder, reach, prompts=6, seeds=5, steps=10):
         tokens = Tokens(torch.arange(prompts)[:, None].expand(-1, 77), tuple("p" * prompts), torch.ones(prompts).long(), torch.zeros(prompts), 0)
         self.embedding = Embedding(torch.zeros(prompts, 77, 4) + torch.arange(prompts)[:, None, None], tokens)
-        self.experiment = SimpleNamespace(substrate=Toy(reach), store=PictureStore(folder), seeds=tuple(range(seeds)), steps=steps, guidance=1.0,
-                                          scheduler="ddim", batch_size=None, progress=False, cost=Cost())  # fmt: skip
+        self.experiment = Settings(Toy(reach), PictureStore(folder), MetricSet({}), tuple(range(seeds)), steps, guidance=1.0)
 
     def __len__(self):
         return len(self.embedding)
@@ -93,6 +94,7 @@ def toy(tmp_path, monkeypatch):
 # a basin known in closed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [1.2, 1.5, 2.0])
 def test_the_half_distance_of_a_known_basin_is_found(toy, reach):
     cut = Basin(toy(reach), (0, 4, 8))
@@ -237,6 +239,18 @@ def test_a_basin_wider_than_the_largest_distance_says_so_and_one_prompt_has_no_i
 def test_widths_of_what_does_not_fit(flags, radii, words):
     with pytest.raises(InputError, match=words):
         widths(flags, radii)
+
+
+def test_the_rank_correlation_is_scipys_and_knows_flat_shares():
+    draw = np.random.default_rng(3)
+    inside = (draw.random((30, 2, 5)) < np.array([0.9, 0.5, 0.6, 0.3, 0.3])).astype(float)
+    found, steps = rank_correlation(inside, [0, 8, 16, 24, 32]), [0, 8, 16, 24, 32]
+    assert found.value == pytest.approx(spearmanr(steps, inside.mean((0, 1))).statistic) and found.low <= found.value <= found.high
+    turned = rank_correlation(inside, steps, sign=-1)
+    assert (turned.value, turned.low, turned.n_prompts, turned.n_seeds) == pytest.approx((-found.value, -found.high, 30, 2))
+    assert rank_correlation(np.ones((12, 2, 3)), [0, 1, 2]).value == 0
+    with pytest.raises(InputError, match="two steps or more"):
+        rank_correlation(inside[..., :1], [0])
 
 
 # on a checkpoint of Stable Diffusion's classes

@@ -29,6 +29,7 @@ def test_the_three_ways_make_the_same_pictures(tiny):
     assert len({picture.tobytes() for picture in own}) == 6  # other seeds, other pictures
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_way_and_lever(tiny):
     said = []
     job = Job(2, 2, 2)

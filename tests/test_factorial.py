@@ -30,7 +30,18 @@ def test_effects_of_hand_made_cells():
         "duplication_alone": 6 / 8,
     }
     assert {name: e.value for name, e in found.items()} == pytest.approx(expected)
-    assert all(e.low <= e.value <= e.high and (e.n_prompts, e.n_seeds) == (8, 2) for e in found.values())
+    # Both trainings are the same, so that nothing differs between them; `n_prompts` counts trainings.
+    assert all(e.low == e.value == e.high and (e.n_prompts, e.n_seeds) == (2, 1) for e in found.values())
+
+
+def test_effects_of_several_trainings_have_their_own_interval():
+    found = square(v1_dup=8)
+    found.values[CELLS["v1", True]][:4, 1] = 0  # 8 of 8 in one training, 4 of 8 in the other: 1 and 0.5
+    half = 12.706204736 * 0.25  # t of one degree of freedom; the standard error of two values 0.5 apart is 0.25
+    alone = found.effects()["padding_alone"]
+    assert (alone.value, alone.low, alone.high) == pytest.approx((0.75, 0.75 - half, 0.75 + half))
+    once = Reproduced({name: values[:, :1] for name, values in found.values.items()}, found.copies, found.group, (11,)).effects()["padding_alone"]
+    assert (once.value, once.n_prompts, once.n_seeds) == (1, 8, 1), "of one training: over its pairs"
 
 
 def test_the_interval_has_the_width_of_both_samples():

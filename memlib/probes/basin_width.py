@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import isotonic_regression
+from scipy.stats import rankdata
 
 from memlib.base.errors import InputError
-from memlib.judging.estimates import Estimate, bootstrap_weights, percentile_interval
+from memlib.judging.estimates import Estimate, bootstrap, bootstrap_weights, percentile_interval
 
 RESAMPLES = 2_000
 
@@ -44,13 +45,7 @@ def half_distance(shares: np.ndarray, radii: Sequence[float]) -> np.ndarray:
     return np.array([np.interp(0.5, row[::-1], rising[::-1]) for row in falling]).reshape(shares.shape[:-1])
 
 
-def widths(
-    inside: np.ndarray,
-    radii: Sequence[float],
-    *,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-) -> Widths:
+def widths(inside: np.ndarray, radii: Sequence[float]) -> Widths:
     """Measure a basin from flags [P, S, K, R] that say which latents ended in the ball, bootstrap over prompts.
 
     All seeds, steps and radii of a prompt are drawn together, so that differences between steps are paired. With fewer than two prompts
@@ -61,7 +56,7 @@ def widths(
         raise InputError(f"A basin is measured from flags [prompts, seeds, steps, radii], not from values of shape {inside.shape}.")
     prompts, seeds, steps, count = inside.shape
     by_prompt = inside.mean(axis=1)
-    weights = bootstrap_weights(prompts, resamples, generator)
+    weights = bootstrap_weights(prompts, RESAMPLES)
     resampled = half_distance((weights @ by_prompt.reshape(prompts, -1)).reshape(-1, steps, count), radii)
     shares = by_prompt.mean(axis=0)
     half = half_distance(shares, radii)
@@ -76,6 +71,26 @@ def widths(
         estimate(half[0] - half[-1], resampled[:, 0] - resampled[:, -1]),
         estimate(_order(half[None])[0], _order(resampled)),
     )
+
+
+def rank_correlation(inside: np.ndarray, steps: Sequence[int], sign: int = 1) -> Estimate:
+    """Spearman's correlation of the step with the share that ends in the ball, times `sign`, from flags [P, S, K]; bootstrap over prompts.
+
+    Where the shares of all steps are the same no rank differs, and the correlation is 0. Raises InputError for flags that do not fit two steps or more.
+    """
+    inside = np.asarray(inside, dtype=float)
+    if inside.ndim != 3 or 0 in inside.shape or inside.shape[2] != len(steps) or len(steps) < 2:
+        raise InputError(f"A correlation with the step needs flags [prompts, seeds, steps] and two steps or more, not {inside.shape} and {len(steps)}.")
+    by_prompt, ranks = inside.mean(axis=1), rankdata(steps) - (len(steps) + 1) / 2
+
+    def correlations(weights: np.ndarray) -> np.ndarray:
+        # Weighted sums of the same flags in another order differ in the last digit, which is no rank.
+        own = rankdata(np.round(weights @ by_prompt, 9), axis=1) - (len(steps) + 1) / 2
+        spread = np.sqrt((own**2).sum(axis=1) * (ranks**2).sum())
+        return sign * np.where(spread > 0, own @ ranks, 0.0) / np.where(spread > 0, spread, 1.0)
+
+    found = bootstrap(correlations, [by_prompt], float(correlations(np.full((1, len(by_prompt)), 1 / len(by_prompt)))[0]), resamples=RESAMPLES)
+    return Estimate(found.value, found.low, found.high, *inside.shape[:2])
 
 
 def _order(half: np.ndarray) -> np.ndarray:

@@ -20,12 +20,14 @@ from scipy.stats import rankdata
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import counted
-from memlib.experiment.group import Edit, Group
+from memlib.experiment.group import Group
 from memlib.experiment.page import NOT_MEASURED, told
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Edit
 from memlib.judging.bounded import Ends, student_change, student_contrast, student_mean, student_ratio
 from memlib.judging.estimates import Estimate, bootstrap, wilson
 from memlib.judging.judge import registration
+from memlib.prompts.sets import PromptSet
 from memlib.results.measure import PROFILES, scored
 from memlib.results.table import KEYS, fingerprints, join, matrix, path_of, prompt_names, read, write
 from memlib.sampling.batches import SAMPLER_VERSION
@@ -125,8 +127,9 @@ class Evidence:
         for label in self.rows:
             for edit in edits:
                 line = {"prompts": f"{label} ({self.count(label)})", "edit": name(edit)}
-                for bound in ("lax", "strict") if copies and self.bounds else ():
-                    line[f"prompts at or above {self.bounds[bound]:.2f} ({bound}), {copies}"] = told(self.above(copies, edit, bound, label))
+                if copies and self.bounds:
+                    line |= {f"prompts at or above {self.bounds[bound]:.2f} ({bound}), {copies}": told(self.above(copies, edit, bound, label))
+                             for bound in ("lax", "strict")}  # fmt: skip
                 lines.append(line | {metric: told(self.mean(metric, edit, label)) for metric in metrics})
         return pd.DataFrame(lines).set_index(["prompts", "edit"])
 
@@ -142,7 +145,7 @@ def scoring(edits: Sequence[Edit], metrics: Sequence[str]) -> Measurement:
 
 
 def gather(
-    page: str, run: Experiment, sets: Mapping[str, str], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
+    page: str, run: Experiment, sets: Mapping[str, str | PromptSet], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
     checked: Mapping[str, int] = CHECKED, anew: Measurement | None = None,
 ) -> Evidence:  # fmt: skip
     """Measure groups of prompts, or take the reference run's rows and check some of them, as `profile` says (see the module).
@@ -200,11 +203,11 @@ def compare(now: pd.DataFrame, kept: pd.DataFrame) -> Comparison:
         raise InputError(f"The reference run lacks {told_of}: measure it again (make book PROFILE=reference).")
     both = now.merge(kept, on=list(KEYS), suffixes=("", "_kept"))
     both = both[both["value"].notna() & both["value_kept"].notna()]
-    spread = kept.groupby("metric")["value"].std().fillna(0.0)
+    spread = {str(metric): float(np.nan_to_num(own["value"].std())) for metric, own in kept.groupby("metric")}
     worst = Comparison(len(both))
     for (method, _, metric), own in both.groupby(["method", "params", "metric"]):
         differences = np.sort((own["value"] - own["value_kept"]).abs().to_numpy(float))
-        apart = float(differences[: len(differences) - int(TURNED * len(differences))].mean()) / max(float(spread[metric]), 1e-6)
+        apart = float(differences[: len(differences) - int(TURNED * len(differences))].mean()) / max(spread[str(metric)], 1e-6)
         if apart > worst.apart:
             worst = Comparison(len(both), apart, f"{metric} under {method}")
     return worst

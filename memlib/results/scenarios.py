@@ -30,6 +30,7 @@ from memlib.probes.transitions import trace
 from memlib.results.evaluations import EVALUATIONS
 from memlib.results.measure import further
 from memlib.results.table import matrix, summarise
+from memlib.sampling.guidance import as_rule
 
 SIMILARITY, TRANSITION = "similarity to training", "transition step"
 
@@ -100,8 +101,8 @@ def transition_under(method: Mitigation, group: Group) -> np.ndarray:
 
     For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
     """
-    before = method.guidance(group.experiment.guidance).params["before"]
-    return trace(group, before).transition()
+    rule = as_rule(method.guidance(group.experiment.guidance))
+    return trace(group, float(rule.params["before"])).transition()
 
 
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:

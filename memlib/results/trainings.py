@@ -1,9 +1,10 @@
 """What trainings of MiniSD showed: the 2 x 2 of padding and duplication, and what mitigations that act in training changed.
 
 A pair is one prompt with its training picture; it counts as reproduced if at least nine of ten seeds give a copy. Pairs and trainings are both
-samples: a conclusion about training has to hold for other pairs and for another seed of training. The bootstrap therefore draws both anew,
-crossed (`memlib.judging.estimates.crossed_interval`), and pairs within their level of duplication, since the levels are fixed by design. The
-tables are kept in data/minisd; `memlib.training.minisd.family` writes them, and this module only reads.
+samples: a conclusion about training has to hold for other pairs and for another seed of training. Effects of the 2 x 2 have Student's interval
+over the trainings, since a bootstrap of three covers too little. Shares by level have a bootstrap that draws both anew, crossed
+(`memlib.judging.estimates.crossed_interval`), and pairs within their level of duplication, since the levels are fixed by design. The tables are
+kept in data/minisd; `memlib.training.minisd.family` writes them, and this module only reads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
+from memlib.judging.bounded import student_mean
 from memlib.judging.estimates import LEVEL, Estimate, crossed_interval
 from memlib.models.minisd.paths import minisd_folder
 from memlib.prompts.sets import PromptSet, load_prompts
@@ -73,15 +75,15 @@ class Reproduced:
         """Share after the first kind of training minus share after the second, -1 to 1, paired by pair and seed."""
         return crossed_interval(self.values[first] - self.values[second], self.copies, signed=True)
 
-    def effects(self) -> dict[str, Estimate]:
-        """Of the 2 x 2, whose kinds are the models of CELLS: main effects, their difference and interaction, and each factor changed alone.
+    def contrasts(self) -> dict[str, np.ndarray]:
+        """Of the 2 x 2, whose kinds are the models of CELLS: main effects, their difference and interaction, and each factor changed alone, [N, R].
 
         Alone means from <eot> padding and duplicates. Differences of shares, -1 to 1, positive where <eot> padding or duplication raises the share.
         """
         v1, v2, v1_dedup, v2_dedup = (self.values[name] for name in CELLS.values())
         padding = (v1 - v2 + v1_dedup - v2_dedup) / 2
         duplication = (v1 - v1_dedup + v2 - v2_dedup) / 2
-        contrasts = {
+        return {
             "effect_of_padding": padding,
             "effect_of_duplication": duplication,
             "padding_minus_duplication": padding - duplication,
@@ -89,7 +91,12 @@ class Reproduced:
             "padding_alone": v1 - v2,
             "duplication_alone": v1 - v1_dedup,
         }
-        return {name: crossed_interval(values, self.copies, signed=True) for name, values in contrasts.items()}
+
+    def effects(self) -> dict[str, Estimate]:
+        """The means of `contrasts`: of several trainings with Student's interval over them, as registered; of one training over its pairs."""
+        if len(self.seeds) > 1:
+            return {name: student_mean(values.mean(0)) for name, values in self.contrasts().items()}
+        return {name: crossed_interval(values, self.copies, signed=True) for name, values in self.contrasts().items()}
 
 
 def table_file(name: str) -> Path:

@@ -71,7 +71,7 @@ def _dump_picture(key: str, picture: np.ndarray, recipe: Any) -> bytes:
 
 def _load_picture(path: Path, key: str) -> Entry:
     with Image.open(path, formats=("PNG",)) as image:
-        picture, text = np.array(image), image.text
+        picture, text = np.array(image), image.info  # PNG's texts are all of it that the store writes
     return _sound(text["key"] == key, picture, text["pixels"], digest(picture), json.loads(text.get("recipe", "{}")))
 
 

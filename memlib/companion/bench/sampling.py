@@ -23,7 +23,7 @@ import torch
 
 from memlib.base.errors import InputError
 from memlib.base.writing import write_table
-from memlib.companion.cost import hardware
+from memlib.models.devices import hardware
 from memlib.models.speed import Speed, prepare
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts

@@ -63,7 +63,7 @@ def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, 
             axis, table = axes[r][c], panels[column]
             for i, span in enumerate(spans):
                 part = table[table["span"] == span]
-                filled = part["prompt"].map(lambda p: not names or groups[p] == names[0]).astype(bool)
+                filled = np.array([not groups or groups[p] == names[0] for p in part["prompt"]], dtype=bool)
                 look = {"s": (16, 16, 34, 60)[i], "marker": "o^D*"[i], "linewidths": 0.7, "edgecolors": COLOURS[i]}
                 axis.scatter(part["x"][filled], part["y"][filled], facecolors=COLOURS[i], alpha=0.75, label=f"<{span}>", **look)
                 axis.scatter(part["x"][~filled], part["y"][~filled], facecolors="none", alpha=0.75, **look)
