@@ -54,3 +54,15 @@ def test_a_line_without_steps_says_so_and_keeps_its_place():
     axis = figures.step_dots({"one": {"a": np.array([[-1, -1]])}, "two": {"a": np.array([[3, 4]])}}, 10, "step", "nothing here").axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
     assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("nothing here", 0)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("label", ["a", "a long label of a row of pictures"])
+def test_no_two_pictures_of_a_sheet_overlap(label, count):
+    figure = figures.montage({label: np.zeros((count, 8, 8, 3), np.uint8), "b": np.zeros((count, 8, 8, 3), np.uint8)}, [PROMPT] * count)
+    figure.canvas.draw()
+    places = [axis.get_position() for axis in figure.axes]
+    height = figure.get_figheight() / figure.get_figwidth()
+    for i, one in enumerate(places):
+        assert one.width == pytest.approx(one.height * height, rel=0.02)  # whole: as wide as high
+        assert not any(one.x0 < two.x1 - 1e-6 and two.x0 < one.x1 - 1e-6 and one.y0 < two.y1 - 1e-6 and two.y0 < one.y1 - 1e-6 for two in places[i + 1 :])
