@@ -248,6 +248,24 @@ def test_time_left_follows_from_last_time_and_the_speed_of_this_run(layout, monk
     assert run.left() == 2 * (200 + 200) and said[-1] == "[1/4] a: ran on minisd-v1 in 3 min; 13 min left"
 
 
+def test_progress_is_told_while_notebooks_run(layout, monkeypatch, capsys):
+    """Into a pipe or a log as well: each line at once, also those of the minutes in which nothing begins or ends."""
+    for name in ("00_a", "01_b"):
+        write_notebook(layout.sources / f"{name}.ipynb")
+    told = []
+
+    def run(source, target, parameters, layout):
+        time.sleep(0.3)
+        told.append(capsys.readouterr().out)
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+    monkeypatch.setattr(running, "_run", run)
+    monkeypatch.setattr(running, "Progress", lambda *given: progress.Progress(*given, every=0.1))
+    running.execute(layout, jobs=1)
+    assert "[1/2] 00_a: begins" in told[0] and "00_a; 0 of 2 done" in told[0]
+    assert "[1/2] 00_a: ran on minisd-v1 in" in told[1] and "01_b; 1 of 2 done" in told[1]
+
+
 def test_how_many_run_at_once(monkeypatch):
     monkeypatch.setattr(jobs.shutil, "which", lambda name: None)
     monkeypatch.setattr(jobs, "cores", lambda: 16)

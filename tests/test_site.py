@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from memlib.base.errors import InputError
-from memlib.companion.book import mathml
+from memlib.companion.book import facts, mathml, times
 from memlib.companion.book.check import check_site
 from memlib.companion.book.layout import ROOT, Layout
 from memlib.companion.book.site import build, expected_pages, stage
@@ -307,6 +307,17 @@ def test_what_the_browser_complains_of_is_found(tmp_path, body, problem):
     write(tmp_path, one=body)
     (look,) = look_at([tmp_path / "one.html"])
     assert any(problem in what for what in look.complaints())
+
+
+def test_times_are_shown_as_they_were_written(tmp_path):
+    """Texts of a file as a table with where they come from below, and of what is not there nothing."""
+    (tmp_path / "data" / "bench").mkdir(parents=True)
+    (tmp_path / "data" / "bench" / "store.csv").write_text('pictures,rate,from\n"1,000",12,"a machine"\n"2,000",,"a machine"\n', encoding="utf-8")
+    assert times.measured(tmp_path, "store").split("\n") == ["", "| pictures | rate |", "| --- | --- |", "| 1,000 | 12 |", "| 2,000 |  |", "", "a machine"]
+    assert times.measured(tmp_path, "sampling") == times.measured(tmp_path, "notebooks") == times.MISSING
+    facts.write(tmp_path, {"a": {"duration": 90.0, "pictures": 1200}, "b": {"duration": 30.0}})
+    shown = times.measured(tmp_path, "notebooks").split("\n")
+    assert "| [a](../notebooks/a) | 1.5 | 75% | 1,200 |" in shown and shown[-1].startswith("All notebooks: 2 minutes")
 
 
 def test_formulas_become_mathml():

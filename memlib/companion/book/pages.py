@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from memlib.companion.book.directions import Row, row_of
 from memlib.companion.book.explorer import about
 from memlib.companion.book.ledger import Entry, collect, counts
 from memlib.companion.book.mathml import to_mathml
+from memlib.companion.book.times import measured
 from memlib.judging.estimates import Estimate
 from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
 from memlib.mitigations import REGISTRY
@@ -250,6 +251,7 @@ def templates(source: Path, book: Evidence) -> jinja2.Environment:
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),
     )  # fmt: skip
     environment.filters.update({each.__name__: each for each in (told, side, badge, sign, percent, counted, book.words, with_edits, ucfirst)})
+    environment.globals["measured"] = partial(measured, book.root)
     return environment
 
 

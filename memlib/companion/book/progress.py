@@ -97,6 +97,11 @@ class Progress:
         return f"{name} at cell {1 + sum(cell['execution_count'] is not None for cell in code)} of {len(code)}"
 
 
+def told(line: str) -> None:
+    """Print a line at once, into a pipe or a log as well."""
+    print(line, flush=True)
+
+
 def duration(seconds: float) -> str:
     """A time in words: seconds below two minutes, then minutes, then hours."""
     if seconds < 120:
