@@ -234,8 +234,5 @@ page.run_it()
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
-# %% tags=["remove-cell"]
-page.glue({f"sim_{m.name}_{short}": found.mean(ORIGINAL, m, label) for m in OWN for short, label in (("mem", MEMORIZED), ("other", plain))})
-
 # %% tags=["remove-input"]
 run.provenance()

@@ -249,9 +249,6 @@ page.run_it()
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
-# %% tags=["remove-cell"]
-page.glue({f"kind_{key}": kind_of(spreads.get(key)) for key in SCENARIOS} | {f"change_{key}": value for key, value in lowering.items()})
-
 # %% tags=["remove-input"]
 for key, r in found.items():
     print(f"{SCENARIOS[key].label}: {r.provenance}\n")

@@ -68,10 +68,10 @@ from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, ali
 from memlib.results.evidence import MEMORIZED, SEEN_ONCE, Evidence
 from memlib.results.measure import further, measure
 from memlib.results.orders import listed, orders, tally
-from memlib.results.pareto import areas, leading, rank
+from memlib.results.pareto import areas, rank
 from memlib.results.scenarios import SCENARIOS, SIMILARITY, each, placed, strips, summary
 from memlib.results.settings import KEPT, LEFT, alternatives, compared, curves, settings_of
-from memlib.results.table import SCORES, estimate, join, matrix, path_of
+from memlib.results.table import SCORES, join, matrix, path_of, read
 
 page = Page("A3", "B7", "C5d")
 plots.style()
@@ -81,6 +81,9 @@ dear = {get(name).name for name in only_pretrained or ()}
 by_name, families = {m.name: m for m in chosen}, {m.name: m.family for m in chosen}
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model}
 kept = {"profile": profile, "reference": path_of("all_mitigations", substrate)}
+if profile == "check" and len(there := read(kept["reference"])):  # what the reference run measured stands, whatever the parameters say
+    by_set = there[there["prompt"] != ""].groupby("prompt_set")[["prompt", "seed"]].nunique()
+    n_prompts, n_seeds, n_other_seeds = int(by_set["prompt"].max()), int(by_set["seed"].max()), int(by_set.loc[OTHERS, "seed"])
 
 
 def measured(key, group):
@@ -280,17 +283,6 @@ page.run_it()
 # %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts("B7")  # the others hang on time, which differs from machine to machine
-
-# %% tags=["remove-cell"]
-for key in (*SCENARIOS, "others"):
-    title, r = (HARM, pre) if key == "others" else (SCENARIOS[key].label, found.get(key))
-    rows = {} if r is None else {m.name: v[0] for m in r.methods if (v := matrix(r.rows, EVALUATIONS, m)) is not None}
-    page.glue({f"leaders_{key}": leading(ranked[title]) if title in ranked else NOT_MEASURED,
-               f"free_{key}": leading(ranked[title], rows) if title in ranked else NOT_MEASURED})  # fmt: skip
-page.glue({f"plain_{key}": estimate(found[key].rows, SIMILARITY, NONE) if key in found else None for key in SCENARIOS})
-unknown = NOT_MEASURED if not any(harm.values()) else "none"
-page.glue({"model": run.substrate.name, "harmless": ", ".join(name for name, kept_ in harm.items() if kept_ and kept_.low >= 0.95) or unknown,
-           "harmful": ", ".join(name for name, kept_ in harm.items() if kept_ and kept_.high < 0.95) or unknown})  # fmt: skip
 
 # %% tags=["remove-input"]
 for key, r in found.items():

@@ -24,6 +24,8 @@ from memlib.probes.detectors.sharpness import differentiable, product_norm
 from memlib.probes.token_significance import token_significance
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
+from memlib.results.detection import detected, kept_scores
+from memlib.results.evidence import Evidence
 from memlib.sampling.attention.positions import eot_masks
 from memlib.sampling.attention.record import cross_attention_layers
 from memlib.sampling.batches import Batch, initial_latents, uncond_states
@@ -114,6 +116,17 @@ def test_parameters_show_in_the_title_and_bad_ones_are_refused(fresh):
             get(name, **bad)
     with pytest.raises(InputError, match="layer 99"):
         get("attention-entropy-first", layer=99).measure(fresh())
+
+
+def test_scores_come_back_from_rows_as_they_were_measured(fresh):
+    group, chosen = fresh(), [get("magnitude"), get("magnitude", steps=2), get("prompt-length"), get("seed-similarity")]
+    direct = measure_all([group], chosen)
+    found = kept_scores(Evidence({}, {"some": detected(group, chosen)}, ""), ["some", "some"], chosen)
+    for detector in chosen[:3]:
+        (expected,) = direct[detector]
+        for own in found[detector]:
+            assert np.array_equal(own.values, expected.values) and (own.evaluations, own.n_seeds) == (expected.evaluations, expected.n_seeds)
+    assert found[chosen[3]] == direct[chosen[3]] and "descriptor" in found[chosen[3]]
 
 
 @pytest.mark.parametrize("name", list(REGISTRY))

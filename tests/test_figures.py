@@ -41,3 +41,28 @@ def test_a_prompt_with_dollars_is_drawn_as_it_is(draw):
     found = [text for text in figure.findobj(lambda part: hasattr(part, "get_parse_math")) if "$" in text.get_text()]
     assert found and not any(text.get_parse_math() for text in found)
     assert not any("\\$" in text.get_text() for text in found)
+
+
+def test_differences_have_zero_in_the_middle_of_their_colours_and_amounts_do_not():
+    signed = figures.heat_maps({"a": np.array([[-0.1, 0.4]])}, ["row"], "x", "bar").axes[0].images[0]
+    assert signed.get_clim() == (-0.4, 0.4) and signed.get_cmap().name == "RdBu_r"
+    amounts = figures.heat_maps({"a": np.array([[0.1, 0.4]])}, ["row"], "x", "bar").axes[0].images[0]
+    assert amounts.get_clim() == (0.1, 0.4) and amounts.get_cmap().name == "viridis"
+
+
+def test_a_line_without_steps_says_so_and_keeps_its_place():
+    axis = figures.step_dots({"one": {"a": np.array([[-1, -1]])}, "two": {"a": np.array([[3, 4]])}}, 10, "step", "nothing here").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("nothing here", 0)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("label", ["a", "a long label of a row of pictures"])
+def test_no_two_pictures_of_a_sheet_overlap(label, count):
+    figure = figures.montage({label: np.zeros((count, 8, 8, 3), np.uint8), "b": np.zeros((count, 8, 8, 3), np.uint8)}, [PROMPT] * count)
+    figure.canvas.draw()
+    places = [axis.get_position() for axis in figure.axes]
+    height = figure.get_figheight() / figure.get_figwidth()
+    for i, one in enumerate(places):
+        assert one.width == pytest.approx(one.height * height, rel=0.02)  # whole: as wide as high
+        assert not any(one.x0 < two.x1 - 1e-6 and two.x0 < one.x1 - 1e-6 and one.y0 < two.y1 - 1e-6 and two.y0 < one.y1 - 1e-6 for two in places[i + 1 :])

@@ -129,7 +129,8 @@ def test_all_mitigations_run_where_there_are_no_metrics_and_no_fine_tuned_models
     methods = ["pad-swap", "pad-swap-eot-mask", "pad-mask", "ren", "random-token", "static-transition", "wen-1", "amg", "han-batch"]
     out = execute("16_all_mitigations", offline, **shared, methods=methods, n_shown=1, steps=3)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
-    assert list(verdicts) == ["A3", "B7", "C5d"] and {verdicts[name]["verdict"] for name in ("A3", "B7")} == {"not testable here"}
+    assert list(verdicts) == ["A3", "B7", "C5d"] and verdicts["B7"]["verdict"] == "not testable here"
+    assert verdicts["A3"]["verdict"] == "undecided" and list(verdicts["A3"]["quantities"]) == ["time as without"]  # nothing else needs no metric
     assert verdicts["C5d"]["quantities"]["no further evaluations"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "There is no model fine-tuned from" in page and "not measured: amg needs" in page and "<i>Game" not in page

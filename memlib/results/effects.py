@@ -79,8 +79,8 @@ def _estimate(statistic: Callable[..., float], tables: Sequence[np.ndarray]) -> 
 
 def worst_of(own: Sequence[Mitigation], measured: Callable[[Mitigation], Estimate | None], largest: bool = False) -> Estimate | None:
     """Return what was `measured` of that method for which it is smallest, or `largest`; None where one was not measured, or there is no method."""
-    found = [measured(method) for method in own]
-    return None if None in found else (max if largest else min)(filter(None, found), key=lambda estimate: estimate.value, default=None)
+    found = [estimate for method in own if (estimate := measured(method)) is not None]
+    return None if not found or len(found) < len(own) else sorted(found, key=lambda estimate: estimate.value)[-1 if largest else 0]
 
 
 def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigation]]]) -> dict[str, dict[str, Estimate | None]]:

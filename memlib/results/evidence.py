@@ -230,7 +230,9 @@ def _words(few: Mapping[str, Group], kept: Mapping[str, pd.DataFrame], found: Co
     runs = {run for rows in kept.values() for run in rows["run"]}
     facts = [json.loads(run) for run in sorted(runs) if run]
     commits, hardware = ({fact.get(key, "unknown") for fact in facts} for key in ("commit", "hardware"))
-    sizes = ", ".join(f"{rows['prompt'].nunique()} {label} × {counted(max(1, rows['seed'].nunique()), 'seed')}" for label, rows in kept.items())
+    sizes = ", ".join(
+        f"{rows.loc[rows['prompt'] != '', 'prompt'].nunique()} {label} × {counted(max(1, rows['seed'].nunique()), 'seed')}" for label, rows in kept.items()
+    )
     far = f"at most {found.apart:.2g} standard deviations apart ({found.where})" if found.apart > 1e-9 else "all the same"
     return (
         f"Measured now, or found in this machine's store: the pictures shown and {found.rows:,} values of {anew} with one seed. Compared with the reference "

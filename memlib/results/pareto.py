@@ -117,19 +117,6 @@ def rank(
     return dict(sorted(ranked.items(), key=lambda item: -item[1].area.value))
 
 
-def leading(by: Mapping[str, Ranked], evaluations: Mapping[str, float] | None = None, count: int = 5) -> str:
-    """Return the methods that come first in at least one of twenty resamples, the largest areas first, `count` of them at most, with their areas.
-
-    With `evaluations`, U-Net rows of a picture by name, only those that need no more than no mitigation stand there, as far as their intervals
-    reach the best one's area.
-    """
-    if evaluations is not None:
-        by = {name: found for name, found in by.items() if evaluations[name] <= evaluations["none"]}
-    best = max(by.values(), key=lambda found: found.area.value)
-    told = [name for name, f in by.items() if (f.first >= 0.05 if evaluations is None else f.area.high >= best.area.value) or f is best]
-    return ", ".join(f"{name} ({by[name].area.value:.2f})" for name in told[:count]) or "none"
-
-
 def areas(ranked: Mapping[str, Mapping[str, Ranked]]) -> pd.DataFrame:
     """Return a table with one line for each method and three columns for each ranking: the area, that of its registered setting, how often first."""
     parts = {

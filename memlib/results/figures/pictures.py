@@ -22,27 +22,28 @@ def montage(rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None
 
 
 def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | None, title: str, cell: float = 0.85) -> Figure:
-    """Labelled rows of tiles as they are."""
+    """Labelled rows of tiles as they are, each at a place of its own: a layout that fits texts in lets pictures overlap where labels are long."""
     count = max(len(pictures) for pictures in rows.values())
-    height = cell * len(rows) + (0.5 if columns is not None else 0.1) + (0.3 if title else 0.0)
-    figure, axes = plt.subplots(len(rows), count, figsize=(cell * count + 1.9, height), squeeze=False)
+    slanted = columns is not None and max(map(len, columns), default=0) > 9
+    # All in inches: room for the longest label, for the names of the columns, and for the end of the last name.
+    left, above = 0.2 + 0.078 * max(map(len, rows)), (0.3 if title else 0.0) + (0.55 if slanted else 0.22 if columns is not None else 0.05)
+    width, height = left + cell * count + (0.6 if slanted else 0.1), above + cell * len(rows) + 0.05
+    figure = plt.figure(figsize=(width, height))
     for r, (label, pictures) in enumerate(rows.items()):
-        for c, axis in enumerate(axes[r]):
-            axis.set_xticks([])
-            axis.set_yticks([])
+        for c in range(count):
+            side = 0.96 * cell
+            axis = figure.add_axes(((left + c * cell) / width, 1 - (above + (r + 1) * cell) / height, side / width, side / height))
+            axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
             if c < len(pictures):
                 axis.imshow(pictures[c], interpolation="nearest")
             if r == 0 and columns is not None and c < len(columns):
-                slanted = {"rotation": 20, "ha": "left", "x": 0.1} if max(map(len, columns)) > 9 else {}
-                axis.set_title(short(columns[c], 22), fontsize=6.5, pad=2, **slanted)
-        axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
-    # In inches from the top: a share of the height would put the title of a tall figure among its pictures.
-    room = 0.28 if title else 0.0
+                axis.set_title(short(columns[c], 22), fontsize=6.5, pad=2, **({"rotation": 20, "ha": "left", "x": 0.1} if slanted else {}))
+            if c == 0:
+                axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
     if title:
-        figure.suptitle(title, fontsize=10.5, y=1 - 0.04 / height, va="top").set_in_layout(False)
-    figure.tight_layout(pad=0.25, h_pad=0.2, w_pad=0.15, rect=(0, 0, 1, 1 - room / height))
+        figure.suptitle(title, fontsize=10.5, y=1 - 0.04 / height, va="top")
     return figure
 
 
