@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from memlib.probes.pull import log_ratio_after, share_at_end
+from memlib.probes.pull import log_ratio_after, log_ratio_at_end
 
 
 def test_the_pull_after_the_transition_is_compared_and_traces_without_one_have_no_value():
@@ -12,13 +12,13 @@ def test_the_pull_after_the_transition_is_compared_and_traces_without_one_have_n
     assert np.isclose(found[0, 0], np.log(4)) and np.isnan(found[1, 0])
 
 
-def test_the_end_is_the_last_tenth_and_is_compared_with_what_came_before_the_transition():
-    guided = np.concatenate([np.full((1, 1, 10), 4.0), np.full((1, 1, 8), 3.0), np.full((1, 1, 2), 1.0)], axis=-1)
-    assert share_at_end(guided, np.array([[10]]))[0, 0] == 0.25
-    assert np.isnan(share_at_end(guided, np.array([[0]]))[0, 0]), "nothing comes before step 0"
-    assert np.isnan(share_at_end(guided, np.array([[-1]]))[0, 0])
+def test_the_end_is_the_last_tenth_of_the_steps():
+    guided = np.concatenate([np.full((1, 1, 18), 100.0), np.full((1, 1, 2), 6.0)], axis=-1)
+    free = np.concatenate([np.full((1, 1, 18), 1.0), np.array([[[1.0, 3.0]]])], axis=-1)
+    assert np.isclose(log_ratio_at_end(guided, free)[0, 0], np.log(3))
+    assert np.isclose(log_ratio_at_end(guided[..., -4:], free[..., -4:])[0, 0], np.log(2)), "one step at the least"
 
 
 def test_a_pull_of_zero_has_a_finite_logarithm():
     zero = np.zeros((1, 1, 4))
-    assert log_ratio_after(zero, zero, np.array([[1]]))[0, 0] == 0
+    assert log_ratio_after(zero, zero, np.array([[1]]))[0, 0] == 0 == log_ratio_at_end(zero, zero)[0, 0]

@@ -23,11 +23,10 @@ def log_ratio_after(guided: np.ndarray, free: np.ndarray, transitions: np.ndarra
     return np.where(transitions >= 0, found, np.nan)
 
 
-def share_at_end(guided: np.ndarray, transitions: np.ndarray) -> np.ndarray:
-    """Mean pull [N, S] over the last tenth of the steps as a share of its mean before the transition; NaN where there is none, or nothing before it."""
-    steps = guided.shape[-1]
-    early = (np.arange(steps) < transitions[..., None]) & (transitions[..., None] >= 0)
-    return guided[..., -max(1, round(0.1 * steps)) :].mean(-1) / _mean_where(guided, early)
+def log_ratio_at_end(guided: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Logarithm [N, S] of the mean pull over the last tenth of the steps under guidance over that without, both [N, S, T]."""
+    last = -max(1, round(0.1 * guided.shape[-1]))
+    return log_magnitude(guided[..., last:].mean(-1)) - log_magnitude(free[..., last:].mean(-1))
 
 
 def _mean_where(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
