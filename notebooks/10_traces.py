@@ -53,9 +53,9 @@ from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather
 page = Page("B1", "B4", "B9")
 plots.style()
 run = page.experiment()
-opposite = -guidance if opposite is None else opposite
-FREE, GUIDED, AGAINST, ONE = "no guidance", f"guidance {guidance:g}", f"opposite guidance {opposite:g}", "guidance 1"
-REGIMES = {FREE: 0.0, GUIDED: guidance, AGAINST: opposite, ONE: 1.0}
+away = -guidance if opposite is None else opposite
+FREE, GUIDED, AGAINST, ONE = "no guidance", f"guidance {guidance:g}", f"opposite guidance {away:g}", "guidance 1"
+REGIMES = {FREE: 0.0, GUIDED: guidance, AGAINST: away, ONE: 1.0}
 TEXT, BY_PROGRAM, TURN, BY_TURN, FALL = "text, no guidance", f"program, {ONE}", f"text, {AGAINST}", f"program, {AGAINST}", "largest fall, no guidance"
 
 
@@ -208,7 +208,8 @@ for of in found.rows:
         alike = ~none & (reference >= 0)
         lines.append({
             "prompts": f"{of} ({found.count(of)})", "reading": name, "step, median [quartiles]": median_step(np.where(none, -1, step)),
-            "none found": f"{none.sum()} of {none.size}", "same step as the text, no guidance": f"{(step == reference)[alike].sum()} of {alike.sum()}",
+            "none found": f"{none.sum()} of {none.size}",
+            "same step as the text, no guidance": "–" if name == TEXT else f"{(step == reference)[alike].sum()} of {alike.sum()}",
         })  # fmt: skip
 Captioned(pd.DataFrame(lines).set_index(["prompts", "reading"]), "Transition steps by five readings")
 

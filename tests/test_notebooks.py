@@ -143,15 +143,24 @@ def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypa
 def test_traces_are_judged_without_metrics_or_training_pictures(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
-    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    sets = {"memorized": str(prompts), "control": str(prompts), "not_memorized": "none"}
     out = execute("10_traces", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=2, steps=4)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
     assert list(verdicts) == ["B1", "B4", "B9"]
-    # The two sets are the same prompts, so nothing can tell them apart.
-    assert verdicts["B1"]["quantities"]["drop_difference"]["value"] == 0 and verdicts["B1"]["verdict"] != "holds"
-    assert verdicts["B9"]["quantities"]["auc_first_step"]["value"] == 0.5 and verdicts["B9"]["n_prompts"] > 0
+    # The two sets are the same prompts, so nothing can tell them apart; and from two prompts nothing is decided.
+    assert verdicts["B1"]["quantities"]["drops more"]["value"] == 0 and verdicts["B1"]["verdict"] == "undecided"
+    assert verdicts["B9"]["quantities"]["the first step tells"]["value"] == 0.5 and verdicts["B9"]["verdict"] != "holds"
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "not memorized (2)" in page and "seen once" not in page and "<i>Game" not in page
+    assert "titles seen once (2 × 2)" in page and "descriptions (2" not in page and "<i>Game" not in page
+
+
+def test_traces_without_a_matched_contrast_say_so(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text("prompt\na cat\na dog\n", encoding="utf-8")
+    out = execute("10_traces", offline, substrate=str(sd1_tiny), memorized=str(prompts), not_memorized=str(prompts), n_prompts=2, n_seeds=1, steps=4)
+    verdicts = {v["claim"]: v for v in read_verdicts(out)}
+    assert verdicts["B9"]["verdict"] == "not testable here" and "seen once" in verdicts["B9"]["reason"]
+    assert list(verdicts["B1"]["quantities"]) == ["steep"], "what needs the contrast was not measured"
 
 
 def test_token_lengths_are_judged_on_the_published_lists_and_on_nothing_less(offline):
