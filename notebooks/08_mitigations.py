@@ -15,46 +15,18 @@
 # ---
 
 # %% [markdown]
-# # Two mitigations at inference
+# # Does changing the padding undo memorization, and what does it cost?
 #
-# **Claims C5a, C5b, C5c and C5e** · `clip`, Sections 4.1, 4.2 and A.4, Tables 4 and 5, Figures 7, 9 and 12 {cite:p}`clip`
-#
-# If repeated `<eot>` states carry memorized pictures, then there are two cheap ways to be rid of them: encode the prompt with another
-# padding token, `!`, and set the one `<eot>` state left to zero; or set a part of the padding states to zero. `clip` claims:
-#
-# - **C5a** Each suppresses memorized pictures, and keeps alignment and quality.
-# - **C5b** On prompts that are not memorized they do no harm.
-# - **C5c** A memorized prompt gives different pictures under different seeds again.
-# - **C5e** Setting 70 % of the padding to zero is enough; setting all of it spoils pictures.
-#
-# That no other mitigation costs less (C5d) is judged [beside all the others](16_all_mitigations).
-#
-# The criteria below were fixed in `data/claims.yml` before anything ran. "Does no harm" is tested for what it says: not that no
-# difference was found, but that the difference is, with its whole interval, smaller than a margin fixed beforehand.
-# `clip-news` says that the padding becomes `<sot>` and not `!`; that is tested too (`sot-pad`).
-#
-# In anyone's own pipeline each of these is one call: `memlib.mitigate(pipe, "pad-swap")`.
+# Claims C5a, C5b, C5c and C5e of Kim and No, Sections 4.1, 4.2 and A.4, Tables 4 and 5, Figures 7, 9 and 12 {cite:p}`clip`.
 
-# %%
-import numpy as np
-import pandas as pd
-
-from memlib.experiment.page import Page, listed, reported_at, told
-from memlib.experiment.tables import summary
-from memlib.judging.equivalence import equivalence, relative_change
-from memlib.judging.estimates import mean_interval, paired_difference
-from memlib.mitigations import REGISTRY, describe, get
-from memlib.prompts.interventions import MASK_ORDERS
-from memlib.results import edits as show
-from memlib.results import figures as plots
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-methods = ["pad-swap", "pad-swap-eot-mask", "pad-mask", "sot-pad"]  # mitigations in tables and pictures, by name; None: all that are registered
-n_prompts = 18  # at most so many prompts of each set
-n_seeds = 2  # seeds 0, 1, ... for every prompt
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "not memorized"  # the second contrast, of another kind of caption: likewise
+n_prompts = 18  # at most so many prompts of each set, where they are measured now
+n_seeds = 2  # seeds 0, 1, ... for every prompt, where they are measured now
 n_sweep = 6  # prompts of each set in the sweep over the share of padding set to zero, with the first seed
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
@@ -63,201 +35,207 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+import numpy as np
+import pandas as pd
+
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import Page, reported_at, told
+from memlib.judging.bounded import student_mean
+from memlib.mitigations import describe, get
+from memlib.prompts.interventions import MASK_ORDERS
+from memlib.results import edits as show
+from memlib.results import figures as plots
+from memlib.results.effects import loss_share
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather, scoring
+from memlib.results.measure import scored
+from memlib.results.table import join
+
 page = Page("C5a", "C5b", "C5c", "C5e")
 plots.style()
 run = page.experiment()
-known, other = run.pair(memorized, not_memorized, n_prompts)
-edits = {"swap": get("pad-swap"), "swap_mask": get("pad-swap-eot-mask"), "mask": get("pad-mask")}  # by their names in the claims
-chosen = [get(name) for name in (REGISTRY if methods is None else methods) if name != "none"]
-MARGIN = 0.05  # that of C5a and C5b
+# Alignment is taken with the prompt itself, as Kim and No do: of what a memorized picture shows its title says nothing.
+ORIGINAL, ALIGNMENT, SHARES = "similarity to original", "alignment with prompt", [round(0.1 * i, 1) for i in range(11)]
+SCORES = [ORIGINAL, "similarity to training", "alignment", ALIGNMENT, "quality", "diversity"]
+OWN = [get("pad-swap"), get("pad-swap-eot-mask"), get("pad-mask")]
+ALL, SOT = get("pad-mask", fraction=1.0), get("sot-pad")
+EDITS = [*OWN, ALL, SOT]
+
+
+def at(share, which="last"):
+    """The edit that zeroes a share of the padding; without any of it, and with all, the order of positions makes no difference."""
+    return "none" if share == 0 else get("pad-mask", fraction=share, which="last" if share == 1 else which)
+
+
+def measured(group):
+    """Scores under every edit, and on fewer prompts with one seed under every share of the padding."""
+    orders = MASK_ORDERS if group.label == MEMORIZED else ("last",)
+    sweep = [edit for which in orders for share in SHARES[1:] if (edit := at(share, which)) not in EDITS]
+    return join([scored(group, ["none", "a", *EDITS], SCORES), scored(group.part(n_sweep, 1), sweep, [ORIGINAL, ALIGNMENT, "quality"])])
+
+
+sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
+found = gather(page.name, run, sets, measured, profile, n_prompts, anew=scoring(["none", *OWN], SCORES))
+plain = SEEN_ONCE if SEEN_ONCE in found.rows else DESCRIPTIONS  # Stable Diffusion's titles seen once are not known
+
+
+def fidelity(share, prompts=None, seeds=None):
+    """Mean of alignment and quality of plain prompts and seeds, each as a share of its unedited mean; None where one was not measured."""
+    scores = [(found.values(score, at(share), plain), found.values(score, "none", plain)) for score in (ALIGNMENT, "quality")]
+    if any(now is None or before is None or before.mean() <= 0 for now, before in scores):
+        return None
+    return np.mean([now[:prompts, :seeds] / before[:prompts, :seeds].mean() for now, before in scores], axis=0)
+
+
+none, most, whole = (fidelity(share) for share in (0.0, 0.7, 1.0))
+page.conclude(
+    {
+        "C5a": [measure(score, m, *more) for measure, score, *more in (
+            (found.mean, ORIGINAL), (found.share, ALIGNMENT), (found.change, "quality", "a")) for m in OWN],
+        "C5b": [*(found.share(ALIGNMENT, m, of=plain) for m in OWN), *(loss_share(found, "quality", m, "a", plain) for m in OWN)],
+        "C5c": [found.change("diversity", m) for m in OWN],
+        "C5e": [found.mean(ORIGINAL, OWN[2]), None if most is None else student_mean(most - whole),
+                None if most is None else student_mean((most - whole) / 3 - (none - most) / 7)],
+    },  # fmt: skip
+    run,
+)
+left = " and ".join(f"{told(found.mean(ORIGINAL, m))} under {m.name}" for m in OWN[::2])
+page.answer(
+    f"Of a memorized picture there is left, as similarity to the original, {left}; without mitigation pictures of two seeds differ by",
+    f"{told(found.mean('diversity'))}, under {OWN[2].name} by {told(found.mean('diversity', OWN[2]))}.",
+    "Of prompts that are not memorized this share of alignment is kept:",
+    "; ".join(f"{label} {told(found.share(ALIGNMENT, OWN[0], of=label))} under {OWN[0].name}, {told(found.share(ALIGNMENT, OWN[2], of=label))} under {OWN[2].name}"
+              for label in dict.fromkeys((plain, DESCRIPTIONS)))
+    + ". That is what a remedy costs where nothing had to be remedied.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-key", "caption": "Similarity to the original picture under each edit, one dot for each prompt (mean over seeds), boxes for quartiles. A remedy should bring memorized prompts down; that it brings prompts down which were seen once is its cost. Alignment and quality stand below."}, "image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt: memorized prompts, titles seen once, and descriptions", "width": "100%"}}
+show.by_prompt(found, EDITS);
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# If padding carries memorized pictures, it is cheap to be rid of them: pad with `!` instead of `<eot>` (`pad-swap`), set the one `<eot>` state left to zero
+# as well (`pad-swap-eot-mask`), or set 70 % of the padding to zero (`pad-mask`). Kim and No say that each suppresses memorized pictures and keeps alignment
+# and quality (C5a), does no harm elsewhere (C5b), makes pictures differ by seed again (C5c), and that 70 % of the padding is enough while all of it spoils
+# pictures (C5e). That no other method costs less (C5d) is judged [beside all the others](16_all_mitigations).
+#
+# In anyone's own pipeline each is one call: `memlib.mitigate(pipe, "pad-swap")`.
+#
+# ## Reported beside measured
 
-# %% tags=["hide-input"]
-page.show_claims(run.thresholds)
-
-# %% [markdown]
-# The mitigations of this page, with what each does to a prompt so long that no padding is left. Those of `clip` leave the
-# unconditional embedding as it is. All that are registered stand [side by side](16_all_mitigations) elsewhere.
-
-# %%
-for m in chosen:
-    if remark := m.remark(run.substrate.tokenizer):
-        print(remark)
-pd.DataFrame(describe()).set_index("mitigation").loc[["none", *(m.name for m in chosen)]]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-beside", "caption": "What Kim and No report (diamonds: SSCD on Stable Diffusion 1.4, 458 memorized prompts) beside what was measured here (dots with 95 % intervals). Models and descriptors differ: compare order and direction, not values."}, "image": {"alt": "Reported and measured similarity to the original picture under three mitigations, on one axis with intervals", "width": "100%"}}
+reported = reported_at("clip", ("Table 4", "Table 5", "Section 4.2"), ["none", *(key for m in OWN for key in m.reported)])
+show.reported_beside(found, reported, "sscd_to_original", {m.reported[0]: m for m in OWN});
 
 # %% [markdown]
 # ## The pictures
 #
-# Each column is one prompt with its first seed, under each mitigation and with all padding set to zero; the last row is the
-# training picture where it is at hand.
+# Each column is one prompt with its first seed, made now. A low similarity says that the old picture is gone, not what came instead: look for columns that
+# turn into one and the same blob. Pictures that differ from seed to seed may be spoiled, too: the table of diversity below has the prompt's states alone (a)
+# beside the remedies, which Kim and No themselves call severe degradation.
 
-# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures under each mitigation, with all padding masked, and training pictures, one column per prompt", "width": "100%"}}
-all_masked = get("pad-mask", fraction=1.0)
-shown = ["none", *chosen, all_masked]
-show.pictures(known, shown, "Memorized prompts");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures under each mitigation, one column per prompt", "width": "100%"}}
-show.pictures(other, shown, "Prompts that are not memorized");
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-pictures", "caption": "The original picture, the three mitigations, and the training picture; first memorized prompts, then titles that were seen once."}, "image": {"alt": "Original pictures, pictures under three mitigations, and training pictures, one column per prompt: memorized prompts, then titles seen once", "width": "100%"}}
+show.sheet(found, ["none", *OWN]);
 
 # %% [markdown]
-# ## The figures
+# ## Is it about memorization?
 #
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. *Alignment* is with a description of the picture where
-# the prompt set has one (MiniSD's memorized captions are titles that do not say what their picture shows, and their descriptions
-# describe the training picture), *alignment with prompt* with the prompt itself, as in `clip`. *Diversity* is taken across seeds.
+# Where an interval holds zero, the edit changes both kinds of prompt alike. Titles seen once are the matched contrast: the same kind of caption.
 
-# %%
-columns = ("similarity to original", "similarity to training", "alignment", "alignment with prompt", "quality", "diversity")
-summary([known, other], shown, columns)
+# %% tags=["hide-input"]
+show.contrasts(found, EDITS)
 
-# %% [markdown]
-# `clip`'s own figures, *reported*: another model and other metrics, so compare directions and order, not values.
-
-# %%
-keys = ["none", *(key for m in chosen for key in m.reported)]
-listed(reported_at("clip", ("Table 4", "Table 5", "Section 4.2"), keys))
-
-# %% mystnb={"image": {"alt": "Similarity to the original picture by mitigation, one dot per prompt, memorized beside not memorized, with the copy threshold", "width": "100%"}}
-show.dots([known, other], shown[1:], labels={m.title: m.label for m in chosen} | {all_masked.title: "all pad ← 0"});
+# %% tags=["hide-input"]
+damage = {"edit": [show.name_of(m) for m in ["a", *EDITS]], "diversity, memorized": [told(found.change("diversity", m)) for m in ["a", *EDITS]]}
+for label in found.rows:
+    damage |= {f"alignment kept, {label}": [told(found.share(ALIGNMENT, m, of=label)) for m in ["a", *EDITS]],
+               f"quality lost as a share of that under (a), {label}": [told(loss_share(found, "quality", m, "a", label)) for m in ["a", *EDITS]]}  # fmt: skip
+Captioned(pd.DataFrame(damage).set_index("edit"), "What an edit costs: change of diversity across seeds, share of alignment kept, share of quality lost")
 
 # %% [markdown]
-# ## Does it hurt?
+# Alignment is taken with the prompt, as Kim and No do. Titles say little of what their pictures show, so that their alignment is low and its shares are wide;
+# descriptions say it, and their column is the one to read for what a remedy costs.
 #
-# Changes of alignment and quality on prompts that are **not** memorized, paired by prompt and seed, as a share of the unedited
-# mean. *Equivalent* means that the whole interval lies within the margin, *lower* or *higher* that it lies wholly
-# beyond it, *open* that more prompts would be needed to tell.
-
-# %%
-base = {score: other.mean(score) for score in ("alignment with prompt", "quality")}
-
-
-def relative(group, score, edit):
-    """Change of a score as a share of its mean on unedited pictures of prompts that are not memorized; None if not measured."""
-    first, second = group.score(score, edit), group.score(score)
-    if first is None or base[score] is None or base[score].value <= 0:
-        return None
-    return relative_change(first, second, base[score].value)
-
-
-harm = {(score, m.title): relative(other, score, m) for score in base for m in shown[1:]}
-pd.DataFrame(
-    {
-        score: {m.title: "not measured" if (e := harm[score, m.title]) is None else equivalence(e, MARGIN).text() for m in shown[1:]}
-        for score in base
-    }
-)
-
-# %% [markdown]
 # ## How much of the padding, and which
 #
-# The share of padding set to zero from 0 to 100 % in steps of 10, for the four ways to choose the positions that the text leaves open.
-# Left: similarity to the original on memorized prompts. Right: fidelity, the mean of alignment and quality, each as a share of its
-# mean without mitigation, on prompts that are not memorized, last positions first. The dashed line is the copy threshold.
+# Left: similarity to the original on memorized prompts, the last positions zeroed first; the other ways to choose them, which the text leaves open, stand in
+# the table. Right: fidelity of prompts that are not memorized, the mean of alignment and quality, each as a share of its mean without mitigation.
 
-# %%
-shares = [round(0.1 * i, 1) for i in range(11)]
-few_known, few_other = known.part(n_sweep, 1), other.part(n_sweep, 1)
-
-
-def fidelity(group, edit):
-    """Mean of alignment and quality per prompt and seed, each as a share of its unedited mean on `other`; None if not measured."""
-    parts = [group.score(score, edit) for score in base]
-    if any(p is None for p in parts) or any(b is None or b.value <= 0 for b in base.values()):
-        return None
-    return np.mean([p / b.value for p, b in zip(parts, base.values())], axis=0)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-share", "caption": "What is left and what is kept when more and more of the padding is set to zero; bands are 95 % intervals. The left panel should fall early, the right one late."}, "image": {"alt": "Similarity to the original against the share of padding set to zero, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
+def curve(values, ends=None):
+    """Estimates by per cent of the padding, of the first prompts with their first seed."""
+    return {round(100 * share): student_mean(here[:n_sweep, :1], ends) for share in SHARES if (here := values(share)) is not None}
 
 
-def at(share, which="last"):
-    return get("pad-mask", fraction=share, which=which)
+orders = {which: curve(lambda share, which=which: found.values(ORIGINAL, at(share, which)), (0.0, 1.0)) for which in MASK_ORDERS}
+panels = {f"similarity to original, memorized ({n_sweep} prompts)": {"similarity": orders["last"]},
+          f"fidelity, {plain} ({n_sweep} prompts)": {"fidelity": curve(lambda share: fidelity(share, n_sweep, 1))}}  # fmt: skip
+panels = {title: drawn for title, drawn in panels.items() if all(drawn.values())}
+plots.bands(panels, "padding set to zero (%)", "similarity, fidelity", (-0.1, 1.6), width=4.8) if panels else print("Similarity and fidelity: not measured.");
 
+# %% tags=["hide-input"]
+by_order = pd.DataFrame({which: {f"{share} %": told(estimate) for share, estimate in points.items()} for which, points in orders.items()})
+Captioned(by_order.rename_axis("padding zeroed"), "Similarity to the original by share and by which positions are zeroed first", folded=True)
 
-def interval(values):
-    return None if values is None else mean_interval(values)
-
-
-few_known.make(at(s, which) for which in MASK_ORDERS for s in shares)
-few_other.make(at(s) for s in shares)
-curves = {which: {s: few_known.mean("similarity to original", at(s, which)) for s in shares} for which in MASK_ORDERS}
-kept = {s: interval(fidelity(few_other, at(s))) for s in shares}
-pd.DataFrame(
-    {f"similarity, {which}": {f"{s:.0%}": told(e) for s, e in points.items()} for which, points in curves.items()}
-    | {"fidelity, last (not memorized)": {f"{s:.0%}": told(e) for s, e in kept.items()}}
-)
-
-# %% mystnb={"image": {"alt": "Similarity to the original against the share of padding set to zero for four choices of positions, and fidelity on prompts that are not memorized against the same share", "width": "100%"}}
-drawn = {f"similarity to original, memorized ({len(few_known)})": curves, f"fidelity, not memorized ({len(few_other)})": {"last": kept}}
-drawn = {title: {label: {100 * s: e for s, e in points.items()} for label, points in found.items()} for title, found in drawn.items() if found["last"][0.0]}
-if drawn:
-    figure = plots.bands(drawn, "padding set to zero (%)", "similarity, fidelity", width=4.8)
-    if curves["last"][0.0]:
-        figure.axes[0].axhline(run.thresholds["copy_threshold"], color="black", linestyle="--", linewidth=1)
-
-# %% mystnb={"image": {"alt": "One memorized and one other prompt: pictures with 0 to 100 per cent of the padding set to zero, for four choices of positions", "width": "100%"}}
-strips = {f"memorized, {w}": np.stack([few_known.pictures(at(s, w))[0, 0] for s in shares]) for w in MASK_ORDERS}
-strips["not memorized, last"] = np.stack([few_other.pictures(at(s))[0, 0] for s in shares])
-plots.montage(strips, [f"{s:.0%}" for s in shares], "Share of padding set to zero");
-
-# %% [markdown]
-# ## Verdicts
-
-# %%
-original = "similarity to original"
-parts = (("alignment", "alignment with prompt"), ("quality", "quality"))
-own = {
-    name: {f"{part}_{short}": relative(group, score, m) for short, m in edits.items() for part, score in parts}
-    for name, group in (("C5a", known), ("C5b", other))
-}
-full = {share: fidelity(other, at(share)) for share in (0.0, 0.7, 1.0)}
-quantities = {
-    **{f"similarity_{short}": known.mean(original, m) for short, m in edits.items()},
-    **{f"diversity_gain_{short}": known.change("diversity", m) for short, m in edits.items()},
-    "similarity_70": known.mean(original, at(0.7)),
-    "fall_70_to_100": None if full[0.7] is None else paired_difference(full[0.7], full[1.0]),
-    "knee": None if full[0.7] is None else mean_interval((full[0.7] - full[1.0]) / 3 - (full[0.0] - full[0.7]) / 7),
-}
-page.judge(quantities, run, own);
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-strip", "caption": "One memorized prompt with more and more of its padding set to zero, the last positions first."}, "image": {"alt": "One memorized prompt: pictures with 0, 30, 50, 70, 90 and 100 per cent of the padding set to zero", "width": "100%"}}
+strip = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+one = found.groups[MEMORIZED]
+plots.montage({"memorized": np.concatenate([one.some_pictures(at(share), [0], 1)[:, 0] for share in strip])}, [f"{share:.0%}" for share in strip]);
 
 # %% [markdown]
 # ## `!` or `<sot>`?
 #
-# `clip-news` has the start token where `clip` has `!`. Memorized prompts, `<eot>` set to zero in both; difference paired by prompt and seed.
+# A news summary has the start token where Kim and No have `!`. Memorized prompts, `<eot>` set to zero in both, paired by prompt and seed.
 
-# %%
-sot = get("sot-pad")
-pd.DataFrame(
-    {
-        f"{sot.name} minus {edits['swap_mask'].name}": {
-            score: told(known.change(score, sot, edits["swap_mask"]))
-            for score in ("similarity to original", "similarity to training", "alignment", "quality", "diversity")
-        }
-    }
-)
+# %% tags=["hide-input"]
+difference = {score: told(found.change(score, SOT, OWN[1])) for score in SCORES}
+Captioned(pd.DataFrame({"score": list(difference), "difference": list(difference.values())}).set_index("score"), f"{SOT.name} minus {OWN[1].name}")
 
-# %%
+# %% [markdown]
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
+
+# %% tags=["hide-input"]
+print(f"Quality under the prompt's states alone, which is to be the measure of harm, changes by {told(found.change('quality', 'a', of=plain))} on {plain}; "
+      "where nothing is lost under it, parts that compare with it have no measure.")
+page.criteria()
+
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# What a miniature cannot say: MiniSD was trained with one padding only and on simpler captions than those of the web, so that what `!` does to prompts that
+# are not memorized need not be what it does to Stable Diffusion. See [](../book/substrates.md).
+#
+# ## All numbers
+
+# %% tags=["hide-input"]
+show.all_numbers(found, ["none", "a", *EDITS], SCORES)
+
+# %% tags=["hide-input"]
+Captioned(reported.set_index(["place", "method", "metric"])[["value", "sd"]].astype(object).fillna("–"), "What Kim and No report", folded=True)
+
+# %% tags=["hide-input"]
+for remark in filter(None, (m.remark(run.substrate.tokenizer) for m in (*OWN, SOT))):
+    print(remark)
+Captioned(pd.DataFrame(describe()).set_index("mitigation").loc[["none", *(m.name for m in (*OWN, SOT))]], "The mitigations of this page", folded=True)
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue(show.numbers(known, other, edits))
-page.glue({f"train_{short}": known.mean("similarity to training", m) for short, m in edits.items()})
-page.glue({f"harm_{short}": own["C5b"][f"alignment_{short}"] for short in edits}, digits=3)
-page.glue({"diversity_none": known.mean("diversity"), "diversity_swap": known.mean("diversity", edits["swap"])})
+page.glue({f"sim_{m.name}_{short}": found.mean(ORIGINAL, m, label) for m in OWN for short, label in (("mem", MEMORIZED), ("other", plain))})
 
-# %% [markdown]
-# On this substrate C5a {glue:text}`verdict_C5a`, C5b {glue:text}`verdict_C5b`, C5c {glue:text}`verdict_C5c`
-# and C5e {glue:text}`verdict_C5e`. Similarity to the original on memorized prompts (and on others): `!`
-# padding {glue:text}`sim_swap_mem` ({glue:text}`sim_swap_other`); the same with `<eot>` zeroed {glue:text}`sim_swap_mask_mem`
-# ({glue:text}`sim_swap_mask_other`); 70 % of the padding zeroed {glue:text}`sim_mask_mem` ({glue:text}`sim_mask_other`). Similarity to
-# training: {glue:text}`train_swap`, {glue:text}`train_swap_mask`, {glue:text}`train_mask`. Alignment of prompts that are not memorized
-# changes by these shares: {glue:text}`harm_swap`, {glue:text}`harm_swap_mask`, {glue:text}`harm_mask`. Diversity of memorized prompts
-# across seeds is {glue:text}`diversity_none` without mitigation and {glue:text}`diversity_swap` with `!` padding.
-#
-# A low similarity alone says little: a mitigation that spoils every picture has it too. MiniSD was trained with one padding only, and
-# its captions are simpler than those of the web, so that what `!` padding does to prompts that are not memorized need not be
-# what it does to Stable Diffusion.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

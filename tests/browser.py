@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from memlib.base.paths import ROOT
+from memlib.companion.book import pdf
 
 # The page as drawn: title and heading, pictures that did not load, the scheme in force, text on its ground.
 _LOOK = """() => {
@@ -60,11 +59,20 @@ class Look:
 
 
 def chromium() -> str:
-    """Path of Chromium: that in the environment variable CHROMIUM, or the first found; the test is skipped where there is none."""
-    for name in (os.environ.get("CHROMIUM"), *NAMES):
-        if name and (path := shutil.which(name)):
-            return path
+    """Path of Chromium; the test is skipped where there is none."""
+    if path := pdf.chromium():
+        return path
     pytest.skip("Chromium is missing")
+
+
+AXE = ROOT / "_build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def axe() -> str:
+    """The accessibility engine axe-core, which `make axe` installs; the test is skipped where it is missing."""
+    if not AXE.is_file():
+        pytest.skip("axe-core is missing: run make axe")
+    return AXE.read_text(encoding="utf-8")
 
 
 @contextmanager

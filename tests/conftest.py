@@ -12,6 +12,9 @@ import pytest
 from memlib.companion.book.jobs import threads_for
 from memlib.experiment import picture_policy as care
 
+# Fixtures that make a checkpoint to sample with, or a site: what asks for them takes a second or more.
+HEAVY = {"sd1_tiny", "sd2_tiny", "committed", "example"}
+
 
 class IgnoreStderr:
     """Progress bars and library warnings go to stderr and differ from run to run."""
@@ -28,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(beside)))
     # As a hook of this file it would not reach the notebooks, which lie in another folder.
     config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        asked = {*getattr(item, "fixturenames", ()), *map(str, getattr(getattr(item, "callspec", None), "params", {}).values())}
+        if asked & HEAVY:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from memlib.base.errors import InputError
+from memlib.experiment.settings import Settings
+from memlib.metrics import MetricSet
 from memlib.models.substrate import Substrate, load
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts.embedding import encode_prompts, tokenize
@@ -52,6 +54,7 @@ def by_hand(layer: DiffusersAttention, hidden: torch.Tensor, text: torch.Tensor)
     return torch.stack(heads, 1).softmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny2"])
 def test_recorded_attention_is_softmax_of_queries_and_keys(name, request):
     substrate = request.getfixturevalue(name)
@@ -299,6 +302,7 @@ def test_low_rank_layers_are_seen(tiny):
     assert np.abs(recording.attention.cond - without.attention.cond).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_minisd_whose_finest_level_has_no_cross_attention():
     substrate = load("minisd-v1", device="cpu", dtype="float32")
     names = list(cross_attention_layers(substrate))
@@ -366,22 +370,19 @@ def test_clock_takes_a_rising_time_for_a_new_run():
 
 
 def test_attention_of_an_experiment_comes_from_the_store_the_second_time(tiny, tmp_path):
-    class Run:
-        substrate, seeds, steps, guidance, scheduler = tiny, (0, 3), 2, 7.5, "ddim"
-        batch_size, progress, cost, store = 3, False, None, PictureStore(tmp_path)
-
+    run = Settings(tiny, PictureStore(tmp_path), MetricSet({}), (0, 3), steps=2, batch_size=3)
     embedding = encode_prompts(tiny, PROMPTS)
     layers = cross_attention_layers(tiny)
-    values = attention_of(Run, embedding)
-    assert values.shape == (2, len(layers), 2, 2, 77) and Run.store.made == 1
+    values = attention_of(run, embedding)
+    assert values.shape == (2, len(layers), 2, 2, 77) and run.store.made == 1
     with record(tiny) as recording:
         sampled(tiny, PROMPTS[1:], seed=3)
     np.testing.assert_allclose(values[:, :, 1, 1], recording.attention.cond[:, :, 0], atol=1e-4, rtol=2e-3)
-    np.testing.assert_array_equal(attention_of(Run, embedding), values)
-    assert Run.store.made == 1
-    np.testing.assert_array_equal(attention_of(Run, embedding, "last"), values[-1:])
+    np.testing.assert_array_equal(attention_of(run, embedding), values)
+    assert run.store.made == 1
+    np.testing.assert_array_equal(attention_of(run, embedding, "last"), values[-1:])
     finest = finest_down_layers(list(layers))
-    maps = last_maps(Run, embedding, finest)
+    maps = last_maps(run, embedding, finest)
     assert maps.shape == (2, 8, 8, 77)
     mean = values[-1, [list(layers).index(name) for name in finest], :, 0].mean(0)
     np.testing.assert_allclose(maps.mean((1, 2)), mean, atol=1e-4, rtol=2e-3)

@@ -13,12 +13,13 @@ from scipy.stats import spearmanr
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Settings
+from memlib.metrics import MetricSet
 from memlib.models.data import SubstrateData
 from memlib.probes import basin as basin_module
 from memlib.probes.basin import Basin, displaced, noise_level
 from memlib.probes.basin_width import half_distance, rank_correlation, widths
 from memlib.prompts.embedding import Embedding, Tokens
-from memlib.sampling.batches import Cost
 from memlib.sampling.stored import PictureStore
 
 SHAPE = (4, 12, 12)
@@ -67,8 +68,7 @@ class ToyGroup:
     def __init__(self, folder, reach, prompts=6, seeds=5, steps=10):
         tokens = Tokens(torch.arange(prompts)[:, None].expand(-1, 77), tuple("p" * prompts), torch.ones(prompts).long(), torch.zeros(prompts), 0)
         self.embedding = Embedding(torch.zeros(prompts, 77, 4) + torch.arange(prompts)[:, None, None], tokens)
-        self.experiment = SimpleNamespace(substrate=Toy(reach), store=PictureStore(folder), seeds=tuple(range(seeds)), steps=steps, guidance=1.0,
-                                          scheduler="ddim", batch_size=None, progress=False, cost=Cost())  # fmt: skip
+        self.experiment = Settings(Toy(reach), PictureStore(folder), MetricSet({}), tuple(range(seeds)), steps, guidance=1.0)
 
     def __len__(self):
         return len(self.embedding)
@@ -94,6 +94,7 @@ def toy(tmp_path, monkeypatch):
 # a basin known in closed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [1.2, 1.5, 2.0])
 def test_the_half_distance_of_a_known_basin_is_found(toy, reach):
     cut = Basin(toy(reach), (0, 4, 8))

@@ -15,11 +15,14 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from memlib.base.errors import InputError
 from memlib.companion.book import dependencies, facts, jobs, ledger, outputs, progress
 from memlib.companion.book import execute as running
+from memlib.companion.book.api import escaped
 from memlib.companion.book.layout import ROOT, Layout
 from memlib.companion.commands import main
 from memlib.experiment import parameters
@@ -94,6 +97,7 @@ def test_an_injected_parameter_must_be_declared_before():
 # execution
 
 
+@pytest.mark.slow
 def test_an_unchanged_notebook_is_not_run_again(layout):
     write_notebook(layout.sources / "00_a.ipynb", "print(substrate, seeds)")
     said: list[str] = []
@@ -111,7 +115,7 @@ def test_a_notebook_depends_on_the_code_and_data_that_it_reaches(layout):
     package = layout.root / "memlib"
     (package / "figures").mkdir(parents=True)
     for name, text in {
-        "__init__": "", "figures/__init__": "from memlib.figures.style import INK\n", "figures/style": '"""Look."""\nINK = "black"\n',
+        "__init__": "", "figures/__init__": "from memlib.figures.style import INK\n", "figures/style": '"""Look."""\nINK, PAGE = "black", "page.html"\n',
         "low": 'FILE = "prompts"\n', "high": "def judge():\n    from memlib import low\n    return low\n",
     }.items():  # fmt: skip
         (package / f"{name}.py").write_text(text)
@@ -130,6 +134,7 @@ def test_a_notebook_depends_on_the_code_and_data_that_it_reaches(layout):
         return [dependencies.fingerprint(page, {}, layout) != old for page, old in zip(pages, before, strict=True)]
 
     assert changed(lambda: None) == [False, False]
+    assert changed(lambda: (package / "figures" / "page.html").write_text("<p>")) == [False, True]
     assert changed(lambda: (package / "figures" / "style.py").write_text('INK = "blue"\n')) == [False, True]
     assert changed(lambda: (package / "figures" / "style.py").write_text('"""Another look."""\n\n# why\nINK = (\n    "blue"\n)\n')) == [False, False]
     assert changed(lambda: (package / "low.py").write_text('FILE = "prompts"\nMORE = 1\n')) == [True, False]
@@ -142,6 +147,7 @@ def test_a_notebook_depends_on_the_code_and_data_that_it_reaches(layout):
     assert dependencies.fingerprint(pages[0], {"seeds": 6}, layout) != dependencies.fingerprint(pages[0], {"seeds": 5}, layout)
 
 
+@pytest.mark.slow
 def test_a_failing_cell_ends_in_one_sentence(layout):
     write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")')
     with pytest.raises(InputError, match=r"00_a stopped in cell \d+ with ValueError: no such thing"):
@@ -149,6 +155,7 @@ def test_a_failing_cell_ends_in_one_sentence(layout):
     assert (layout.build / "failed-00_a.ipynb").exists() and not list(layout.executed.glob("*.ipynb"))
 
 
+@pytest.mark.slow
 def test_notebooks_run_beside_each_other(layout):
     """Each waits for the file that the other writes, so that one after the other would never end; each has half of the cores."""
     meet = """
@@ -172,6 +179,7 @@ print(os.environ["OMP_NUM_THREADS"])
         assert [o.text for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs] == [f"{expected}\n"]
 
 
+@pytest.mark.slow
 def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout):
     """The two that took longest when they were committed begin first."""
     write_notebook(layout.sources / "00_a.ipynb", 'raise ValueError("no such thing")')
@@ -183,6 +191,7 @@ def test_after_a_failure_those_under_way_are_finished_and_no_other_begins(layout
     assert [path.stem for path in layout.executed.glob("*.ipynb")] == ["02_c"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
 def test_whoever_stops_the_command_stops_its_notebooks(layout, signal_name):
     write_notebook(layout.sources / "00_a.ipynb", 'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(300)')
@@ -206,6 +215,7 @@ def soon(condition, seconds=60):
     return False
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_named_with_the_likely_cause(layout):
     write_notebook(layout.sources / "00_a.ipynb", "1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(InputError, match=r"kernel of notebook 00_a was killed, most likely for want of memory.*failed-00_a"):
@@ -214,6 +224,7 @@ def test_a_kernel_that_dies_is_named_with_the_likely_cause(layout):
     assert any(cell.get("execution_count") for cell in kept.cells)
 
 
+@pytest.mark.slow
 def test_figures_appear_whatever_the_shell_says_of_the_backend(layout, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     write_notebook(layout.sources / "00_a.ipynb", "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
@@ -235,6 +246,24 @@ def test_time_left_follows_from_last_time_and_the_speed_of_this_run(layout, monk
     clock[0] = 200.0
     run.ended("a")  # twice as slow as last time
     assert run.left() == 2 * (200 + 200) and said[-1] == "[1/4] a: ran on minisd-v1 in 3 min; 13 min left"
+
+
+def test_progress_is_told_while_notebooks_run(layout, monkeypatch, capsys):
+    """Into a pipe or a log as well: each line at once, also those of the minutes in which nothing begins or ends."""
+    for name in ("00_a", "01_b"):
+        write_notebook(layout.sources / f"{name}.ipynb")
+    told = []
+
+    def run(source, target, parameters, layout):
+        time.sleep(0.3)
+        told.append(capsys.readouterr().out)
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+    monkeypatch.setattr(running, "_run", run)
+    monkeypatch.setattr(running, "Progress", lambda *given: progress.Progress(*given, every=0.1))
+    running.execute(layout, jobs=1)
+    assert "[1/2] 00_a: begins" in told[0] and "00_a; 0 of 2 done" in told[0]
+    assert "[1/2] 00_a: ran on minisd-v1 in" in told[1] and "01_b; 1 of 2 done" in told[1]
 
 
 def test_how_many_run_at_once(monkeypatch):
@@ -293,6 +322,7 @@ def test_committed_copies_hold_results_and_nothing_of_the_run():
     nbformat.validate(notebook)
 
 
+@pytest.mark.slow
 def test_two_runs_with_the_same_results_give_the_same_bytes(layout):
     """Times, commits and the stamps of programs in pictures are apart: in one file, and on the page when it is built."""
     source = """
@@ -403,8 +433,21 @@ def test_what_is_declared_is_pinned():
 def test_the_lock_agrees_with_the_requirements():
     def pins(name):
         lines = (ROOT / name).read_text().splitlines()
-        return dict(line.lower().replace("-", "_").split("==") for line in lines if "==" in line and line[0] != "#")
+        return dict(line.partition(" ")[0].lower().replace("-", "_").split("==") for line in lines if "==" in line and line[0].isalpha())
 
     locked = pins("requirements.lock.txt")
     assert {name: locked.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
-    assert "file:" not in (ROOT / "requirements.lock.txt").read_text()
+    lock = (ROOT / "requirements.lock.txt").read_text()
+    assert "file:" not in lock
+    # Every pin is followed by the hashes that its file must have one of.
+    entries = re.split(r"^(?=[a-z])", lock.partition("\naccelerate")[2], flags=re.MULTILINE)
+    assert len(entries) == len(locked) and all(re.fullmatch(r"[^\n]*( \\\n    --hash=sha256:[0-9a-f]{64})+\n", entry) for entry in entries)
+
+
+def test_lists_in_docstrings_are_lists_on_the_pages_of_the_package():
+    lines = ["Two ways:", "", "- `one`, which", "  goes on here;", "- another.", "Text again.", "", "- 3 is no item without an end", "", "    code"]
+    tree = publish_doctree("\n".join(escaped(lines)))
+    assert [[item.astext().split() for item in part.findall(nodes.list_item)] for part in tree.findall(nodes.bullet_list)] == [
+        [["one,", "which", "goes", "on", "here;"], ["another."]], [["3", "is", "no", "item", "without", "an", "end"]],
+    ]  # fmt: skip
+    assert [part.astext() for part in tree.findall(nodes.line_block)] == ["code"]

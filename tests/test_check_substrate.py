@@ -40,7 +40,7 @@ def test_sound_checkpoints_of_both_versions_pass(request, fixture):
     substrate = load(str(request.getfixturevalue(fixture)), "cpu", "float32")
     found = by_name(check(substrate, say=lambda line: None))
     assert found.pop("copy metric") is None and found.pop("picture") is not None  # random weights need not give a picture with contrast
-    assert len(found) == 5 and all(found.values()), found
+    assert len(found) == 6 and all(found.values()), found
 
 
 def test_the_right_names_bring_stricter_facts(tiny):
@@ -73,11 +73,11 @@ def test_copies_are_changed_but_the_same_size():
     assert copy.shape == picture.shape and not np.array_equal(copy, picture)
 
 
-def test_the_command_ends_with_a_status(tiny, monkeypatch, capsys):
+def test_the_command_ends_with_a_status(tiny, sd1_tiny, monkeypatch, capsys):
     monkeypatch.setattr("memlib.models.substrate.load", lambda *_: tiny)
     for holds, status in ((True, 0), (None, 0), (False, 1)):
         monkeypatch.setattr(check_substrate, "CHECKS", (lambda substrate, holds=holds: Check("fact", holds, "so"),))
-        assert main(["check", "somewhere"]) == status
+        assert main(["check", str(sd1_tiny)]) == status
         assert ("do not start" in capsys.readouterr().out) == bool(status)
 
 

@@ -19,11 +19,12 @@ from memlib.probes.detectors.agreement import agreement_distance, largest_group,
 from memlib.probes.detectors.attention import chosen_layer, combined_entropy
 from memlib.probes.detectors.evaluation import evaluate, evaluate_all, measure_all, table
 from memlib.probes.detectors.onestep import edges_of, one_step, shared_edges
-from memlib.probes.detectors.runs import eot_masks, magnitudes, masked_magnitude, per_sample, whole_run
+from memlib.probes.detectors.runs import magnitudes, masked_magnitude, per_sample, whole_run
 from memlib.probes.detectors.sharpness import differentiable, product_norm
 from memlib.probes.token_significance import token_significance
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
+from memlib.sampling.attention.positions import eot_masks
 from memlib.sampling.attention.record import cross_attention_layers
 from memlib.sampling.batches import Batch, initial_latents, uncond_states
 from memlib.sampling.guidance import constant

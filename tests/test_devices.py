@@ -19,7 +19,7 @@ def test_bfloat16_follows_the_processor_flags(monkeypatch):
     for flags, pays in (("flags : avx2 avx512f", False), ("flags : avx512f avx512_bf16", True), ("flags : amx_bf16", True)):
         monkeypatch.setattr("memlib.models.devices.Path.read_text", lambda self, flags=flags: flags)
         assert bfloat16_pays(torch.device("cpu")) is pays
-        assert substrates._dtype("auto", torch.device("cpu")) is (torch.bfloat16 if pays else torch.float32)
+        assert substrates.dtype_of("auto", torch.device("cpu")) is (torch.bfloat16 if pays else torch.float32)
 
 
 def test_a_machine_without_cpuinfo_computes_in_float32(monkeypatch):

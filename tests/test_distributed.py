@@ -85,41 +85,49 @@ def test_scores_that_cannot_be_measured_are_left_out(group, work_for, tmp_path):
 def test_without_dask_a_sentence_says_what_to_install(capsys, tmp_path):
     if installed:
         pytest.skip("dask.distributed is installed")
-    with pytest.raises(InputError, match="pip install"):
+    with pytest.raises(InputError, match="make env"):
         dask()
     assert main(["distributed", "sample", "--prompts", "figures", "--store", str(tmp_path)]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def client():
+    """A cluster of two workers for all tests: starting one takes longer than what they ask of it."""
+    with cluster("local", 2) as client:
+        yield client
+
+
+@pytest.mark.slow
 @needs_dask
-def test_two_processes_make_the_pictures_of_one(group, work_for, tmp_path):
+def test_two_processes_make_the_pictures_of_one(client, group, work_for, tmp_path):
     expected = group.pictures()
     work = work_for(tmp_path / "many")
-    with cluster("local", 2) as client:
-        assert sample_on(client, work, group, 2, progress=False) == (6, 0)
-        assert sample_on(client, work, group, 2, progress=False) == (0, 6)
+    assert sample_on(client, work, group, 2, progress=False) == (6, 0)
+    assert sample_on(client, work, group, 2, progress=False) == (0, 6)
     group.experiment.store = PictureStore(tmp_path / "many")
     group._pictures.clear()
     assert np.abs(group.pictures().astype(int) - expected).max() <= 1 and group.experiment.store.made == 0
 
 
+@pytest.mark.slow
 @needs_dask
-def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
+def test_a_killed_worker_costs_its_batch_alone(client, group, work_for, tmp_path):
     work = work_for(tmp_path / "many")
-    with cluster("local", 2) as client:
-        workers = client.run(os.getpid)
-        before: dict = {}
+    client.wait_for_workers(2)
+    workers = client.run(os.getpid)
+    before: dict = {}
 
-        def kill_one():
-            while not list((tmp_path / "many").glob("pictures/*/*.png")):
-                time.sleep(0.05)
-            os.kill(next(iter(workers.values())), signal.SIGKILL)
-            before.update({path: path.stat().st_mtime_ns for path in (tmp_path / "many").glob("pictures/*/*.png")})
+    def kill_one():
+        while not list((tmp_path / "many").glob("pictures/*/*.png")):
+            time.sleep(0.05)
+        os.kill(next(iter(workers.values())), signal.SIGKILL)
+        before.update({path: path.stat().st_mtime_ns for path in (tmp_path / "many").glob("pictures/*/*.png")})
 
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        made, there = sample_on(client, work, group, 1, progress=False)
-        killer.join()
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    made, there = sample_on(client, work, group, 1, progress=False)
+    killer.join()
     assert made + there >= 6
     store = PictureStore(tmp_path / "many")
     assert len(list(store.entries("pictures"))) == 6 and store.broken() == []
@@ -127,6 +135,7 @@ def test_a_killed_worker_costs_its_batch_alone(group, work_for, tmp_path):
     assert before and {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 @needs_dask
 def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
@@ -140,26 +149,28 @@ def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monke
 
 @needs_dask
 def test_a_scheduler_that_does_not_answer_ends_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("memlib.companion.distributed.ANSWER_SECONDS", 1)
     with pytest.raises(InputError, match="No dask scheduler"), cluster("tcp://127.0.0.1:9"):
         pass
 
 
+@pytest.mark.slow
 @needs_dask
-def test_nothing_listens_but_on_this_machine():
+def test_nothing_listens_but_on_this_machine(client):
     """Whoever reaches a worker's port can run code there: scheduler, workers, nannies and dashboards are bound to the loopback address."""
-    with cluster("local", 2) as client:
-        client.wait_for_workers(2)
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        heard = [socket.laddr for process in processes for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+    client.wait_for_workers(2)
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    heard = [socket.laddr for process in processes for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
     assert len(heard) >= 4 and {address.ip for address in heard} <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.slow
 @needs_dask
-def test_what_a_task_raises_arrives_as_it_was(group, work_for, tmp_path):
+def test_what_a_task_raises_arrives_as_it_was(client, group, work_for, tmp_path):
     def refuse(work, task):
         raise InputError("no such thing")
 
-    with cluster("local", 1) as client, pytest.raises(InputError, match="no such thing"):
+    with pytest.raises(InputError, match="no such thing"):
         run_parts(client, refuse, work_for(tmp_path / "many"), parts(group, "none", 2), progress=False)
 
 

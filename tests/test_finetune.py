@@ -130,6 +130,7 @@ def test_an_epoch_holds_each_example_as_often_as_its_copies(listed):
     assert examples.exposures(2 * slots) == pytest.approx([2, 4, 6, 8, 10])
 
 
+@pytest.mark.slow
 def test_difference_and_base_give_the_exported_model(tmp_path, monkeypatch):
     """Every weight within a quarter of its row's standard deviation of change (half a quantization step), and half-precision rounding."""
     pictures = np.random.default_rng(1).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)

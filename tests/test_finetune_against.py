@@ -62,6 +62,7 @@ def alike(first, second):
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_alike_and_becomes_a_substrate(files, sd1_tiny, tmp_path, capsys, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command(files, sd1_tiny, whole, "adversarial", "--keep-rounds") == 0
@@ -106,6 +107,7 @@ def test_a_killed_run_ends_alike_and_becomes_a_substrate(files, sd1_tiny, tmp_pa
     assert command(files, sd1_tiny, whole, "adversarial", "--search-steps", "2") == 1
 
 
+@pytest.mark.slow
 def test_the_baseline_is_trained_on_the_same_surrogates_without_a_search(files, sd2_tiny, tmp_path):
     plain, searched = tmp_path / "plain", tmp_path / "searched"
     assert command(files, sd2_tiny, plain, "surrogates") == 0
@@ -177,6 +179,7 @@ def test_the_recipes_differ_in_the_search_alone():
         Against(1, ())
 
 
+@pytest.mark.slow
 def test_minisds_runs_are_known_by_the_same_digest_as_before(tmp_path, monkeypatch):
     """A run that was begun before the settings were shared with other checkpoints goes on."""
     seen, base = [], load("minisd-v1", "cpu", "float32")

@@ -232,6 +232,7 @@ def _unet_part(folder):
     return SmallChunks(Corpus(**SMALL), settings, vae, text, 49_407, folder / "cache", torch.device("cpu"), False)
 
 
+@pytest.mark.slow
 def test_examples_made_ahead_by_other_processes_are_those_of_the_corpus(small):
     small.picture(small.pairs[0].scene)  # a painter is not sent along
     ahead = Examples(small, torch.device("cpu"), 32, workers=2)

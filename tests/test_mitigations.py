@@ -412,9 +412,14 @@ def test_half_precision_stays_half(sd1_tiny):
 
 def test_other_pipelines_are_refused_in_one_sentence(sd1):
     tokenizer = SimpleNamespace(model_max_length=77)
-    for other in (SimpleNamespace(), SimpleNamespace(encode_prompt=StableDiffusionPipeline.encode_prompt, tokenizer=tokenizer),
-                  SimpleNamespace(encode_prompt=sd1.pipe.encode_prompt, tokenizer=tokenizer, text_encoder=1, text_encoder_2=1)):  # fmt: skip
-        with pytest.raises(InputError, match="does not have the text path"):
+    encode, parts = StableDiffusionPipeline.encode_prompt, {"tokenizer": tokenizer, "unet": 1}
+    for other, reason in (
+        (SimpleNamespace(), "has no U-Net"),
+        (SimpleNamespace(encode_prompt=encode, **parts), "no text encoder with a tokenizer"),
+        (SimpleNamespace(encode_prompt=lambda prompt: None, text_encoder=1, **parts), "no encode_prompt that gives the states"),
+        (SimpleNamespace(encode_prompt=encode, text_encoder=1, text_encoder_2=1, **parts), r"another text encoder \(text_encoder_2\)"),
+    ):
+        with pytest.raises(InputError, match=f"SimpleNamespace .*{reason}.*: mitigations are put into pipelines with the text path of"):
             memlib.mitigate(other, "pad-swap")
 
 

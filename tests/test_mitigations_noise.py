@@ -521,6 +521,7 @@ def test_gradients_in_half_precision_move_the_noise(sd1_tiny):
     assert got.dtype == torch.float32 and torch.isfinite(got).all() and 0 < (got - batch.latents).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_minisd_knows_its_repeated_pictures():
     minisd = load("minisd-v1", device="cpu", dtype="float32")
     mitigation = get("amg")

@@ -33,6 +33,7 @@ def execute(name, folder, **parameters):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "claims"),
     [
@@ -56,6 +57,7 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     assert "not measured" in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -64,12 +66,14 @@ def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
     assert [v["claim"] for v in verdicts] == ["C6a", "C6b"] and all(v["n_prompts"] for v in verdicts)
 
 
+@pytest.mark.slow
 def test_training_time_is_not_testable_on_a_stable_diffusion_folder(sd1_tiny, offline):
     out = execute("17_training_time", offline, substrate=str(sd1_tiny))
     assert [(v["claim"], v["verdict"], v["substrate"]) for v in read_verdicts(out)] == [("A4", "not testable here", sd1_tiny.name)]
     assert "not measured" in "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
 
 
+@pytest.mark.slow
 def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -85,19 +89,22 @@ def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     assert "not measured" in page and "&lt;i&gt;Game" in shown and "<i>Game" not in shown
 
 
+@pytest.mark.slow
 def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
     sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
     out = execute("15_detectors", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_shown=1, steps=1)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
-    assert list(verdicts) == ["A1", "A2"]
+    assert list(verdicts) == ["A1", "A2"] and {v["verdict"] for v in verdicts.values()} == {"undecided"}  # two prompts decide nothing
     # The two sets are the same one, so nothing tells them apart.
-    assert verdicts["A1"]["verdict"] == "does not hold" and verdicts["A2"]["quantities"]["auc_run"]["value"] == 0.5
+    assert [round(q["value"], 6) for q in verdicts["A1"]["quantities"].values()] == [0, 0, 0]
+    assert [q["value"] for q in verdicts["A2"]["quantities"].values()] == [0.5, 0.5]
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "tile-agreement: not measured." in page and "There is no such set for this substrate" in page and "<i>Game" not in page
+    assert "tile-agreement: not measured." in page and "titles seen once (" not in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -114,6 +121,7 @@ def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
     assert "There is no model fine-tuned from" in page and "tuned" in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_all_mitigations_run_where_there_are_no_metrics_and_no_fine_tuned_models(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -122,11 +130,12 @@ def test_all_mitigations_run_where_there_are_no_metrics_and_no_fine_tuned_models
     out = execute("16_all_mitigations", offline, **shared, methods=methods, n_shown=1, steps=3)
     verdicts = {v["claim"]: v for v in read_verdicts(out)}
     assert list(verdicts) == ["A3", "B7", "C5d"] and {verdicts[name]["verdict"] for name in ("A3", "B7")} == {"not testable here"}
-    assert verdicts["C5d"]["quantities"]["evaluations_to_none"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
+    assert verdicts["C5d"]["quantities"]["no further evaluations"]["value"] == 1 and verdicts["C5d"]["verdict"] != "not testable here"
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "There is no model fine-tuned from" in page and "not measured: amg needs" in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypatch):
     monkeypatch.setenv("MEMLIB_MODELS", str(offline / "models"))
     monkeypatch.setenv("HF_HUB_CACHE", str(offline / "hub"))
@@ -140,6 +149,7 @@ def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypa
     assert "sd14: not measured here. The weights of sd14 are missing." in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_traces_are_judged_without_metrics_or_training_pictures(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
@@ -154,6 +164,7 @@ def test_traces_are_judged_without_metrics_or_training_pictures(sd1_tiny, offlin
     assert "titles seen once (2 × 2)" in page and "descriptions (2" not in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_traces_without_a_matched_contrast_say_so(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text("prompt\na cat\na dog\n", encoding="utf-8")
@@ -163,6 +174,7 @@ def test_traces_without_a_matched_contrast_say_so(sd1_tiny, offline):
     assert list(verdicts["B1"]["quantities"]) == ["steep"], "what needs the contrast was not measured"
 
 
+@pytest.mark.slow
 def test_token_lengths_are_judged_on_the_published_lists_and_on_nothing_less(offline):
     (verdict,) = read_verdicts(execute("04_token_lengths", offline))
     assert (verdict["claim"], verdict["substrate"]) == ("C3b", "published lists") and verdict["n_prompts"] > 3000
@@ -172,6 +184,7 @@ def test_token_lengths_are_judged_on_the_published_lists_and_on_nothing_less(off
     assert verdict["verdict"] == "not testable here" and "sd2-webster219, membench are not at hand" in verdict["reason"]
 
 
+@pytest.mark.slow
 def test_the_published_lists_are_measured_by_a_run_and_not_before(sd1_tiny, offline, monkeypatch):
     data = offline / "data"  # the project's, but for the scores, which a run adds to
     data.mkdir()
@@ -188,6 +201,7 @@ def test_the_published_lists_are_measured_by_a_run_and_not_before(sd1_tiny, offl
         assert words in "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
 
 
+@pytest.mark.slow
 def test_an_unknown_parameter_ends_in_one_sentence(offline):
     with pytest.raises(PapermillExecutionError) as failed:
         execute("01_prompt_embeddings", offline, substrat="sd14")

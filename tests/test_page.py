@@ -145,6 +145,7 @@ def test_outside_a_kernel_the_backend_is_left_alone():
     assert InteractiveShell.initialized() is False or not hasattr(InteractiveShell.instance(), "kernel")
 
 
+@pytest.mark.slow
 def test_a_page_has_its_figures_and_its_types_whatever_the_shell_says(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     cells = [

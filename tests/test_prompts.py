@@ -18,7 +18,7 @@ from memlib.companion.commands import main
 from memlib.models.tokenizer import build_clip_tokenizer
 from memlib.prompts import published as prompt_sources
 from memlib.prompts.files import read_prompt_file
-from memlib.prompts.sets import clean_filter, clean_mask, load_prompts
+from memlib.prompts.sets import clean_mask, load_prompts
 
 HARD = (
     "<i>Fable</i> & <script>alert('x')</script>",
@@ -241,16 +241,6 @@ def test_clean_mask_by_hand():
     found = clean_mask(list(cases), build_clip_tokenizer())
     assert found.tolist() == list(cases.values())
     assert clean_mask(list(cases), build_clip_tokenizer("!")).tolist() == found.tolist()
-
-
-def test_clean_filter_keeps_the_kind(tmp_path):
-    tokenizer = build_clip_tokenizer()
-    texts = ["one", "a cat on a plain mat", "see www.example for more of it"]
-    assert clean_filter(texts, tokenizer) == ("a cat on a plain mat",)
-    kept = clean_filter(numbered(tmp_path, texts), tokenizer)
-    assert kept.prompts == ("a cat on a plain mat",) and len(kept.table) == 1
-    with pytest.raises(InputError):
-        clean_filter(numbered(tmp_path, ["one"]), tokenizer)
 
 
 # Published lists

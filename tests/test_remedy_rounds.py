@@ -58,6 +58,7 @@ def alike(first, second):
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_rounds_are_the_models_at_their_ends_and_a_stopped_run_keeps_the_same(tmp_path, training, monkeypatch):
     exported, write = [], against.export
 

@@ -12,10 +12,8 @@ from memlib.models.minisd.prompt_sets import corpus, training_pictures
 from memlib.models.minisd.scenarios import SCENARIOS, pairs, scenario_settings, substrate_name
 from memlib.models.minisd.scenes import held_out_combination
 from memlib.prompts.sets import load_prompts
-from memlib.results.effects import effect_share, kind_of, largest_cost, least_lowering, shares_of_effect, spread, spread_difference, weakest_scenario
-from memlib.results.scenarios import (
-    SCENARIOS as ALL,
-)  # fmt: skip
+from memlib.results.effects import effect_share, kind_of, loss_share, shares_of_effect, shortfall, spread, spread_difference, worst_of
+from memlib.results.evidence import Evidence
 from memlib.results.scenarios import (
     at_transition,
     distances,
@@ -133,9 +131,38 @@ def test_the_worst_of_the_texts_methods_is_judged():
     rows, methods = measured(**{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "dynamic-transition": 0.79})
     own = own_methods("small", methods)
     assert [m.title for m in own] == ["static-transition (step 20)", "static-transition-opposite (step 20)"]
-    assert least_lowering(rows, own).value == pytest.approx(-0.2)
-    assert largest_cost(rows, own, "alignment with prompt").value == pytest.approx(-0.5) and largest_cost(rows, own, "quality") is None
-    assert least_lowering(rows, [*own, get("ren")]) is None and least_lowering(rows, []) is None
+    found = Evidence({}, {"memorized": rows}, "")
+
+    def change(method):
+        return found.change("similarity to training", method, get("none"))
+
+    def share(method):
+        return found.share("alignment with prompt", method, get("none"))
+
+    assert worst_of(own, change, largest=True).value == pytest.approx(-0.2) and worst_of(own, change).value == pytest.approx(-0.4)
+    assert worst_of(own, share).value == pytest.approx(0.5)
+    assert worst_of([*own, get("ren")], change) is None and worst_of([], change) is None
+
+
+def test_a_loss_is_a_share_of_the_loss_under_something_severe():
+    rows, methods = measured(none=0.8, ren=0.6, **{"pad-mask": 0.4, "pad-swap": 0.8})
+    found = Evidence({}, {"memorized": rows}, "")
+    loss = [loss_share(found, "alignment with prompt", m, get("pad-mask"), "memorized", get("none")) for m in methods]
+    assert [round(estimate.value, 9) for estimate in loss] == [0, 0.5, 1, 0]
+    assert loss_share(found, "alignment with prompt", get("ren"), get("pad-swap"), "memorized", get("none")) is None  # nothing is lost under pad-swap
+    assert loss_share(found, "quality", get("ren"), get("pad-mask"), "memorized", get("none")) is None
+
+
+def test_a_method_falls_short_where_it_leaves_most_beside_the_texts_own():
+    rows, methods = measured(**{"none": 0.8, "static-transition@20": 0.4, "static-transition-opposite@20": 0.6, "ren": 0.5, "wen-3": 0.8})
+    rows["value"] += np.where(rows["prompt"] == "a", 0.01, 0.0) * (rows["method"] == "wen-3")  # an interval needs some spread
+    both = {"small": (rows, methods), "class": (rows[rows["method"] != "ren"], methods)}
+    found = shortfall(both, "wen-3")
+    assert found.value == pytest.approx(0.4025) and found.low < found.value < found.high == 1.0 and found.n_prompts == 4
+    alone = shortfall({"class": both["class"]}, "wen-3")  # one comparison: nothing was chosen among
+    wider = shortfall({"small": both["small"]}, "wen-3")
+    assert alone.value == wider.value and wider.low < alone.low
+    assert shortfall(both, "ren").value == pytest.approx(0.1) and shortfall({"class": both["class"]}, "ren") is None
 
 
 def test_earlier_methods_are_compared_with_the_better_of_the_texts_own():
@@ -198,12 +225,3 @@ def test_a_scenario_has_a_group_or_says_why_not(sd1_tiny, tmp_path, monkeypatch)
 
 def test_earlier_methods_are_the_five_of_the_texts_tables():
     assert {method.name for method in earlier_methods()} == {"random-token", "random-number", "wen-3", "wen-1", "ren"}
-
-
-def test_the_weakest_scenario_of_the_best_method():
-    def shares(*values):
-        return {key: None if v is None else Estimate(v, v, v, 4, 2) for key, v in zip(ALL, values)}
-
-    assert weakest_scenario({"a": shares(1, 1, 1, 1, 0.2), "b": shares(0.5, 0.6, 0.7, 0.8, 0.9)}).value == 0.5
-    assert weakest_scenario({}) is None
-    assert weakest_scenario({"a": shares(1, 1, None, 1, 1)}) is None and weakest_scenario({"a": shares(1, 1, 1)}) is None

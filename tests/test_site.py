@@ -7,16 +7,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
 import pytest
-from browser import look_at
+from browser import axe, look_at, opened, window
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from memlib.base.errors import InputError
-from memlib.companion.book import mathml
+from memlib.companion.book import facts, mathml, times
 from memlib.companion.book.check import check_site
 from memlib.companion.book.layout import ROOT, Layout
 from memlib.companion.book.site import build, expected_pages, stage
@@ -54,7 +55,7 @@ def committed(tmp_path_factory):
 def example(tmp_path_factory):
     """A book with one notebook of our own, run on two substrates, for what the committed ones need not show."""
     root = tmp_path_factory.mktemp("example")
-    for name in ("_config.yml", "_toc.yml"):
+    for name in ("_config.yml", "_toc.yml", "CITATION.cff"):
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "book", root / "book")
     (root / "memlib").symlink_to(ROOT / "memlib")  # its pages of the package
@@ -64,10 +65,8 @@ def example(tmp_path_factory):
     layout = Layout(root=root, substrate="sd14")
     layout.executed.mkdir(parents=True)
     # Pages of the book link to notebooks; those that it does not have here are stood in for.
-    for page in (root / "book").glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        page.write_text(re.sub(r"\{glue[^}]*\}`[^`]*`", "–", text), encoding="utf-8")  # figures that the stand-ins do not have
-        for name in re.findall(r"\(\.\./notebooks/(\w+)\)", text):
+    for page in (root / "book").glob("*.md*"):
+        for name in re.findall(r"\(\.\./notebooks/(\w+)\)", page.read_text(encoding="utf-8")):
             for folder in (source.parent, layout.executed):
                 executed_notebook(folder / f"{name}.ipynb")
     executed_notebook(layout.executed / source.name, verdict_on("C1a", "sd14", "does not hold"))
@@ -103,23 +102,104 @@ def test_light_and_dark_differ(committed):
     assert light.ground != dark.ground and light.ink != dark.ink
 
 
+# Why a page may have more than 20 screens: what it lists is looked up and not read through.
+LONG = {"book/api": "the whole package"}
+SCREEN, SCREENS, WEIGHT = 1000, 20, 3_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_pages_are_fit_for_those_who_listen(committed):
+    """By axe-core, on every page; of findings of lesser weight there may be some."""
+    script, found = axe(), []
+    with window() as first:
+        for name in expected_pages(committed)[1:]:
+            page = first.context.new_page()
+            opened(page, committed.html / name)
+            page.evaluate(script)
+            for rule, impact, nodes in page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.impact, v.nodes.slice(0, 3).map(n => n.html)]))"):
+                if impact in ("critical", "serious"):
+                    found.append(f"{name}: {rule} ({impact}): {nodes}")
+            page.close()
+    assert found == []
+
+
+@pytest.mark.browser
+def test_tables_have_captions_and_heads_with_a_scope(committed):
+    for name in expected_pages(committed)[1:]:
+        page = BeautifulSoup((committed.html / name).read_text(encoding="utf-8"), "html.parser")
+        for table in page.select("article table"):
+            assert table.caption is not None and table.caption.get_text().strip(), f"{name}: {str(table)[:80]}"
+            assert all(head.get("scope") and head.get_text(strip=True) for head in table.find_all("th")), f"{name}: {table.caption.get_text()}"
+
+
+@pytest.mark.browser
+def test_pages_are_neither_heavy_nor_endless(committed):
+    heights = {}
+    with window() as first:
+        for name in expected_pages(committed)[1:]:
+            page = first.context.new_page()
+            files: set[str] = set()
+            page.on("request", lambda request, files=files: files.add(request.url))
+            opened(page, committed.html / name)
+            paths = {Path(unquote(urlsplit(url).path)) for url in files if url.startswith("file:")}
+            assert sum(path.stat().st_size for path in paths) < WEIGHT, name
+            heights[name] = page.evaluate("document.documentElement.scrollHeight") / SCREEN
+            page.close()
+    assert [name for name, screens in heights.items() if screens > SCREENS and not name.startswith(tuple(LONG))] == []
+
+
+@pytest.mark.browser
+def test_the_ledger_is_of_use_on_a_phone(committed):
+    with window(width=390) as page:
+        look = opened(page, committed.html / "book" / "ledger.html")
+        assert look.errors == [] and page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("document.documentElement.scrollHeight") < 12 * SCREEN
+        line = page.locator("details.claim").first
+        line.locator("summary").click()
+        assert line.locator("table").first.is_visible()
+
+
+@pytest.mark.browser
+def test_the_explorer_follows_the_keyboard_and_tells_without_scripts(committed):
+    index = committed.html / "book" / "index.html"
+    with window() as page:
+        look = opened(page, index)
+        edit, told = page.locator("#explorer-edit"), page.locator(".explorer-told")
+        before, where = told.inner_text(), page.locator(".explorer-frame img").nth(1).evaluate("image => image.style.left")
+        edit.focus()
+        page.keyboard.press("ArrowDown")
+        assert told.inner_text() != before and page.locator(".explorer-frame img").nth(1).evaluate("image => image.style.left") != where
+        assert page.locator(".explorer-frame img").evaluate_all("images => images.every(image => image.naturalWidth > 0)")
+        assert look.errors == look.outside == []
+        still = page.context.browser.new_context(java_script_enabled=False).new_page()
+        still.goto(index.resolve().as_uri())
+        assert still.locator(".explorer-static").is_visible() and not still.locator(".explorer-live").first.is_visible()
+        assert still.locator(".strips img").first.is_visible()
+
+
 def test_the_ledger_lists_every_claim(committed):
     text = BeautifulSoup((committed.html / "book" / "ledger.html").read_text(encoding="utf-8"), "html.parser")
-    shown = [tag.get_text() for tag in text.select("table.ledger .claim-id")]
+    shown = [tag.get_text() for tag in text.select("details.claim > summary .claim-id")]
     assert sorted(shown) == sorted(load_claims())
     assert text.select_one(".verdict-not-tested-yet") is not None or "not tested yet" not in text.get_text()
 
 
 def test_verdicts_of_two_substrates_stand_side_by_side(example):
-    landing = BeautifulSoup((example.html / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
-    line, _ = landing.select("table.overview tbody tr")
-    assert [tag.get_text() for tag in line.select(".verdict")] == ["✗ does not hold", "◐ holds in part"]
-    assert line.select_one("a")["href"].startswith("../notebooks/01_prompt_embeddings.html")
     ledger = BeautifulSoup((example.html / "book" / "ledger.html").read_text(encoding="utf-8"), "html.parser")
-    figures = [tag.get_text() for tag in ledger.select(".claim-figures")]
-    # Measured and reported figures have lines of their own, and the reported ones say so.
-    assert any("0.91" in line and "sd14" in line and "reported" not in line for line in figures)
-    assert any("0.55" in line and line.startswith("reported") for line in figures)
+    claim = ledger.select_one("details.claim#C1a")
+    assert [tag.get_text() for tag in claim.select("summary .verdict")] == ["✗ does not hold", "◐ holds in part"]
+    assert claim.select_one("a")["href"] == "../notebooks/01_prompt_embeddings.html"
+    # Measured and reported figures have tables of their own, and the captions say which is which.
+    tables = {table.caption.get_text(): table.get_text() for table in claim.select("table")}
+    assert any("0.91" in text for caption, text in tables.items() if caption.startswith("Measured on sd14"))
+    assert any("0.55" in text and "0.91" not in text for caption, text in tables.items() if caption == "Reported by Kim and No (2026)")
+
+
+def test_signs_of_verdicts_stand_in_the_navigation(example):
+    page = BeautifulSoup((example.html / "book" / "method.html").read_text(encoding="utf-8"), "html.parser")
+    (entry,) = [link for link in page.select("nav.bd-links a") if "01_prompt_embeddings" in link["href"]]
+    assert entry.get_text().strip() == "A claim ✗"
 
 
 def test_a_page_says_of_each_cell_whether_it_was_measured(example):
@@ -129,11 +209,11 @@ def test_a_page_says_of_each_cell_whether_it_was_measured(example):
     heads = [tag.get_text() for tag in table.select("thead th")]
     assert heads == ["Claim", "Reported", "minisd-v1", "sd14", "sd21"]
     rows = {row.select_one(".claim-id").get_text(): [cell.get_text(" ", strip=True) for cell in row.select("td")] for row in table.select("tbody tr")}
-    _, reported, mini, sd14, sd21 = rows["C1a"]
+    reported, mini, sd14, sd21 = rows["C1a"]
     assert reported.startswith("reported") and "0.55" in reported
     assert "holds in part" in mini and "measured, 9 prompts, 3 seeds" in mini and "0.91" in mini
     assert "does not hold" in sd14 and "measured" in sd14 and sd21 == "not measured"
-    _, _, mini, sd14, sd21 = rows["C1b"]
+    _, mini, sd14, sd21 = rows["C1b"]
     assert mini == sd14 == "not measured" and "✓ holds" in sd21 and "measured, 458 prompts" in sd21
 
 
@@ -227,6 +307,17 @@ def test_what_the_browser_complains_of_is_found(tmp_path, body, problem):
     write(tmp_path, one=body)
     (look,) = look_at([tmp_path / "one.html"])
     assert any(problem in what for what in look.complaints())
+
+
+def test_times_are_shown_as_they_were_written(tmp_path):
+    """Texts of a file as a table with where they come from below, and of what is not there nothing."""
+    (tmp_path / "data" / "bench").mkdir(parents=True)
+    (tmp_path / "data" / "bench" / "store.csv").write_text('pictures,rate,from\n"1,000",12,"a machine"\n"2,000",,"a machine"\n', encoding="utf-8")
+    assert times.measured(tmp_path, "store").split("\n") == ["", "| pictures | rate |", "| --- | --- |", "| 1,000 | 12 |", "| 2,000 |  |", "", "a machine"]
+    assert times.measured(tmp_path, "sampling") == times.measured(tmp_path, "notebooks") == times.MISSING
+    facts.write(tmp_path, {"a": {"duration": 90.0, "pictures": 1200}, "b": {"duration": 30.0}})
+    shown = times.measured(tmp_path, "notebooks").split("\n")
+    assert "| [a](../notebooks/a) | 1.5 | 75% | 1,200 |" in shown and shown[-1].startswith("All notebooks: 2 minutes")
 
 
 def test_formulas_become_mathml():

@@ -292,7 +292,6 @@ import sys, time
 import numpy as np
 import memlib.base.store
 from memlib.base.store import Store
-from memlib.sampling.stored import PictureStore
 
 class SlowFile:
     """Writes piece by piece, so that a kill finds the file half written."""
@@ -321,6 +320,7 @@ for number in range(100_000):
 '''
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_write_never_leaves_a_broken_entry(tmp_path):
     draw = np.random.default_rng(0)
     for attempt in range(6):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
 import pytest
 
 from memlib.base.errors import InputError
-from memlib.base.hashing import digest
+from memlib.base.hashing import digest, digest_of_json
 from memlib.base.store import Store
 from memlib.base.store.care import Chosen, merge, open_store, prune, size, stats, verify
+from memlib.companion.bench import store as benchmark
 from memlib.companion.commands import main
 
 RECIPE = {"weights": "ab" * 32, "steps": 50, "dtype": "torch.float16", "guidance": {"rule": "constant", "scale": 7.5},
@@ -178,3 +180,25 @@ def test_entries_damaged_in_any_way_are_counted_and_stop_nothing(tmp_path):
     with pytest.raises(InputError, match="folder lies where the store keeps a file"):
         store.score({"n": 9}, lambda: 1.0)
     assert store.score({"n": 0}, lambda: 1.0) == 1.0 and store.repaired == 2
+
+
+def test_the_benchmark_finds_verifies_and_merges_what_it_wrote(tmp_path, monkeypatch):
+    """Its pictures are entries like any other, and its checks fail where one is not as it must be."""
+    monkeypatch.setattr(benchmark, "LOOKED_UP", 20)
+    found = benchmark.measure(200, tmp_path)
+    assert list(found["pictures"])[:3] == ["10", "20", "200"] and "20 merged in, of which 10 new and 1 for a damaged one" in found["pictures"].iloc[-1]
+    made = Store(tmp_path / "store")
+    assert len(list(made.entries("pictures"))) == 210
+    np.testing.assert_array_equal(made.read_picture(benchmark.key_of(7)), benchmark.picture(7))
+    assert made.read_picture(benchmark.key_of(10_000)) is None
+    sampled = made.path("pictures", benchmark.key_of(7)).stat().st_size
+    assert float(found["bytes a picture"].iloc[2].replace(",", "")) == pytest.approx(sampled, rel=0.02)
+    with pytest.raises(AssertionError):  # half of what it counts on is not new
+        benchmark.measure(200, tmp_path)
+
+
+def test_what_a_recipe_from_a_file_hashes_to_is_its_key():
+    recipe = {"b": [1, 2.5, None, True], "a": {"text": "ä", "empty": {}}}
+    assert digest_of_json(json.loads(json.dumps(recipe))) == digest(recipe)
+    with pytest.raises(InputError, match="NaN"):
+        digest_of_json({"a": float("nan")})

@@ -93,6 +93,7 @@ def test_named_substrates_come_from_the_hubs_cache(sd2_tiny, tmp_path, monkeypat
     assert (substrate.name, substrate.revision) == ("sd21", revision)
 
 
+@pytest.mark.slow
 def test_own_models_come_from_the_data_folder(sd1_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLIB_DATA", str(tmp_path))
     copy = shutil.copytree(sd1_tiny, tmp_path / "minisd" / "models" / "minisd-v1")

@@ -13,7 +13,7 @@ from memlib.mitigations import REGISTRY, get
 from memlib.models.substrate import load
 from memlib.results import measure as module
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
-from memlib.results.measure import Checked, compare, fitting, measure
+from memlib.results.measure import Checked, compare, fitting, further, measure
 from memlib.results.scenarios import SCENARIOS, place
 from memlib.results.table import (
     COLUMNS,
@@ -249,6 +249,31 @@ def test_a_check_takes_the_reference_and_measures_a_share_of_it_anew(judged, tmp
     assert Checked(("none",), ()).words() == "Everything was measured now."
 
 
+def test_a_check_of_a_few_prompts_compares_these_alone(judged, tmp_path, monkeypatch):
+    path, asked = tmp_path / "page-m.parquet", []
+    whole, _ = measure(judged, METHODS, [ALIGNMENT], profile="reference", reference=path)
+    once = module._measured
+    monkeypatch.setattr(module, "_measured", lambda group, *rest: asked.append((rest[0].name, len(group), len(group.experiment.seeds))) or once(group, *rest))
+    found, checked = measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path, share=METHODS[:2], few=(1, 1))
+    pd.testing.assert_frame_equal(found, whole)
+    assert asked == [("none", 1, 1), ("pad-mask", 1, 1)] and (checked.now, checked.compared, checked.apart) == ((), 2, 0)
+    write(path, whole.assign(value=whole["value"] + 0.2))
+    with pytest.raises(InputError, match="differs by 0.200"):
+        measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path, few=(1, 1))
+
+
+def test_other_values_than_scores_are_kept_and_found_again(judged, tmp_path):
+    path, method, values = tmp_path / "page-m.parquet", get("none"), np.arange(len(judged) * len(judged.experiment.seeds)).reshape(len(judged), -1)
+
+    def rows(profile, measured):
+        return further(judged, method, "step", lambda: measured, profile, path)
+
+    assert np.array_equal(matrix(rows("live", values), "step", method), values) and not path.exists()
+    pd.testing.assert_frame_equal(rows("reference", values), rows("check", values + 1))
+    assert np.array_equal(matrix(rows("live", values + 1), "step", method), values + 1)
+    assert rows("live", None).empty
+
+
 def test_rows_of_another_experiment_or_method_are_not_taken(judged, monkeypatch):
     found, _ = measure(judged, METHODS, [ALIGNMENT])
     taken = fitting(found, judged, METHODS, [ALIGNMENT])
@@ -293,7 +318,8 @@ def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_a
     assert set(found["training"]) == {load(name, "cpu").weights_hash[:12]}
     assert all(json.loads(run)["sampler version"] == SAMPLER_VERSION and "dirty" not in run for run in set(found["run"]))
     # Where a static transition is put hangs on the scenario, so that its rows have other parameters than the registered one.
-    assert set(found["method"]) == set(REGISTRY)
+    # On the pre-trained model also the prompt's states alone (a), by which a loss of quality is measured.
+    assert set(found["method"]) == set(REGISTRY) | ({"a"} if key == "pretrained" else set())
     there = {*zip(found["method"], found["params"], strict=True)}
     assert all(m.name.startswith("static") for m in REGISTRY.values() if name_of(m) not in there)
 

@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler
 
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Settings
+from memlib.metrics import MetricSet
 from memlib.models.data import SubstrateData
 from memlib.models.minisd.data import data_of
 from memlib.models.substrate import load
@@ -35,8 +37,7 @@ def tiny(sd1_tiny):
 
 
 def group(substrate, store, prompts=PROMPTS[:2], seeds=(3, 4), **settings):
-    shared = {"steps": 5, "guidance": 7.5, "scheduler": "ddim", "batch_size": None, **settings}
-    experiment = SimpleNamespace(substrate=substrate, seeds=seeds, store=PictureStore(store), cost=Cost(), **shared)
+    experiment = Settings(substrate, PictureStore(store), MetricSet({}), seeds, **{"steps": 5, **settings})
     return SimpleNamespace(experiment=experiment, embedding=encode_prompts(substrate, prompts))
 
 

@@ -13,7 +13,7 @@ Values are checked and kept as they were given, so that what is hashed is what w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -87,6 +87,7 @@ def kinds(declaring: type) -> Mapping[str, Any]:
     return _KINDS[declaring]
 
 
+@dataclass(frozen=True)
 class Declared:
     """Base of frozen dataclasses whose fields are parameters: each is checked against its declared kind when the object is made."""
 
@@ -99,6 +100,6 @@ class Declared:
     @property
     def keyed(self) -> dict[str, Any]:
         """The parameters as a key of the store has them: those that came later are left out at their defaults."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         late = {name for name, kind in kinds(type(self)).items() if LATER in getattr(kind, "__metadata__", ())}
         return {name: value for name, (value, usual) in values.items() if name not in late or value != usual}

@@ -19,8 +19,13 @@ def digest(key: Any) -> str:
     `key` is made of dictionaries with text keys, lists, texts, finite numbers, booleans, None, NumPy
     arrays and torch tensors; arrays count by dtype, shape and bytes. Raises InputError for anything else.
     """
+    return digest_of_json(canonical(key))
+
+
+def digest_of_json(values: Any) -> str:
+    """Return what `digest` gives, for plain JSON values alone, as they come out of a file: there is nothing to be replaced in them."""
     try:
-        text = json.dumps(canonical(key), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError as error:
         raise InputError("A store key holds NaN or infinity: replace it by a text or None.") from error
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,6 +8,7 @@ data/reported/detection.csv. Prompts are as many as `--minutes` allow, at the sp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -39,8 +40,9 @@ def reported() -> pd.DataFrame:
 def rows_per_prompt(figures: pd.DataFrame, steps: int) -> float:
     """U-Net rows that one prompt takes for all of the figures, what they share counted once."""
     seeds = int(figures["seeds"].max())
-    whole = figures["detector"].str.endswith("-all").any()
-    return 2 * steps * seeds * bool(whole) + 2 * (not whole) + SHARPNESS_ROWS * (figures["detector"] == "sharpness").any()
+    names = list(figures["detector"])
+    whole = any(name.endswith("-all") for name in names)
+    return 2 * steps * seeds * whole + 2 * (not whole) + SHARPNESS_ROWS * ("sharpness" in names)
 
 
 def affordable(minutes: float, row_seconds: float, per_prompt: float, most: int = 500) -> int:
@@ -58,11 +60,11 @@ def compare(run: Experiment, figures: pd.DataFrame, memorized: str, others: str,
     """
     groups = [run.group(memorized, count, "memorized"), run.group(others, count, "not memorized")]
     rows: list[dict[str, Any]] = []
-    for seeds, part in figures.groupby("seeds"):
-        run.seeds = tuple(range(int(seeds)))
+    for seeds in sorted(map(int, figures["seeds"].unique())):
+        part, run.seeds = figures[figures["seeds"] == seeds], tuple(range(seeds))
         for detector, found in measure_all(groups, [REGISTRY[name] for name in part["detector"].unique()]).items():
             judged = evaluate(detector, *((found, found) if isinstance(found, str) else found))
-            for row in part[part["detector"] == detector.name].itertuples():
+            for row in rows_of(part[part["detector"] == detector.name]):
                 ours = getattr(judged, row.metric)
                 measured = {} if ours is None else {"ours": ours.value, "low": ours.low, "high": ours.high}
                 rows.append({"detector": row.detector, "seeds": row.seeds, "metric": row.metric, "prompts": len(groups[0]) + len(groups[1]),
@@ -71,10 +73,15 @@ def compare(run: Experiment, figures: pd.DataFrame, memorized: str, others: str,
     return pd.DataFrame(rows)
 
 
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, columns as attributes: pandas' own types know nothing of what they hold."""
+    return table.itertuples()
+
+
 def as_text(table: pd.DataFrame) -> str:
     """The table as it is printed: ours with its interval against theirs."""
     lines = []
-    for row in table.itertuples():
+    for row in rows_of(table):
         ours = f"not measured ({row.reason})" if row.agrees is None else f"{row.ours:.3f} [{row.low:.3f}, {row.high:.3f}]"
         verdict = {True: "theirs within our interval", False: "theirs outside our interval", None: ""}[row.agrees]
         theirs = f"theirs {row.theirs:.3f} ({row.setting}; {row.source})"

@@ -6,19 +6,18 @@ memlib cost sd14
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from memlib.base.paths import ROOT
 from memlib.base.store import Store
 from memlib.companion.book.facts import FACTS
-from memlib.models.substrate import Substrate
+from memlib.models.devices import hardware, settle
+from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import decode, initial_latents, sample_batches, trajectory, uncond_states
 from memlib.sampling.recipe import Recipe
@@ -92,14 +91,3 @@ def describe(rates: Rates, root: Path = ROOT) -> str:
     lines.append(f"{'all':32} {rows:12,} U-Net rows {made:9,} pictures {rates.hours(rows, made):8.1f} h, {made * rates.picture_bytes / 2**30:.1f} GiB")
     lines.append("These are the numbers of the committed run, counted as if nothing were stored; they grow with prompts, seeds and steps.")
     return "\n".join(lines)
-
-
-def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def hardware(device: torch.device) -> str:
-    """The device's name in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -25,7 +25,7 @@ from memlib.experiment.run import Experiment
 from memlib.mitigations import get
 from memlib.prompts.interventions import INTERVENTIONS
 
-CLOSING_SECONDS = 60
+ANSWER_SECONDS, CLOSING_SECONDS = 30, 60
 LOOK_SECONDS, LOST_SECONDS, PATIENCE_SECONDS = 2.0, 15, 300  # how often workers are counted, and how long there may be none: dead here, or out of sight
 # Whoever reaches a worker's port can run code there: nothing listens but on this machine. Other users of it can still connect.
 LOOPBACK = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
@@ -76,7 +76,7 @@ def dask() -> Any:
     try:
         import dask.distributed
     except ImportError as error:
-        raise InputError("dask.distributed is not installed: pip install -r requirements.txt -c requirements.lock.txt.") from error
+        raise InputError("dask.distributed is not installed: run 'make env', or 'pip install distributed'.") from error
     return dask.distributed
 
 
@@ -128,7 +128,7 @@ def cluster(address: str = "local", workers: int | None = None) -> Iterator[Any]
 
     if address != "local":
         try:
-            client = library.Client(address, timeout="30s")
+            client = library.Client(address, timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError) as error:
             raise InputError(f"No dask scheduler answers at {address!r} ({error}): start one with 'dask scheduler', or use local.") from error
         with client:

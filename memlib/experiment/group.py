@@ -88,7 +88,8 @@ class Group:
         Only edits that are guided alike and do nothing while sampling can share a batch; the others, and edits that cannot be used here,
         are left to `pictures`. Returns the U-Net rows that a picture took, for the edits of batches in which pictures were made.
         """
-        x, alike, rows = self.experiment, {}, {}
+        x, rows = self.experiment, dict[Edit, float]()
+        alike: dict[str, tuple[float | Rule, dict[Edit, torch.Tensor]]] = {}
         if len(self) * len(x.seeds) >= (x.batch_size or x.substrate.batch_size()):
             return rows  # Full batches by themselves, and too many embeddings to hold them all at once.
         for edit in dict.fromkeys(edits):

@@ -7,6 +7,7 @@ another choice is made, and a copied training picture never. MiniSD's pictures a
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ GREY = 214
 
 # From the most open to the strictest; several models in one process are shown as the strictest of them asks.
 _ORDER = ("full", "blurred", "none")
-_state = {"pictures": "full", "training": True}
+_state: dict[str, Any] = {"pictures": "full", "training": True}
 # Training pictures that were read in this process, by their pixels: a label may be forgotten.
 _training: set[str] = set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import platform
 import subprocess
 import time
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from memlib.models.devices import hardware
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,12 @@ def provenance(facts: Mapping[str, str], started: float, device: Any = None) -> 
     import torch
     import transformers
 
-    on_gpu = device is not None and device.type == "cuda"
-    hardware = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return Provenance(
         {
             **facts,
             "commit": _commit(),
             "versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}",
-            "hardware": hardware,
+            "hardware": hardware(device),
             "run": f"{time.strftime('%Y-%m-%d')}, {(time.monotonic() - started) / 60:.1f} minutes",
         }
     )

@@ -74,12 +74,11 @@ def score_of(group: Scored, name: str, pictures: np.ndarray) -> np.ndarray | Non
     if name == "similarity to original":
         made_from.append(digest(group.pictures()))
     elif name == "similarity to training":
-        made_from.append([digest(t) for t in group.training])
+        made_from.append([digest(t) for t in group.training or ()])
     elif name in TEXTS:
         made_from.append(_texts(group, name))
     key = {"score": _stored_as(name), "metric": metric.fingerprint, "of": made_from}
-    shape = pictures.shape[: 1 if name == "diversity" else 2]
-    return group.experiment.store.score(key, lambda: _judge(group, metric, name, pictures, range(len(group))), shape)
+    return group.experiment.store.score(key, lambda: _judge(group, metric, name, pictures, range(len(group))))
 
 
 def nearest_training(metric: Any, pictures: np.ndarray, training: Sequence[np.ndarray]) -> np.ndarray:
@@ -108,7 +107,7 @@ def _compared_with(group: Scored, name: str) -> list[Any]:
     if name == "similarity to original":
         return group.keys()
     if name == "similarity to training":
-        return [digest(pictures) for pictures in group.training]
+        return [digest(pictures) for pictures in group.training or ()]
     if name in TEXTS:
         return _texts(group, name)
     return [None] * len(group)
@@ -122,7 +121,7 @@ def _judge(group: Scored, metric: Any, name: str, pictures: np.ndarray, rows: Se
     """A score of the pictures of prompts `rows`, [R, S] or [R]."""
     if name == "similarity to original":
         return metric.similarity(pictures, group.some_pictures("none", rows, pictures.shape[1]))
-    if name == "similarity to training":
+    if name == "similarity to training" and group.training is not None:
         return nearest_training(metric, pictures, [group.training[row] for row in rows])
     if name in TEXTS:
         texts = _texts(group, name)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memlib.experiment.group import Edit, Group, edit_name
+from memlib.experiment.group import Group, edit_name
 from memlib.experiment.page import told
 from memlib.experiment.scores import SCORES
+from memlib.experiment.settings import Edit
 from memlib.judging.estimates import Estimate, mean_interval
 
 
@@ -50,7 +51,8 @@ def mean_of_those(values: Any, **options: Any) -> Estimate | None:
 def middle_half(values: np.ndarray) -> dict[int, Estimate]:
     """Median and quartiles over prompts and seeds at each step of [N, S, T], for bands of `memlib.results.figures`."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=(0, 1))
-    return {i: Estimate(*numbers, *values.shape[:2], level=0.5) for i, numbers in enumerate(zip(middle, low, high, strict=True))}
+    prompts, seeds = values.shape[:2]
+    return {i: Estimate(middle[i], low[i], high[i], prompts, seeds, 0.5) for i in range(len(middle))}
 
 
 def median_step(steps: np.ndarray) -> str:

@@ -23,7 +23,7 @@ Ends = tuple[float, float]
 FEWEST = 12  # No verdict from fewer prompts (data/registration.yml).
 
 
-def bounded_mean(values: Any, low: float = 0.0, high: float = 1.0, missing: str = "raise") -> Estimate:
+def bounded_mean(values: Any, low: float = 0.0, high: float = 1.0, missing: str = "raise", level: float = LEVEL) -> Estimate:
     """Return the mean over prompts of `values` [P] or [P, S] in low..high, with Student's interval after adding a prompt at `low` and one at `high`.
 
     The mean itself is that of the prompts measured; the interval holds it and ends with the range. A score may overstep the range a little, as cosines
@@ -34,7 +34,7 @@ def bounded_mean(values: Any, low: float = 0.0, high: float = 1.0, missing: str 
     table = checked_table(values, missing)
     means = prompt_means(table)
     mean, filled = means.mean(), np.concatenate([means, [low, high]])
-    ends = stats.t.interval(LEVEL, len(filled) - 1, loc=filled.mean(), scale=stats.sem(filled))
+    ends = stats.t.interval(level, len(filled) - 1, loc=filled.mean(), scale=stats.sem(filled))
     ends = min(max(ends[0], low), mean), max(min(ends[1], high), mean)
     return Estimate(float(mean), float(ends[0]), float(ends[1]), *table.shape)
 

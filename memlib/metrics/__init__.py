@@ -30,7 +30,8 @@ class Metric:
     """A registered metric: what it measures and how to make it.
 
     A substrate's data names those that it is judged by. `make` takes the metrics made
-    so far for the same substrate, the device, and real pictures to compare with (or None).
+    so far for the same substrate, the device, and real pictures to compare with (or None). `weights` names the
+    files of ``data/metrics.yml`` that it is made from.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     scale: str
     source: str
     make: Callable[[Made, Any, Any], Any]
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,16 @@ class MetricSet(Mapping):
         return len(self._metrics)
 
 
-def metrics_for(substrate: Substrate, *, reference: Any = None, device: Any = None) -> MetricSet:
+def metrics_for(substrate: Substrate, *, reference: Any = None) -> MetricSet:
     """Return the metrics for `substrate` by role: copy, alignment, quality, diversity and more.
 
-    `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. `device`
-    defaults to the substrate's. A metric that cannot be had is `Unmeasured`; nothing is raised for it.
+    `reference` holds real pictures (uint8 [R, H, W, 3]) for measures that compare with real ones. A metric that cannot be had is `Unmeasured`;
+    nothing is raised for it.
     """
-    device = device or substrate.device
     made: dict[str, Any] = {}
     for chosen in map(metric, substrate.data.metrics):
         try:
-            made[chosen.role] = chosen.make(made, device, reference)
+            made[chosen.role] = chosen.make(made, substrate.device, reference)
         except NotMeasured as error:
             made[chosen.role] = Unmeasured(chosen.label, chosen.role, str(error))
     return MetricSet(made)
@@ -144,15 +145,17 @@ METRICS: dict[str, Metric] = {
                "Kynkäänniemi et al. 2019", _realism),
         Metric("descriptor-diversity", "diversity", "diversity across seeds", "0 to 2; larger is more diverse", "clip, Section 4.2",
                lambda made, device, reference: descriptor_diversity(_needed(made, "copy"))),
-        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", lambda made, device, reference: load_sscd(device)),
+        Metric("sscd", "copy", "SSCD", _SIMILARITY, "Pizzi et al. 2022", lambda made, device, reference: load_sscd(device),
+               ("sscd_disc_mixup",)),
         Metric("clip-l14", "alignment", "CLIP ViT-L/14 alignment", _COSINE, "Radford et al. 2021",
-               lambda made, device, reference: load_open_clip("openai_clip_vit_l_14", device)),
+               lambda made, device, reference: load_open_clip("openai_clip_vit_l_14", device), ("openai_clip_vit_l_14",)),
         Metric("clip-b32", "alignment_check", "OpenCLIP ViT-B/32 alignment", _COSINE, "Cherti et al. 2023",
-               lambda made, device, reference: load_open_clip("laion_clip_vit_b_32", device)),
+               lambda made, device, reference: load_open_clip("laion_clip_vit_b_32", device), ("laion_clip_vit_b_32",)),
         Metric("aesthetic", "quality", "aesthetic score", "about 1 to 10; larger is better", "Schuhmann 2022",
-               lambda made, device, reference: load_aesthetic(_needed(made, "alignment"))),
+               lambda made, device, reference: load_aesthetic(_needed(made, "alignment")), ("openai_clip_vit_l_14", "laion_aesthetic_v2")),
         Metric("lpips", "diversity", "LPIPS across seeds", "0 to about 1; larger is more diverse", "Zhang et al. 2018",
-               lambda made, device, reference: load_lpips(device)),
-        Metric("inception", "distribution", "FID and KID", "0 and up; smaller is nearer", "Heusel et al. 2017", _inception),
+               lambda made, device, reference: load_lpips(device), ("alexnet_imagenet",)),
+        Metric("inception", "distribution", "FID and KID", "0 and up; smaller is nearer", "Heusel et al. 2017", _inception,
+               ("inception_fid",)),
     )
 }  # fmt: skip

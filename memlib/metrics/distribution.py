@@ -6,7 +6,6 @@ KID is unbiased and comes with the spread over its subsets.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,8 +79,10 @@ def _mmd(first: np.ndarray, second: np.ndarray) -> float:
 class _Pooled:
     """An Inception block whose pooling branch does not count the padding, as in the original network."""
 
+    branch_pool: torch.nn.Module
+
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        *others, _ = super()._forward(x)
+        *others, _ = super()._forward(x)  # type: ignore[misc]  # the block's, which comes after this class
         return [*others, self.branch_pool(avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))]
 
 
@@ -145,8 +146,8 @@ class InceptionFeatures:
         return interpolate(centred(pictures), size=(299, 299), mode="bilinear", align_corners=False)
 
 
-def load_inception(device: Any = "cpu", path: Path | None = None) -> InceptionFeatures:
+def load_inception(device: Any = "cpu") -> InceptionFeatures:
     """Return the feature extractor with the published weights. Raises NotMeasured if they are not at hand."""
     network = fid_inception()
-    network.load_state_dict(read_state(path or weight_file("inception_fid")))
+    network.load_state_dict(read_state(weight_file("inception_fid")))
     return InceptionFeatures(network, device)

@@ -180,7 +180,7 @@ class Steering:
         self._inner = rule.batch.rule.start(batch)
         self._caption: list[str | None] = [None] * batch
         self._left = [0] * batch
-        self._shift: Tensor | None = None
+        self._shift = torch.zeros(0)
 
     def __call__(self, info: StepInfo) -> Tensor:
         rule, f = self.rule, self.rule.factor
@@ -234,5 +234,5 @@ class Steering:
         if not acting:
             return
         own = [rows[position] for position in acting]
-        avoided = self.rule.caption_noise(latents[own], info.t, [self._caption[row] for row in own])
+        avoided = self.rule.caption_noise(latents[own], info.t, [self._caption[row] or "" for row in own])
         self._shift[own] += weights[acting].view(-1, 1, 1, 1) * (info.epsilon_uncond[own] - avoided)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memlib.base.errors import InputError
+from memlib.base.numbers import is_number
 from memlib.base.plugins import Plugged
 from memlib.base.registry import Registered, enter, find, plug_in
 from memlib.models.protocol import Substrate
@@ -111,6 +112,12 @@ class Mitigation(Registered):
     def guidance(self, scale: float | Rule) -> float | Rule:
         """Return the guidance to sample with in place of `scale`."""
         return scale
+
+    def own_scale(self, guidance: float | Rule) -> float:
+        """Return the scale that a mitigation with a rule of its own is given; raises InputError for a rule in its place."""
+        if isinstance(guidance, Rule) or not is_number(guidance):
+            raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
+        return float(guidance)
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from memlib.base.declared import Count, Share
 from memlib.mitigations.base import Difference, register
 from memlib.mitigations.wen import OptimizedEmbedding
 from memlib.models.protocol import Substrate
+from memlib.sampling.attention.positions import eot_masks
 from memlib.sampling.attention.record import cross_attention_layers, finest_down_layers, record
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import reference_quantile
+from memlib.sampling.calibration import target_of
 from memlib.sampling.first_step import FirstStep
 from memlib.sampling.loop import Cost, trajectory
 
@@ -28,22 +28,18 @@ def bright_masks(substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
     The mean over heads and over the finest cross-attention layers of the down path, conditional half, resized to the
     latents. It costs the whole run. Source: Chen et al. 2025 (bright ending), program.
     """
-    layers, masks, size = finest_down_layers(cross_attention_layers(substrate)), [], substrate.batch_size()
+    layers, masks, at_once = finest_down_layers(cross_attention_layers(substrate)), [], substrate.batch_size()
     calls = len(substrate.scheduler(batch.scheduler, batch.steps).timesteps)  # PNDM makes one more than it has steps
-    for start in range(0, len(batch.rows), size):
-        part = slice(start, start + size)
+    for start in range(0, len(batch.rows), at_once):
+        part = slice(start, start + at_once)
         uncond = batch.uncond if len(batch.uncond) == 1 else batch.uncond[part]
         embedding = batch.embedding.select(part)
         with record(substrate, layers=layers, maps=layers, steps=calls) as recording:
             for _ in trajectory(substrate, embedding.states, uncond, batch.latents[part], batch.steps, batch.rule, batch.scheduler, cost=cost):
                 pass
         maps = torch.stack([torch.from_numpy(found) for found in recording.attention.maps.values()]).float().mean(0)
-        masks.append(maps[torch.arange(len(maps)), :, :, embedding.tokens.lengths + 1])
-    joined = torch.cat(masks)
-    size = tuple(substrate.latent_shape[1:])
-    if tuple(joined.shape[1:]) == size:
-        return joined
-    return interpolate(joined[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        masks.append(eot_masks(maps, embedding.tokens.lengths + 1, substrate.latent_shape[1:]))
+    return torch.cat(masks)
 
 
 def masked_magnitudes(substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
@@ -80,14 +76,6 @@ class BrightEnding(OptimizedEmbedding):
     def masks(self, substrate: Substrate, batch: Batch, cost: Cost) -> Tensor:
         return bright_masks(substrate, batch, cost).to(substrate.device)
 
-    def reference(self, substrate: Substrate, batch: Batch) -> float:
-        return reference_quantile(
-            substrate,
-            "first magnitude, bright ending",
-            masked_magnitudes,
-            self.quantile,
-            batch.scheduler,
-            batch.steps,
-            seeds=(0,),
-            count=CALIBRATED,
-        )
+    def threshold(self, substrate: Substrate, batch: Batch) -> float:
+        measured = ("first magnitude, bright ending", masked_magnitudes)
+        return target_of(self, substrate, batch, self.published_target, *measured, seeds=(0,), count=CALIBRATED)

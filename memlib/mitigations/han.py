@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from memlib.base.declared import Positive, Share, Whole
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import published_applies, reference_quantile
-from memlib.sampling.first_step import FirstStep, as_leaves, descend, directions, first_magnitudes, gradient_scale, norm_scale, norms
+from memlib.sampling.calibration import target_of
+from memlib.sampling.first_step import FirstStep, as_leaves, descend, directions, gradient_scale, norm_scale, norms
 from memlib.sampling.guidance import Rule
 from memlib.sampling.loop import Cost
 from memlib.sampling.rules import StaticTransition
@@ -57,9 +55,7 @@ class HanBatch(Mitigation):
     first_step: ClassVar[bool] = True
 
     def guidance(self, scale: float | Rule) -> Rule:
-        if not is_number(scale):
-            raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
-        return StaticTransition(float(scale), None, 0.0, float(self.time))
+        return StaticTransition(self.own_scale(scale), None, 0.0, float(self.time))
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
@@ -114,11 +110,7 @@ class HanSample(Mitigation):
 
     def target_on(self, substrate: Substrate, batch: Batch) -> float:
         """The target for this model."""
-        if self.target is not None:
-            return self.target
-        if published_applies(substrate, self):
-            return PUBLISHED_TARGET
-        return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
+        return target_of(self, substrate, batch, PUBLISHED_TARGET)
 
     def optimized(self, first: FirstStep, target: float) -> Tensor:
         """Return the noise [B, C, h, w] (CPU) of a whole batch, each sample optimized until it has reached `target`."""

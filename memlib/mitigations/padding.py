@@ -43,7 +43,7 @@ class PadSwap(Mitigation):
     """Encode the prompt with `!` (id 0) as the padding token. Source: `clip` Section 4.2, Table 4."""
 
     name: ClassVar[str] = "pad-swap"
-    label: ClassVar[str] = "pad → !"
+    label: ClassVar[str] = "padding with !"
     summary: ClassVar[str] = "The prompt is encoded with ! as the padding token."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = UNCHANGED
@@ -58,7 +58,7 @@ class PadSwapEotMask(Mitigation):
     """Encode with `!` as the padding token, then set the `<eot>` state to zero. Source: `clip` Section 4.2, Table 4."""
 
     name: ClassVar[str] = "pad-swap-eot-mask"
-    label: ClassVar[str] = "pad → !, eot ← 0"
+    label: ClassVar[str] = "padding with !, eot zeroed"
     summary: ClassVar[str] = "The prompt is encoded with ! as the padding token, and the <eot> state is set to zero."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = "only the <eot> state is set to zero"
@@ -84,7 +84,7 @@ class PadMask(Mitigation):
     seed: Whole = 0
 
     name: ClassVar[str] = "pad-mask"
-    label: ClassVar[str] = "pad ← 0 in part"
+    label: ClassVar[str] = "padding zeroed in part"
     summary: ClassVar[str] = "A part of the padding states (70 %, the last ones) is set to zero."
     source: ClassVar[str] = "clip 4.2, Table 4"
     full_prompt: ClassVar[str] = UNCHANGED
@@ -114,7 +114,7 @@ class SotPad(Mitigation):
     mask_eot: bool = True
 
     name: ClassVar[str] = "sot-pad"
-    label: ClassVar[str] = "pad → <sot>, eot ← 0"
+    label: ClassVar[str] = "padding with <sot>, eot zeroed"
     summary: ClassVar[str] = "The prompt is encoded with the start token as the padding token, and the <eot> state is set to zero."
     source: ClassVar[str] = "clip-news, Token Replacement"
     full_prompt: ClassVar[str] = "only the <eot> state is set to zero"

@@ -35,7 +35,7 @@ def refuse_other_loops(pipe: Any, mitigation: Mitigation) -> None:
     kind = type(pipe)
     if any(getattr(pipe, part, None) is None for part in NEEDED) or not hasattr(kind, "guidance_scale") or hasattr(kind, "image_guidance_scale"):
         raise InputError(
-            f"{kind.__name__} does not guide as Stable Diffusion 1.x/2.x does (one guidance_scale, one U-Net, a progress bar around its "
+            f"{kind.__name__} does not guide as Stable Diffusion does (one guidance_scale, one U-Net, a progress bar around its "
             f"steps), so {mitigation.name} cannot be put in place."
         )
 

@@ -31,8 +31,8 @@ from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.sampling.batches import Batch
-from memlib.sampling.calibration import published_applies, reference_quantile
-from memlib.sampling.first_step import FirstStep, first_magnitudes
+from memlib.sampling.calibration import target_of
+from memlib.sampling.first_step import FirstStep
 from memlib.sampling.guidance import Constant, Scales, StepInfo
 from memlib.sampling.loop import Cost, to_epsilon
 
@@ -167,7 +167,7 @@ class ReAnchoredPrompt(Mitigation):
         table = load_prompts(self.paraphrases, "prompt").table
         if "paraphrase" not in table:
             raise InputError(f"{self.paraphrases} has no column paraphrase: give a file with the columns prompt and paraphrase.")
-        return {prompt: list(rows) for prompt, rows in table.groupby("prompt", sort=False)["paraphrase"]}
+        return {str(prompt): list(rows) for prompt, rows in table.groupby("prompt", sort=False)["paraphrase"]}
 
     def _modified(self, substrate: Substrate, batch: Batch, cost: Cost) -> tuple[Tensor, Tensor]:
         """The modified embeddings [B, 77, d] and whose original is above the search target [B], on the CPU."""
@@ -191,11 +191,7 @@ class ReAnchoredPrompt(Mitigation):
 
     def threshold(self, substrate: Substrate, batch: Batch) -> float:
         """The magnitude from which re-anchoring acts on this substrate."""
-        if self.target is not None:
-            return self.target
-        if published_applies(substrate, self):
-            return self.published_target
-        return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
+        return target_of(self, substrate, batch, self.published_target)
 
     def full_run(self) -> Mitigation:
         """The same with targets that are never reached, for timing its full cost."""

@@ -22,7 +22,7 @@ from memlib.base.declared import LATER, Count, Part, Share, Whole
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.base.store import Store
-from memlib.mitigations.base import Difference, Mitigation, get, register
+from memlib.mitigations.base import REGISTRY, Difference, Mitigation, get, register
 from memlib.mitigations.weights import WeightSet, nemo, pruned_rows, wanda
 from memlib.mitigations.weights.weight_sets import shuffled, union
 from memlib.models.protocol import Substrate
@@ -38,18 +38,24 @@ _found: dict[str, WeightSet] = {}
 _spent: dict[str, int] = {}  # U-Net rows
 
 
-class _Pruning(Mitigation):
+@dataclass(frozen=True)
+class Pruning(Mitigation):
     """A mitigation by sets of weights: `find` gives them, one for each row of an embedding."""
+
+    scope: Scope = "prompt"
+    count: Count | None = None
+    random: Whole | None = None
+    first_seed: Whole = 0
 
     family: ClassVar[str] = "weights"
     sampled: ClassVar[bool] = True
     through: ClassVar[str] = "conditional"
     neurons: ClassVar[bool] = False  # whether whole rows of weights are found
-    scope: str
-    count: int | None
-    random: int | None
-    first_seed: int
-    factor: float = 0.0  # by which the weights found are multiplied
+
+    @property
+    def remaining(self) -> float:
+        """By what the weights found are multiplied."""
+        return 0.0
 
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         raise NotImplementedError
@@ -90,7 +96,7 @@ class _Pruning(Mitigation):
     def _random(self, substrate: Substrate, found: WeightSet) -> WeightSet:
         name = digest(["random", self.random, found.fingerprint])
         if name not in _found:
-            _found[name] = shuffled(substrate, found, np.random.default_rng([self.random, int(found.fingerprint[:12], 16)]), self.neurons)
+            _found[name] = shuffled(substrate, found, np.random.default_rng([self.random or 0, int(found.fingerprint[:12], 16)]), self.neurons)
         return _found[name]
 
     def _kept(self, substrate: Substrate, of: list[dict[str, Any]], embed: Callable[[int], Embedding], cost: Cost | None) -> list[WeightSet]:
@@ -114,13 +120,13 @@ class _Pruning(Mitigation):
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost), self.factor):
+        with pruned_rows(substrate.unet, self.for_prompts(substrate, batch.embedding.tokens, cost), self.remaining):
             yield batch
 
 
 @register
 @dataclass(frozen=True)
-class Nemo(_Pruning):
+class Nemo(Pruning):
     """Neurons of cross-attention's value projections, found by search and blocked. See `memlib.mitigations.weights.nemo`.
 
     The limit of similarity is the `quantile` over prompts that are not memorized. `seeds` maps take part in the search; `step` is that of
@@ -131,13 +137,9 @@ class Nemo(_Pruning):
     quantile is asked for. Source: Hintersdorf et al. 2024; program.
     """
 
-    scope: Scope = "prompt"
     quantile: Share = 0.84
     seeds: Annotated[int, Ge(2)] = 10
     step: Annotated[int, Ge(0), Le(1)] = 0
-    count: Count | None = None
-    random: Whole | None = None
-    first_seed: Whole = 0
     factor: Annotated[float, LATER] = 0.0
     as_published: Annotated[bool, LATER] = False
 
@@ -153,6 +155,10 @@ class Nemo(_Pruning):
         Difference("similarity with the range of the batch, anew at every scale, and the limit that belongs to it", {"as_published": True}, "27"),
     )
 
+    @property
+    def remaining(self) -> float:
+        return self.factor
+
     def find(self, substrate: Substrate, embedding: Embedding, cost: Cost) -> list[WeightSet]:
         if lacking := without_signal(substrate):
             raise InputError(lacking)
@@ -163,7 +169,7 @@ class Nemo(_Pruning):
 
 @register
 @dataclass(frozen=True)
-class Wanda(_Pruning):
+class Wanda(Pruning):
     """Weights of the feed-forward layers that count more with the prompt than with others. See `memlib.mitigations.weights.wanda`.
 
     `ratio` of each row's weights are looked at, in the first `share` of `steps` steps (10 of 51 in the published runs), against the `base`:
@@ -173,16 +179,12 @@ class Wanda(_Pruning):
     where the sets of the prompts are united here. Source: Chavhan et al. 2024; program.
     """
 
-    scope: Scope = "prompt"
     ratio: Part = 0.01
     share: Part = 0.2
     base: Literal["captions", "empty"] = "captions"
     seeds: Count = 1
     steps: Count = 50
     scale: float = 7.5
-    count: Count | None = None
-    random: Whole | None = None
-    first_seed: Whole = 0
     as_published: Annotated[bool, LATER] = False
 
     name: ClassVar[str] = "wanda"
@@ -220,6 +222,14 @@ class Wanda(_Pruning):
         return WeightSet(Store().score(key, compute))
 
 
+def pruning(name: str, **params: Any) -> Pruning:
+    """Return a registered method of pruning with these parameters; raises InputError for a mitigation of another kind."""
+    found = get(name, **params)
+    if not isinstance(found, Pruning):
+        raise InputError(f"{name} finds no sets of weights: use one of {', '.join(known for known, m in REGISTRY.items() if isinstance(m, Pruning))}.")
+    return found
+
+
 @dataclass(frozen=True)
 class PrunedFor(Mitigation):
     """The weights that `method` ("nemo" or "wanda", at its defaults) finds for `prompt`, removed whatever prompt is drawn.
@@ -244,5 +254,5 @@ class PrunedFor(Mitigation):
 
     @contextmanager
     def around(self, substrate: Substrate, batch: Batch, cost: Cost) -> Iterator[Batch]:
-        with pruned_rows(substrate.unet, get(self.method).for_prompts(substrate, tokenize(substrate.tokenizer, self.prompt))):
+        with pruned_rows(substrate.unet, pruning(self.method).for_prompts(substrate, tokenize(substrate.tokenizer, self.prompt))):
             yield batch

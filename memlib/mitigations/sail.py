@@ -87,9 +87,7 @@ class Sail(Mitigation):
             chosen = search.run({group: Owner(groups.index(group), PUBLISHED_PICTURES, group[1]) for group in dict.fromkeys(groups)})
             picked = [chosen[group][seed % PUBLISHED_PICTURES] for group, seed in zip(groups, batch.seeds, strict=True)]
         else:
-            owners = {place: Owner(place, 1, seed, batch.latents[place]) for place, seed in enumerate(batch.seeds)}
-            chosen = search.run(owners)
-            picked = [chosen[place][0] for place in owners]
+            picked = [own for [own] in search.run({place: Owner(place, 1, seed, batch.latents[place]) for place, seed in enumerate(batch.seeds)}).values()]
         yield replace(batch, latents=torch.stack(picked).cpu())
 
     def alpha_on(self, substrate: Substrate) -> float:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from memlib.sampling.first_step import FirstStep, as_leaves, directions, gradien
 
 # From noise [b, C, h, w] and rows of a batch to the difference there, as `FirstStep.gap` gives it.
 Gap = Callable[[Tensor, Sequence[int]], Tensor]
+
+Key = TypeVar("Key", bound=Hashable)
 
 RISE, RISE_AFTER = 0.1, 3
 PUBLISHED_BUDGET, PUBLISHED_PICTURES = 8, 4
@@ -75,7 +77,7 @@ class Search:
     rounds: int = 12
     as_published: bool = False
 
-    def run(self, owners: dict[Hashable, Owner]) -> dict[Hashable, list[Tensor]]:
+    def run(self, owners: dict[Key, Owner]) -> dict[Key, list[Tensor]]:
         """Return `needed` noises [C, h, w] for each owner: those accepted, in order, then those with the lowest loss."""
         for number in range(self.rounds):
             searching = [owner for owner in owners.values() if not owner.done]

@@ -128,12 +128,12 @@ class EmbeddingNoise(Mitigation):
     differences: ClassVar[tuple[Difference, ...]] = (Difference("noise falls on the unconditional embedding as well", {"as_published": True}, "11"),)
 
     @property
-    def sampled(self) -> bool:
+    def sampled(self) -> bool:  # type: ignore[override]  # a parameter decides, where a class does for other mitigations
         """Noise on the conditional embedding is an edit of it; the unconditional one is replaced while sampling."""
         return self.as_published
 
     def edit(self, states: Tensor, tokens: Tokens) -> Tensor:
-        return states + self._noise(states, tokens.prompts, "")
+        return states + self._noise(states, tokens.prompts, str(tokens.encoder or ""))
 
     def _noise(self, states: Tensor, prompts: tuple[str, ...], kind: str) -> Tensor:
         rows = [torch.randn(states.shape[1:], generator=prompt_generator(self.seed, prompt, kind)) for prompt in prompts]

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from memlib.base.declared import NotNegative, Whole
-from memlib.base.errors import InputError
-from memlib.base.numbers import is_number
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.sampling import rules
 from memlib.sampling.guidance import Rule
@@ -31,9 +29,7 @@ class _Guided(Mitigation):
         raise NotImplementedError
 
     def guidance(self, scale: float | Rule) -> Rule:
-        if not is_number(scale):
-            raise InputError(f"{self.name} chooses the guidance of each step itself: give it a number as guidance, not a rule.")
-        return self.rule(float(scale))
+        return self.rule(self.own_scale(scale))
 
 
 @register

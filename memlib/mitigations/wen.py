@@ -20,8 +20,8 @@ from memlib.base.declared import Count, NotNegative, Positive, Share
 from memlib.mitigations.base import Difference, Mitigation, register
 from memlib.models.protocol import Substrate
 from memlib.sampling.batches import Batch, initial_latents
-from memlib.sampling.calibration import published_applies, reference_quantile
-from memlib.sampling.first_step import FirstStep, Loss, as_leaves, descend, first_magnitudes, gradient_scale, weighted
+from memlib.sampling.calibration import target_of
+from memlib.sampling.first_step import FirstStep, Loss, as_leaves, descend, gradient_scale, weighted
 from memlib.sampling.loop import Cost
 
 WEIGHT_DECAY = 0.01  # AdamW's own default, which the program leaves as it is.
@@ -58,7 +58,7 @@ def blocks(batch: Batch, images: int, latent_shape: Sequence[int]) -> tuple[Batc
     sample of `batch`.
     """
     places: dict[tuple[int, int], int] = {}
-    of, origins, seeds = [], [], []
+    of, origins, seeds = list[int](), list[int](), list[int]()
     for position, (row, seed) in enumerate(zip(batch.rows, batch.seeds, strict=True)):
         block = (row, seed // images)
         if block not in places:
@@ -112,15 +112,7 @@ class OptimizedEmbedding(Mitigation):
 
     def threshold(self, substrate: Substrate, batch: Batch) -> float:
         """The target on this substrate, in units of the loss."""
-        if self.target is not None:
-            return self.target
-        if published_applies(substrate, self):
-            return self.published_target
-        return self.reference(substrate, batch)
-
-    def reference(self, substrate: Substrate, batch: Batch) -> float:
-        """The quantile that stands for the published target on other models."""
-        return reference_quantile(substrate, "first magnitude", first_magnitudes, self.quantile, batch.scheduler, batch.steps)
+        return target_of(self, substrate, batch, self.published_target)
 
     def full_run(self) -> Mitigation:
         """The same with a target that is never reached, for timing its full cost."""

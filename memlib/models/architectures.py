@@ -12,7 +12,7 @@ import torch
 
 from memlib.base.errors import InputError
 from memlib.models.devices import device_of
-from memlib.models.substrate import DTYPES, Substrate
+from memlib.models.substrate import Substrate, precision_of
 from memlib.models.tokenizer import build_clip_tokenizer
 
 
@@ -58,9 +58,7 @@ def build(name: str, device: str | torch.device = "auto", dtype: str | torch.dty
     target = device_of(device)
     if target.type != "cuda" and not force:
         raise InputError(f"The full-size architecture {name} takes minutes a picture on a CPU: use a machine with a GPU, or add --force.")
-    precision = (torch.float16 if target.type == "cuda" else torch.float32) if dtype == "auto" else DTYPES.get(dtype, dtype)
-    if precision not in DTYPES.values():
-        raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")
+    precision = precision_of(dtype, target, torch.float32)
     with torch.random.fork_rng([target] if target.type == "cuda" else []), target:
         torch.manual_seed(0)
         parts = ARCHITECTURES[name]()

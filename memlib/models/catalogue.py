@@ -202,12 +202,21 @@ def _cached(repository: str, revision: str) -> Path | None:
         return None
 
 
+def download_command(name: str) -> str:
+    """The command that fetches of a substrate's published repository what is read, at the pinned revision, into the folder where it is looked for.
+
+    Left out are pickled weights, other variants, the safety checker and checkpoints in a single file: three quarters of the repository.
+    """
+    repository, revision = SUBSTRATES[name].hub[-1]
+    return (
+        f"hf download {repository} --revision {revision} --local-dir $MEMLIB_MODELS/{name} --include '*.json' --include '*.txt' "
+        "--include '*/*.safetensors' --exclude 'safety_checker/*' --exclude '*.fp16*' --exclude '*non_ema*'"
+    )
+
+
 def _missing(source: Source, root: Path | None) -> str:
-    repository, revision = source.hub[-1]
     place = f"{root}/{source.name}" if root else f"$MEMLIB_MODELS/{source.name}"
     return (
-        f"The weights of {source.name} are missing: set MEMLIB_MODELS to the folder that holds them as "
-        f"{place}, or run: hf download {repository} --revision {revision} --include 'model_index.json' "
-        "--include '*/*.json' --include '*/*.txt' --include '*/*.safetensors' --exclude 'safety_checker/*' "
-        "--exclude '*.fp16.*'"
+        f"The weights of {source.name} are missing: set MEMLIB_MODELS to a folder of your own that holds them as {place}, which this fetches: "
+        f"{download_command(source.name)}"
     )

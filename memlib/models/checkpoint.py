@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ PARTS = {
 }
 WEIGHTED = ("text_encoder", "unet", "vae")
 INCIDENTAL = ("torch_dtype", "dtype", "transformers_version", "architectures")
+SHARD = re.compile(r"-\d{5}-of-(\d{5})")
 HASH_CACHE_BYTES = 2**28  # Below this, hashing takes less than a second and is not remembered on disk.
 
 
@@ -51,6 +53,9 @@ def check_folder(folder: Path) -> str | None:
         for name in files:
             if not (folder / part / name).is_file():
                 raise InputError(f"{folder} lacks a part: {part}/{name} is missing, so copy or download the folder again.")
+    words = folder / "tokenizer"
+    if not (words / "tokenizer.json").is_file() and (absent := [name for name in ("vocab.json", "merges.txt") if not (words / name).is_file()]):
+        raise InputError(f"{folder} lacks a part: tokenizer/{absent[0]} is missing, so copy or download the folder again.")
     check_schedule(folder, _read_json(folder / "scheduler" / "scheduler_config.json"))
     variants = {part: _variant(folder, part) for part in WEIGHTED}
     variant = "fp16" if "fp16" in variants.values() else None
@@ -95,15 +100,16 @@ def read_pipeline(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
 
     Raises InputError if weights are missing from a file or do not fit the configuration.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     try:
         with _silent_loading():
             # The text encoder is loaded apart because transformers fills missing weights at random with
             # no more than a warning.
+            own = {part: variant if _split_by_variant(folder / part)[1] else None for part in WEIGHTED}
             text_encoder, info = CLIPTextModel.from_pretrained(
-                folder / "text_encoder", variant=variant, dtype=dtype, use_safetensors=True,
+                folder / "text_encoder", variant=own["text_encoder"], dtype=dtype, use_safetensors=True,
                 local_files_only=True, output_loading_info=True,
             )  # fmt: skip
             missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
@@ -111,8 +117,13 @@ def read_pipeline(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
                 raise ValueError(f"weight {missing[0]} of text_encoder missing")
             if info["mismatched_keys"]:
                 raise ValueError("a weight of text_encoder has another shape than its configuration says")
+            # A part without the variant that another one has only: the pipeline would look for it in all of them.
+            plain = {
+                part: kind.from_pretrained(folder / part, dtype=dtype, use_safetensors=True, local_files_only=True)
+                for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)) if own[part] != variant
+            }  # fmt: skip
             pipe = StableDiffusionPipeline.from_pretrained(
-                folder, text_encoder=text_encoder, variant=variant, dtype=dtype, use_safetensors=True,
+                folder, text_encoder=text_encoder, **plain, variant=variant, dtype=dtype, use_safetensors=True,
                 local_files_only=True, safety_checker=None, feature_extractor=None,
                 requires_safety_checker=False,
             )  # fmt: skip
@@ -134,18 +145,20 @@ def read_pipeline(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
 
 def _split_by_variant(part: Path) -> tuple[list[Path], list[Path]]:
     files = sorted(part.glob("*.safetensors"))
-    # Names such as model.fp16.safetensors; "non_ema" and other variants are never read.
-    plain = [path for path in files if len(path.name.split(".")) == 2]
-    half = [path for path in files if path.name.split(".")[1:2] == ["fp16"]]
+    # Names such as model.fp16.safetensors, and of files in several shards, whose number stands before the variant or behind it;
+    # "non_ema" and other variants are never read.
+    variants = [SHARD.sub("", path.name).split(".")[1:-1] for path in files]
+    plain, half = ([path for path, own in zip(files, variants, strict=True) if own == wanted] for wanted in ([], ["fp16"]))
     return plain, half
 
 
 def _variant(folder: Path, part: str) -> str | None:
     plain, half = _split_by_variant(folder / part)
-    if plain:
-        return None
-    if half:
-        return "fp16"
+    for path in plain or half:
+        if (shard := SHARD.search(path.name)) and len(plain or half) < int(shard[1]):
+            raise InputError(f"{folder} lacks a part: {part} has {len(plain or half)} of {int(shard[1])} shards, so copy or download the folder again.")
+    if plain or half:
+        return None if plain else "fp16"
     if any((folder / part).glob("*.bin")):
         raise InputError(f"{folder} has no safetensors weights for {part}, only pickled ones, which are not read: download the safetensors files.")
     raise InputError(f"{folder} lacks a part: {part} has no weights, so copy or download the folder again.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
+import psutil
 import torch
 
 from memlib.base.errors import InputError
@@ -31,6 +33,18 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def settle(device: torch.device) -> None:
+    """Wait until a device has done what it was told, so that a clock shows what it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def hardware(device: torch.device | None) -> str:
+    """A device's name in words; None is the CPU."""
+    on_gpu = device is not None and device.type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16."""
     if device.type == "cuda":
@@ -40,3 +54,8 @@ def bfloat16_pays(device: torch.device) -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that are free: the GPU's own, or else the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -20,7 +20,7 @@ from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.models.checkpoint import check_folder, read_pipeline, weights_hash
 from memlib.models.data import SubstrateData
 from memlib.models.delta import DELTA_FILE, apply_delta
-from memlib.models.devices import bfloat16_pays, device_of
+from memlib.models.devices import bfloat16_pays, device_of, free_memory
 from memlib.models.fitting import check_parts, with_tokenizer
 from memlib.models.live import LiveState, named
 from memlib.models.speed import Speed, prepare
@@ -85,10 +85,6 @@ class Substrate:
         return self.pipe.vae
 
     @property
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipe.scheduler.config)
-
-    @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
 
@@ -140,15 +136,12 @@ class Substrate:
 
     def batch_size(self) -> int:
         """Guess how many pictures can be sampled at once in half of the memory that is free, 1 to 64."""
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            import psutil
+        return int(max(1, min(64, free_memory(self.device) / 2 // picture_memory(self.resolution, self.dtype))))
 
-            free = psutil.virtual_memory().available
-        # About 1 GiB for a guided 512-pixel picture in half precision, in proportion to its area.
-        each = 2**30 * (self.resolution / 512) ** 2 * self.dtype.itemsize / 2
-        return int(max(1, min(64, free / 2 // each)))
+
+def picture_memory(resolution: int, dtype: torch.dtype) -> float:
+    """Bytes that a guided picture takes while it is sampled: about 1 GiB for 512 pixels in half precision, in proportion to its area."""
+    return 2**30 * (resolution / 512) ** 2 * dtype.itemsize / 2
 
 
 def load(name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", speed: Speed | None = None) -> Substrate:
@@ -161,7 +154,7 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     incomplete, corrupt or not Stable Diffusion 1.x/2.x.
     """
     target = device_of(device)
-    precision = _dtype(dtype, target)
+    precision = dtype_of(dtype, target)
     folder, source, revision = locate(name)
     delta = folder / DELTA_FILE if source.base else None
     if source.base:
@@ -195,12 +188,16 @@ def load(name: str | Path, device: str | torch.device = "auto", dtype: str | tor
     )
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision named; "auto" is the one that suits the device (see `load`). Raises InputError for another name."""
+    return precision_of(dtype, device, torch.bfloat16 if bfloat16_pays(device) else torch.float32)
+
+
+def precision_of(dtype: str | torch.dtype, device: torch.device, on_cpu: torch.dtype) -> torch.dtype:
+    """Return the precision named; "auto" is float16 on a GPU and `on_cpu` elsewhere. Raises InputError for one that there is not."""
     if dtype == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if bfloat16_pays(device) else torch.float32
-    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if known not in DTYPES.values():
+        return torch.float16 if device.type == "cuda" else on_cpu
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known not in DTYPES.values() or known is None:
         raise InputError(f"Unknown precision {dtype!r}: use auto, {', '.join(DTYPES)}.")
     return known

@@ -47,7 +47,7 @@ def _merge_file() -> Path:
     return Path(package.origin).parent / MERGE_FILE
 
 
-def read_merges() -> list[tuple[str, str]]:
+def read_merges() -> list[tuple[str, ...]]:
     """Return the 48,894 byte-pair merges of CLIP's vocabulary, most frequent first.
 
     Raises InputError if open_clip is missing. Source: Radford et al. 2021, as packaged by open_clip.

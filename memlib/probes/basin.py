@@ -25,9 +25,9 @@ from tqdm import tqdm
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
-from memlib.sampling.batches import decode, sample_batches, uncond_states
+from memlib.sampling.batches import decode, uncond_states
 from memlib.sampling.loop import SINGLE_STEP, trajectory
-from memlib.sampling.recipe import Recipe, picture_recipe
+from memlib.sampling.recipe import picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same displacement gives other latents.
 KINDS = {
@@ -92,8 +92,8 @@ class Basin:
 
     def pictures(self, step: int, kind: str, radii: Sequence[float]) -> np.ndarray:
         """Where guidance leads from the displaced latents before `step`: uint8 [R, N, S, H, W, 3]; radius 0 is the plain picture."""
-        x, shown, absent = self.group.experiment, {}, {}
-        names = [[[self._key(step, kind, r, row, seed) if r else None for seed in x.seeds] for row in range(len(self.group))] for r in radii]
+        x, shown, absent = self.group.experiment, dict[str, np.ndarray](), dict[str, tuple[float, int, int]]()
+        names = [[[self._key(step, kind, r, row, seed) if r else "" for seed in x.seeds] for row in range(len(self.group))] for r in radii]
         for r, radius in enumerate(radii):
             for row in range(len(self.group)) if radius else ():
                 for seed, name in zip(x.seeds, names[r][row], strict=True):
@@ -114,8 +114,8 @@ class Basin:
         """Copy similarity of where it ends "to" the "training" picture or the "original", [N, S, K, R]; None where not measured."""
         cuts = []
         for step in self.steps:
-            scores = [self.group.score_of(f"similarity to {to}", pictures) for pictures in self.pictures(step, kind, radii)]
-            if any(score is None for score in scores):
+            found = [self.group.score_of(f"similarity to {to}", pictures) for pictures in self.pictures(step, kind, radii)]
+            if len(scores := [score for score in found if score is not None]) < len(found):
                 return None
             cuts.append(np.stack(scores, axis=-1))
         return np.stack(cuts, axis=2)
@@ -166,18 +166,7 @@ class Basin:
             if step.index in self.steps:
                 cuts.append(step.latents.cpu())
 
-        for _ in sample_batches(
-            x.substrate,
-            self.group.embedding,
-            (),
-            Recipe(x.steps, guidance, x.scheduler),
-            batch_size=x.batch_size,
-            uncond=self._uncond,
-            pairs=pairs,
-            keep=keep,
-            cost=x.cost,
-            latents_only=True,
-        ):
+        for _ in x.batches(self.group.embedding, guidance, uncond=self._uncond, pairs=pairs, keep=keep, latents_only=True):
             done.append(torch.stack(cuts, dim=1))
             cuts.clear()
         return torch.cat(done)
@@ -225,7 +214,7 @@ class Basin:
     @cached_property
     def _recipe(self) -> dict[str, Any]:
         x = self.group.experiment
-        return picture_recipe(x.substrate, self._uncond, Recipe(x.steps, x.guidance, x.scheduler))
+        return picture_recipe(x.substrate, self._uncond, x.recipe())
 
     @cached_property
     def _rows(self) -> list[str]:

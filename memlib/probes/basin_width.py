@@ -45,13 +45,7 @@ def half_distance(shares: np.ndarray, radii: Sequence[float]) -> np.ndarray:
     return np.array([np.interp(0.5, row[::-1], rising[::-1]) for row in falling]).reshape(shares.shape[:-1])
 
 
-def widths(
-    inside: np.ndarray,
-    radii: Sequence[float],
-    *,
-    resamples: int = RESAMPLES,
-    generator: np.random.Generator | None = None,
-) -> Widths:
+def widths(inside: np.ndarray, radii: Sequence[float]) -> Widths:
     """Measure a basin from flags [P, S, K, R] that say which latents ended in the ball, bootstrap over prompts.
 
     All seeds, steps and radii of a prompt are drawn together, so that differences between steps are paired. With fewer than two prompts
@@ -62,7 +56,7 @@ def widths(
         raise InputError(f"A basin is measured from flags [prompts, seeds, steps, radii], not from values of shape {inside.shape}.")
     prompts, seeds, steps, count = inside.shape
     by_prompt = inside.mean(axis=1)
-    weights = bootstrap_weights(prompts, resamples, generator)
+    weights = bootstrap_weights(prompts, RESAMPLES)
     resampled = half_distance((weights @ by_prompt.reshape(prompts, -1)).reshape(-1, steps, count), radii)
     shares = by_prompt.mean(axis=0)
     half = half_distance(shares, radii)

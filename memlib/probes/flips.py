@@ -51,7 +51,7 @@ class Flips:
 
     def quantities(self) -> dict[str, Estimate | None]:
         """What claim B2 is judged by. Where hardly any run has both steps, the error counts as the whole schedule."""
-        crossing = self.crosses.any(axis=1)
+        crossing = np.any(self.crosses, axis=1)
         error = mean_of_those(np.abs(self.error())) if crossing.any() else None
         if error is None or error.n_prompts < 2:
             whole = float(REFERENCE_STEPS)

@@ -14,7 +14,7 @@ import pandas as pd
 from memlib.experiment.group import Group
 from memlib.experiment.tables import mean_of_those
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
-from memlib.mitigations import get
+from memlib.mitigations.pruning import Wanda, pruning
 from memlib.mitigations.weights import WeightSet, pruned
 from memlib.models.protocol import Substrate
 from memlib.probes.triggers import by_chance, most_active, overlaps
@@ -30,7 +30,7 @@ UNITS: Mapping[str, Callable[[Any], tuple[int, int]]] = {
 
 def found_for(group: Group, name: str) -> list[WeightSet]:
     """The set of weights that the pruning `name` finds for each prompt of a group."""
-    return get(name).for_prompts(group.experiment.substrate, group.embedding.tokens)
+    return pruning(name).for_prompts(group.experiment.substrate, group.embedding.tokens)
 
 
 def sizes(groups: Sequence[Group], names: Sequence[str]) -> pd.DataFrame:
@@ -38,7 +38,7 @@ def sizes(groups: Sequence[Group], names: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for group in groups:
         for name in names:
-            unit = "neurons" if get(name).neurons else "weights"
+            unit = "neurons" if pruning(name).neurons else "weights"
             sets = found_for(group, name)
             counts = np.array([sum(len(places) // _width(group, layer, unit) for layer, places in one.chosen.items()) for one in sets])
             rows[group.label, name] = {
@@ -86,9 +86,9 @@ def removed(substrate: Substrate, weights: WeightSet) -> Removed:
 def sets_of(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind: str, first_seed: int = 0) -> list[list[WeightSet]]:
     """What is found from every trigger of every picture: the most active inputs ("activations"), or the weights of a pruning by name."""
     if kind == "activations":
-        looking = get("wanda", first_seed=first_seed)
+        looking = Wanda(first_seed=first_seed)
         return [[most_active(looking.norms(substrate, one)[0]) for one in own] for own in triggers]
-    return [[get(kind, first_seed=first_seed).weights(substrate, one)[0] for one in own] for own in triggers]
+    return [[pruning(kind, first_seed=first_seed).weights(substrate, one)[0] for one in own] for own in triggers]
 
 
 @dataclass(frozen=True)

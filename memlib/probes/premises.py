@@ -5,6 +5,7 @@ A figure that a substrate has no data for is reported with what is missing. No f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ import yaml
 
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.paths import data_folder
+from memlib.base.writing import replacing
 from memlib.judging.estimates import Estimate
 from memlib.probes.premise_figures import FIGURES, Case
 
@@ -95,4 +97,37 @@ def measure(case: Case, names: Iterable[str] | None = None) -> list[Finding]:
                 found.append(Finding(figure, FIGURES[name](case)))
             except NotMeasured as error:
                 found.append(Finding(figure, None, f"not measured: {error}"))
+    return found
+
+
+def kept_path(substrate: str) -> Path:
+    """The file of a substrate's kept figures, given by name or folder."""
+    return data_folder() / "premises" / f"{Path(substrate).name}.json"
+
+
+def keep(substrate: str, findings: Iterable[Finding]) -> Path:
+    """Write findings for later books, in place of those that are kept under the same names; return the file."""
+    path = kept_path(substrate)
+    found = {finding.figure.name: finding for finding in [*kept(substrate), *findings]}
+    told = {
+        name: {"reason": finding.reason} if finding.estimate is None else {part: round(value, 4) for part, value in finding.estimate.to_json().items()}
+        for name, finding in found.items()
+    }
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(told, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    return path
+
+
+def kept(substrate: str) -> list[Finding]:
+    """What `keep` wrote, in the order of the figures; empty where nothing is kept. Figures that are no longer asked for are left out."""
+    path = kept_path(substrate)
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = []
+    for name, figure in figures().items():
+        if "value" in told.get(name, ()):
+            parts = {part: float("nan") if value is None else value for part, value in told[name].items()}
+            found.append(Finding(figure, Estimate.from_json(parts)))
+        elif name in told:
+            found.append(Finding(figure, None, told[name]["reason"]))
     return found

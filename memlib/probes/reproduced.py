@@ -30,7 +30,7 @@ def similarity_to_training(store: PictureStore, substrate: Substrate, metric: An
     return np.stack([(vectors[i] @ metric(substrate.data.training_pictures(name)).T).max(1) for i, name in enumerate(prompts.table["training_picture"])])
 
 
-def copies_by_level(similarity: np.ndarray, copies: Sequence[int], threshold: float) -> dict[int, Estimate]:
+def copies_by_level(similarity: np.ndarray, copies: Any, threshold: float) -> dict[int, Estimate]:
     """Share of prompts reproduced with at least nine tenths of the seeds, by copies an epoch, with Wilson's interval."""
     needed = int(np.ceil(NEEDED / len(SEEDS) * similarity.shape[1]))
     found = (similarity >= threshold).sum(1) >= needed
@@ -38,7 +38,7 @@ def copies_by_level(similarity: np.ndarray, copies: Sequence[int], threshold: fl
     return {int(level): share_interval(found[copies == level]) for level in np.unique(copies)}
 
 
-def find_memorized(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet) -> list[dict[str, Any]]:
+def find_memorized(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet) -> list[dict[Any, Any]]:
     """One row a prompt with `seeds_tried`, `seeds_above`, `mean_similarity` and `memorized` (at least NEEDED of SEEDS).
 
     A prompt is given up as soon as too many seeds failed for it to reach NEEDED: most fail with the first two.
@@ -59,7 +59,7 @@ def find_memorized(store: PictureStore, substrate: Substrate, metric: Any, promp
     return rows
 
 
-def reproduced(substrate: Substrate, store: PictureStore) -> list[dict[str, Any]]:
+def reproduced(substrate: Substrate, store: PictureStore) -> list[dict[Any, Any]]:
     """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
     metric = metrics_for(substrate).copy
     return [row for name in REPEATED for row in find_memorized(store, substrate, metric, load_prompts(substrate.data.sets[name]))]
@@ -74,7 +74,7 @@ def reconstructed(substrate: Substrate, pictures: np.ndarray) -> np.ndarray:
     return decode(substrate, latents * substrate.vae.config.scaling_factor)
 
 
-def quality(store: PictureStore, substrate: Substrate, metrics: Any, count: int, seeds: Sequence[int]) -> dict[str, Estimate | float]:
+def quality(store: PictureStore, substrate: Substrate, metrics: Any, count: int, seeds: Sequence[int]) -> dict[str, Estimate]:
     """Alignment (absolute, and as a share of what real pictures reach), background and main thing on held-out prompts.
 
     The main thing of real pictures is judged after the autoencoder, as that of generated ones.

@@ -36,7 +36,8 @@ def sweep(group: Group, switches: Sequence[int], before: float = 0.0) -> np.ndar
 def swept_score(group: Group, name: str, pictures: np.ndarray) -> np.ndarray | None:
     """A score of swept pictures [N, S, K, H, W, 3], [N, S, K]; None where it cannot be measured."""
     scores = [group.score_of(name, pictures[:, :, column]) for column in range(pictures.shape[2])]
-    return None if any(score is None for score in scores) else np.stack(scores, axis=-1)
+    known = [score for score in scores if score is not None]
+    return np.stack(known, axis=-1) if len(known) == len(scores) else None
 
 
 def crossing_step(similarity: np.ndarray, switches: Sequence[int], threshold: float) -> np.ndarray:
@@ -44,8 +45,8 @@ def crossing_step(similarity: np.ndarray, switches: Sequence[int], threshold: fl
 
     NaN where the first is below the threshold already, and where none is.
     """
-    similarity, switches = np.asarray(similarity, dtype=float), np.asarray(switches, dtype=float)
-    if len(switches) < 2:
+    similarity, steps = np.asarray(similarity, dtype=float), np.asarray(switches, dtype=float)
+    if len(steps) < 2:
         return np.full(similarity.shape[:-1], np.nan)
     below = similarity < threshold
     after = below.argmax(-1)
@@ -54,14 +55,14 @@ def crossing_step(similarity: np.ndarray, switches: Sequence[int], threshold: fl
     high, low = (np.take_along_axis(similarity, place[..., None], -1)[..., 0] for place in (after - 1, after))
     with np.errstate(divide="ignore", invalid="ignore"):
         part = (high - threshold) / (high - low)
-    found = switches[after - 1] + part * (switches[after] - switches[after - 1])
+    found = steps[after - 1] + part * (steps[after] - steps[after - 1])
     return np.where(crosses, found, np.nan)
 
 
 def comes_back(similarity: np.ndarray, threshold: float) -> np.ndarray:
     """Whether [...] similarity [..., K] is at or above the threshold again after it has fallen below it."""
     below = np.asarray(similarity, dtype=float) < threshold
-    return ((~below) & (np.cumsum(below, axis=-1) > 0)).any(-1)
+    return np.any(~below & (np.cumsum(below, axis=-1) > 0), axis=-1)
 
 
 def prediction_error(crossing: np.ndarray, predicted: np.ndarray, steps: int) -> np.ndarray:

@@ -16,11 +16,10 @@ import torch
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
-from memlib.experiment.run import Experiment
+from memlib.experiment.settings import Settings
 from memlib.prompts.embedding import Embedding
-from memlib.sampling.batches import Step, sample_batches, uncond_states
+from memlib.sampling.batches import Step
 from memlib.sampling.guidance import Rule
-from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other traces.
 QUANTITIES = ("difference", "conditional", "unconditional", "raw_difference", "turn", "scale")
@@ -50,18 +49,15 @@ class Traces:
         return transition_step(getattr(self, VARIANTS[variant]), variant)
 
 
-def trace(group: Group, guidance: float | Rule | None = None, embedding: Embedding | None = None) -> Traces:
+def trace(group: Group, guidance: float | Rule | None = None) -> Traces:
     """Record a group's prompts under its experiment's seeds, through the store.
 
     `guidance` is a scale or rule in place of the experiment's: 0 is "zero guidance" (the prompt does not act on the latents), a
-    negative number opposite guidance from the first step to the last. `embedding` is an edited embedding of the prompts in place of the
-    group's own. No picture is decoded. Each prompt and seed is kept as soon as its batch is done.
+    negative number opposite guidance from the first step to the last. No picture is decoded. Each prompt and seed is kept as soon as its batch
+    is done.
     """
-    x = group.experiment
-    embedding = group.embedding if embedding is None else embedding
-    guidance = x.guidance if guidance is None else guidance
-    uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, guidance, x.scheduler))
+    x, embedding = group.experiment, group.embedding
+    recipe = x.keyed(guidance)
     rows = [digest(states.float()) for states in embedding.states]
     keys = [{"trace": VERSION, **recipe, "cond": row, "seed": seed} for row in rows for seed in x.seeds]
     pairs = [(row, seed) for row in range(len(rows)) for seed in x.seeds]
@@ -71,24 +67,13 @@ def trace(group: Group, guidance: float | Rule | None = None, embedding: Embeddi
 
     values = np.stack(x.store.scores(keys, compute)).reshape(len(rows), len(x.seeds), len(QUANTITIES), -1)
     times = x.substrate.scheduler(x.scheduler, x.steps).timesteps.cpu().numpy()
-    return Traces(*np.moveaxis(values, 2, 0), times)
+    return Traces(**dict(zip(QUANTITIES, np.moveaxis(values, 2, 0), strict=True)), times=times)
 
 
-def _recorded(x: Experiment, embedding: Embedding, guidance: float | Rule, pairs: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+def _recorded(x: Settings, embedding: Embedding, guidance: float | Rule | None, pairs: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
     """Yield the quantities [Q, T] of each (row, seed) in the order given."""
     steps: list[np.ndarray] = []
-    batches = sample_batches(
-        x.substrate,
-        embedding,
-        x.seeds,
-        Recipe(x.steps, guidance, x.scheduler),
-        batch_size=x.batch_size,
-        pairs=pairs,
-        keep=lambda rows, seeds, step: steps.append(_quantities(step)),
-        cost=x.cost,
-        latents_only=True,
-    )
-    for _ in batches:
+    for _ in x.batches(embedding, guidance, pairs=pairs, keep=lambda rows, seeds, step: steps.append(_quantities(step)), latents_only=True):
         yield from np.stack(steps, axis=-1)
         steps.clear()
 

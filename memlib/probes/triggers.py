@@ -46,10 +46,10 @@ def spread(states: np.ndarray, starts: np.ndarray, succeeded: np.ndarray, ordina
 
     Raises InputError for fewer than two ordinary prompts.
     """
-    unit = distances(ordinary)
-    if not len(unit):
+    apart = distances(ordinary)
+    if not len(apart):
         raise InputError("Distances are measured in those among ordinary prompts: give at least two of them.")
-    unit, rows = float(unit.mean()), []
+    unit, rows = float(apart.mean()), []
     for own, begun, done in zip(states, starts, succeeded, strict=True):
         if done.sum() < 2:
             rows.append((np.nan,) * 3)

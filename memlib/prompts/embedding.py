@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
@@ -32,15 +32,17 @@ class Tokens:
     """Token ids of N prompts and the four spans of each.
 
     `ids` is [N, 77]; `lengths` [N] counts the prompt tokens that were kept (0 to 75); `truncated` [N]
-    says which prompts were longer; `pad_id` is the id that fills the padding. The properties `sot`,
-    `pr`, `eot` and `pad` are disjoint boolean masks [N, 77] that together cover every position.
+    says which prompts were longer; `pad_id` is the id that fills the padding; `encoder` counts the text encoders of a
+    model with several, so that what is drawn for each is drawn apart. The properties `sot`, `pr`, `eot` and `pad` are
+    disjoint boolean masks [N, 77] that together cover every position.
     """
 
-    ids: LongTensor
+    ids: Tensor
     prompts: tuple[str, ...]
-    lengths: LongTensor
+    lengths: Tensor
     truncated: Tensor
     pad_id: int
+    encoder: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -74,12 +76,12 @@ class Tokens:
     def select(self, rows: Any) -> Tokens:
         """Return the rows given as an index, a slice, a list of indices or a boolean mask."""
         index = _row_index(rows, len(self))
-        return Tokens(
+        return replace(
+            self,
             ids=self.ids[index],
             prompts=tuple(self.prompts[i] for i in index.tolist()),
             lengths=self.lengths[index],
             truncated=self.truncated[index],
-            pad_id=self.pad_id,
         )
 
 
@@ -167,7 +169,7 @@ def encode_prompts(substrate: Any, prompts: Sequence[str] | str, padding: str | 
     return encode(substrate, tokenize(substrate.tokenizer, prompts, padding))
 
 
-def tokens_of_ids(ids: LongTensor, tokenizer: Any, prompts: Sequence[str] | None = None) -> Tokens:
+def tokens_of_ids(ids: Tensor, tokenizer: Any, prompts: Sequence[str] | None = None) -> Tokens:
     """Return the spans of ids [N, 77] that were encoded already, for states whose text was parsed by something else (weights, for instance).
 
     A prompt ends at the first end token behind which one and the same token fills the rest; a literal end token as a prompt's last word

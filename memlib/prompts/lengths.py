@@ -73,7 +73,7 @@ def summarise(counts: np.ndarray, unescaped: np.ndarray | None = None) -> dict[s
     }  # fmt: skip
 
 
-def lengths(row: Mapping[str, Any]) -> np.ndarray:
+def lengths(row: Mapping[Any, Any]) -> np.ndarray:
     """Return the lengths int[n] that the histogram of a row of the table stands for, shortest first."""
     pairs = [part.split(":") for part in row["histogram"].split()]
     return np.repeat([int(length) for length, _ in pairs], [int(number) for _, number in pairs])
@@ -92,7 +92,8 @@ def statistics(fetch: bool = False, labels: str | Path | None = None) -> pd.Data
         raise InputError(
             f"None of the published prompt lists is in {cache_folder()}: run `memlib prompts fetch all`, or set MEMLIB_PROMPTS to the folder that holds them."
         )
-    tokenizer, rows, pooled = build_clip_tokenizer(), [], {}
+    tokenizer, rows = build_clip_tokenizer(), []
+    pooled: dict[str, tuple[int, int]] = {}
     sets = {source.name: load_prompts(source.name) for source in found}
     for source in found:
         prompts = sets[source.name]

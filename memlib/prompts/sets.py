@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,8 +141,7 @@ def choose_prompts(prompts: str | PromptSet, data: SubstrateData, count: int | N
 
     At most `count` prompts, drawn with a fixed seed where there are more.
     """
-    name = data.sets.get(prompts, prompts) if isinstance(prompts, str) else None
-    found = prompts if name is None else load_prompts(name)
+    found = load_prompts(data.sets.get(prompts, prompts)) if isinstance(prompts, str) else prompts
     if count is not None and count < 1:
         raise InputError(f"{count} prompts were asked for: ask for at least 1.")
     return found.sample(count, seed=0) if count is not None and count < len(found) else found
@@ -174,7 +173,7 @@ def _published(name: str, source: Source) -> PromptSet:
     return PromptSet(name, tuple(table["prompt"]), table, source.url, source.licence)
 
 
-def clean_mask(prompts: Sequence[str], tokenizer) -> np.ndarray:
+def clean_mask(prompts: Sequence[str], tokenizer: Any) -> np.ndarray:
     """Return bool[N]: which prompts pass `clip`'s filter for prompts that are not memorized.
 
     Kept are prompts of ASCII characters only, without "http" or "www" (in any capitalization), of 5 to
@@ -189,16 +188,3 @@ def clean_mask(prompts: Sequence[str], tokenizer) -> np.ndarray:
         ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         keep[row] = low <= len(ids) <= high
     return keep
-
-
-Prompts = TypeVar("Prompts", PromptSet, Sequence[str])
-
-
-def clean_filter(prompts: Prompts, tokenizer) -> Prompts:
-    """Return the prompts that pass `clean_mask`: a PromptSet for a PromptSet, otherwise a tuple.
-
-    Raises InputError if a PromptSet has none. Source: `clip`, Appendix A.4.
-    """
-    if isinstance(prompts, PromptSet):
-        return prompts.select(clean_mask(prompts.prompts, tokenizer))
-    return tuple(prompt for prompt, keep in zip(prompts, clean_mask(prompts, tokenizer)) if keep)

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from memlib.experiment.captioned import Captioned
-from memlib.experiment.group import Edit, Group, edit_name
+from memlib.experiment.group import Group, edit_name
 from memlib.experiment.page import NOT_MEASURED, told
+from memlib.experiment.settings import Edit
 from memlib.experiment.tables import long_table
 from memlib.judging.estimates import Estimate, group_difference
 from memlib.mitigations import Mitigation

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from memlib.experiment.group import Edit
 from memlib.experiment.page import NOT_MEASURED
-from memlib.judging.estimates import Estimate, bootstrap
+from memlib.judging.bounded import bounded_mean, student_ratio
+from memlib.judging.estimates import LEVEL, Estimate, bootstrap
 from memlib.mitigations import Mitigation, get
-from memlib.results.scenarios import SCENARIOS, SIMILARITY, earlier_methods, own_methods
-from memlib.results.table import change, matrix, name_of, relative
+from memlib.results.evidence import Evidence
+from memlib.results.scenarios import SIMILARITY, earlier_methods, own_methods
+from memlib.results.table import matrix, name_of
 
 SHARED_SPREAD = 0.05  # share of the schedule up to which claim B3 takes a transition point to be one for all
 RESAMPLES = 5_000
@@ -74,16 +77,10 @@ def _estimate(statistic: Callable[..., float], tables: Sequence[np.ndarray]) -> 
                      rows=True, resamples=RESAMPLES, method="nearest")  # fmt: skip
 
 
-def least_lowering(rows: pd.DataFrame, own: Sequence[Mitigation]) -> Estimate | None:
-    """Change of similarity to training under that of `own` methods that lowers it least, paired; None where one was not measured."""
-    found = [change(rows, SIMILARITY, method) for method in own]
-    return None if None in found else max(filter(None, found), key=lambda estimate: estimate.value, default=None)
-
-
-def largest_cost(rows: pd.DataFrame, own: Sequence[Mitigation], metric: str) -> Estimate | None:
-    """Change of a score under that of `own` methods that costs most, as a share of the mean without mitigation."""
-    found = [relative(rows, metric, method) for method in own]
-    return None if None in found else min(filter(None, found), key=lambda estimate: estimate.value, default=None)
+def worst_of(own: Sequence[Mitigation], measured: Callable[[Mitigation], Estimate | None], largest: bool = False) -> Estimate | None:
+    """Return what was `measured` of that method for which it is smallest, or `largest`; None where one was not measured, or there is no method."""
+    found = [measured(method) for method in own]
+    return None if None in found else (max if largest else min)(filter(None, found), key=lambda estimate: estimate.value, default=None)
 
 
 def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigation]]]) -> dict[str, dict[str, Estimate | None]]:
@@ -104,17 +101,37 @@ def shares_of_effect(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigat
     return found
 
 
+def loss_share(found: Evidence, metric: str, edit: Edit, severe: Edit, of: str, baseline: Edit = "none") -> Estimate | None:
+    """What a score of the group `of` loses under `edit`, against `baseline`, as a share of what it loses under `severe`, paired.
+
+    None where one was not measured, or nothing is lost under `severe`, so that there is nothing to compare with.
+    """
+    none, under, worst = (found.values(metric, which, of) for which in (baseline, edit, severe))
+    if none is None or under is None or worst is None or (none - worst).mean() <= 0:
+        return None
+    return student_ratio(none - under, none - worst)
+
+
+def shortfall(measured: Mapping[str, tuple[pd.DataFrame, Sequence[Mitigation]]], name: str) -> Estimate | None:
+    """Similarity to training under a method minus that under one of the text's own, in the scenario and against the own method where that is largest.
+
+    `measured` as in `shares_of_effect`. Student's interval with one imagined prompt at either end, at a level that is corrected (Bonferroni) for
+    choosing among so many comparisons. None where nothing was measured.
+    """
+    differences = [
+        under - best
+        for key, (rows, methods) in measured.items()
+        for method in methods
+        if method.name == name and (under := matrix(rows, SIMILARITY, method)) is not None
+        for own in own_methods(key, methods)
+        if (best := matrix(rows, SIMILARITY, own)) is not None
+    ]
+    if not differences:
+        return None
+    largest = max(differences, key=np.mean)
+    return bounded_mean(largest, -1.0, 1.0, level=1 - (1 - LEVEL) / len(differences))
+
+
 def _has_scores(rows: pd.DataFrame, method: Mitigation) -> bool:
     name, params = name_of(method)
     return bool(((rows["method"] == name) & (rows["params"] == params) & (rows["note"] == "")).any())
-
-
-def weakest_scenario(shares: Mapping[str, Mapping[str, Estimate | None]]) -> Estimate | None:
-    """The lowest share of each earlier method over all scenarios, and of these the highest; None unless all are measured."""
-    lowest = []
-    for by_scenario in shares.values():
-        measured = [estimate for estimate in by_scenario.values() if estimate is not None]
-        if set(by_scenario) != set(SCENARIOS) or len(measured) < len(by_scenario):
-            return None
-        lowest.append(min(measured, key=lambda estimate: estimate.value))
-    return max(lowest, key=lambda estimate: estimate.value, default=None)

@@ -7,8 +7,7 @@ import numpy as np
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
 from memlib.mitigations import Mitigation, get
-from memlib.sampling.batches import Cost, sample_batches, uncond_states
-from memlib.sampling.recipe import Recipe, picture_recipe
+from memlib.sampling.batches import Cost
 
 EVALUATIONS = "U-Net evaluations"
 BY_CHANCE = "alignment by chance"
@@ -22,10 +21,9 @@ def counted(group: Group, mitigation: Mitigation, known: float | None = None) ->
     prompt's are made once more, unless `known` says what a picture took. What a calibration takes belongs to the model and is not counted.
     """
     x = group.experiment
-    guidance = mitigation.guidance(x.guidance)
     key = {
         "U-Net rows": 1, "mitigation": mitigation.key, "seeds": list(x.seeds), "prompts": digest(list(group.prompts.prompts)),
-        **picture_recipe(x.substrate, uncond_states(x.substrate), Recipe(x.steps, guidance, x.scheduler)),
+        **x.keyed(mitigation.guidance(x.guidance)),
     }  # fmt: skip
     rows, made = x.cost.evaluations, x.cost.pictures
     group.pictures(mitigation)
@@ -39,11 +37,8 @@ def counted(group: Group, mitigation: Mitigation, known: float | None = None) ->
 
 def _rows_of_one_prompt(group: Group, mitigation: Mitigation) -> float:
     x, cost = group.experiment, Cost()
-    batches = sample_batches(
-        x.substrate, group.edited(mitigation).select([0]), x.seeds, Recipe(x.steps, mitigation.guidance(x.guidance), x.scheduler),
-        batch_size=x.batch_size, cost=cost, around=mitigation.around if mitigation.sampled else None, latents_only=True,
-    )  # fmt: skip
-    for _ in batches:
+    around = mitigation.around if mitigation.sampled else None
+    for _ in x.batches(group.edited(mitigation).select([0]), mitigation.guidance(x.guidance), cost=cost, around=around, latents_only=True):
         pass
     return cost.evaluations / len(x.seeds)
 

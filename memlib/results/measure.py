@@ -7,7 +7,7 @@ measured now.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from memlib.experiment.group import Edit, Group
 from memlib.experiment.scores import ROLE_OF
 from memlib.mitigations import Mitigation
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
-from memlib.results.table import KEYS, SCORES, append, empty, fingerprints, join, name_of, read, rows_of, sources, title_of
+from memlib.results.table import KEYS, SCORES, append, empty, fingerprints, join, matrix, name_of, read, rows_of, sources, title_of
 from memlib.sampling.batches import SAMPLER_VERSION
 
 # live: everything is measured now. reference: what the file lacks is measured now and appended to it method by method, so that a run that was
@@ -55,12 +55,14 @@ class Checked:
 def measure(
     group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES, *, profile: str = "live", reference: Path | None = None,
     share: Iterable[Edit] | None = None, spared: Iterable[Edit] = (), evaluations: bool = False, tolerance: float = TOLERANCE,
+    few: tuple[int, int] | None = None,
 ) -> tuple[pd.DataFrame, Checked]:  # fmt: skip
     """Return rows of a group of prompts under each method: scores by prompt and seed, and with `evaluations` the U-Net rows of a picture.
 
     A score that cannot be measured here has no rows; a method that cannot be used here has one, with a note. Of the PROFILES, "reference" and
     "check" read the file `reference`, of which rows count that have the same weights, prompts, seeds, protocol, metrics and version of the method;
-    "check" measures the methods of `share` anew (by default the first), and none of `spared`: they are left out where the file lacks them.
+    "check" measures the methods of `share` anew (by default the first), and none of `spared`: they are left out where the file lacks them. With `few`,
+    numbers of prompts and seeds, it measures these alone anew.
     Raises InputError where a mean measured anew differs by more than `tolerance`.
     """
     if profile not in PROFILES:
@@ -71,7 +73,8 @@ def measure(
     anew = {name_of(m) for m in (methods[:1] if share is None else share)} if profile == "check" else set()
     left_out = {name_of(m) for m in spared} - there if profile == "check" else set()
     methods = [m for m in methods if name_of(m) not in left_out]
-    absent = [m for m in methods if name_of(m) not in there or name_of(m) in anew]
+    again = few if profile == "check" else None
+    absent = [m for m in methods if name_of(m) not in there or (name_of(m) in anew and again is None)]
     made = group.make(m for m in absent if not _missing(m, group))
     parts = []
     for method in absent:
@@ -79,7 +82,7 @@ def measure(
         if profile == "reference" and reference is not None:
             append(reference, parts[-1])
     now = join(parts)
-    count, apart = compare(now, kept)
+    count, apart = compare(now if again is None else scored(group.part(*again), [m for m in methods if name_of(m) in anew & there], metrics), kept)
     if apart > tolerance:
         raise InputError(
             f"A mean score measured anew differs by {apart:.3f} from the reference run {reference and reference.name}, more than {tolerance:g}: look for "
@@ -99,6 +102,20 @@ def scored(group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORE
     methods = list(dict.fromkeys(methods))
     made = group.make(m for m in methods if not _missing(m, group))
     return join(_measured(group, method, metrics, evaluations, made.get(method)) for method in methods)
+
+
+def further(group: Group, method: Edit, metric: str, values: Callable[[], Any], profile: str, reference: Path) -> pd.DataFrame:
+    """Return rows of something else than a score, [P, S]: those of the reference where it has them and the profile is not "live", else measured now.
+
+    No rows where `values` returns None. In the profile "reference" what was measured is appended to the file.
+    """
+    kept = empty() if profile == "live" else fitting(read(reference), group, [method], [metric])
+    if matrix(kept, metric, method) is not None:
+        return kept
+    rows = empty() if (found := values()) is None else rows_of(group, method, metric, found)
+    if profile == "reference" and len(rows):
+        append(reference, rows)
+    return rows
 
 
 def fitting(rows: pd.DataFrame, group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES) -> pd.DataFrame:

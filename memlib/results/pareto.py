@@ -104,7 +104,7 @@ def rank(
     areas, found = {}, {}
     for name, points in curves.items():
         left, kept = (np.stack([point[side].mean(1) for point in points.values()], 1) for side in (0, 1))  # [prompts, K]
-        value = _area(left.mean(0), kept.mean(0), corner, reference)
+        value = float(_area(left.mean(0), kept.mean(0), corner, reference))
         areas[name] = _area(weights[0] @ left, weights[1] @ kept, corners, reference)
         alone = next((i for i, title in enumerate(points) if title == (usual or {}).get(name)), 0)
         single = float(_area(left.mean(0)[[alone]], kept.mean(0)[[alone]], corner, reference))

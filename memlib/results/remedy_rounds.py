@@ -26,7 +26,7 @@ COLUMNS = (*KEY, "prompts", "prompt", "at_once", "from_prompt", "from_other", "a
 # What notebook 20 measures at its defaults.
 BUDGET = Budget(steps=40, samples=4, every=10, sampling_steps=25)
 MEMORIZED, OTHERS, SEEDS = 8, 16, 2
-SAMPLING = {"steps": 50, "guidance": 7.5, "scheduler": "ddim"}
+SAMPLING: dict[str, Any] = {"steps": 50, "guidance": 7.5, "scheduler": "ddim"}
 SCORES = {"alignment": "alignment with prompt", "quality": "quality"}
 BACK, AT_ONCE = "brought back by the attack", "given by the prompt alone"
 
@@ -79,7 +79,7 @@ def through_training(rounds: pd.DataFrame, before: pd.DataFrame | None = None) -
     same = before is not None and set(before["prompt"]) == set(rounds["prompt"])
     curves: dict[str, dict[str, dict[int, Estimate]]] = {}
     for remedy, own in rounds.groupby("remedy"):
-        models = ({0: before} if same else {}) | {int(steps): rows for steps, rows in own.groupby("steps")}
+        models = ({0: before} if before is not None and same else {}) | {int(str(steps)): rows for steps, rows in own.groupby("steps")}
         for steps, rows in models.items():
             for title, estimate in estimates(rows).items():
                 curves.setdefault(title, {}).setdefault(str(remedy), {})[steps] = estimate

@@ -28,9 +28,11 @@ from memlib.mitigations import REGISTRY, Mitigation
 from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.probes.transitions import trace
 from memlib.results.evaluations import EVALUATIONS
+from memlib.results.measure import further
 from memlib.results.table import matrix, summarise
+from memlib.sampling.guidance import as_rule
 
-SIMILARITY = "similarity to training"
+SIMILARITY, TRANSITION = "similarity to training", "transition step"
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def transition_under(method: Mitigation, group: Group) -> np.ndarray:
 
     For the methods of `basin`: static and dynamic transitions, with and without opposite guidance.
     """
-    before = method.guidance(group.experiment.guidance).params["before"]
-    return trace(group, before).transition()
+    rule = as_rule(method.guidance(group.experiment.guidance))
+    return trace(group, float(rule.params["before"])).transition()
 
 
 def at_transition(method: Mitigation, steps: np.ndarray) -> Mitigation:
@@ -151,10 +153,16 @@ def each(measured: Callable[[str, Group], Any], models: Mapping[str, str], keys:
     return found
 
 
-def placed(methods: Sequence[Mitigation], group: Group) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
+def placed(methods: Sequence[Mitigation], group: Group, profile: str = "live", reference: Path = Path()) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
     """Return the methods with static transitions at the group's own point (`at_transition`), and in which pictures guidance begins under the
-    methods that wait for a transition, bool [P, S] by title."""
-    begins = {m: transition_under(m, group) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
+    methods that wait for a transition, bool [P, S] by title. Transition steps are kept as rows of the file `reference`
+    (`memlib.results.measure.further`)."""
+
+    def transition(m: Mitigation) -> np.ndarray:
+        rows = further(group, m, TRANSITION, lambda: transition_under(m, group), profile, reference)
+        return np.asarray(matrix(rows, TRANSITION, m)).astype(int)
+
+    begins = {m: transition(m) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
     moved = [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in methods]
     return moved, {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
 

@@ -17,6 +17,7 @@ from memlib.base.errors import InputError, NotMeasured
 from memlib.base.paths import data_folder
 from memlib.base.writing import write_table
 from memlib.mitigations import Mitigation, get
+from memlib.models.devices import settle
 from memlib.prompts.embedding import encode_prompts
 from memlib.results.table import reading
 from memlib.sampling.batches import sample_batches, uncond_states
@@ -101,7 +102,7 @@ class Sampler:
         memory = Memory(self.substrate.device)
         start = time.perf_counter()
         cost = self(mitigation, prompt, turn, uncond)
-        memory.settle()
+        settle(self.substrate.device)
         seconds = time.perf_counter() - start
         per = self.batch_size
         return Run(kind, mitigation.title, turn, seconds / per, cost.evaluations / per, cost.decodes / per, memory.peak())
@@ -112,7 +113,7 @@ class Memory:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self.settle()
+        settle(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
@@ -121,11 +122,6 @@ class Memory:
             self._known = True
         except OSError:
             self._known = False
-
-    def settle(self) -> None:
-        """Wait until the device has done what it was told."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
     def peak(self) -> float:
         """In MiB; NaN where the system does not tell."""

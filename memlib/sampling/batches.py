@@ -149,11 +149,10 @@ def sample(substrate: Substrate, embedding: Embedding, seeds: Sequence[int], rec
     if len(set(seeds)) < len(seeds):
         raise InputError(f"Seeds repeat ({', '.join(map(str, seeds))}): give each once.")
     columns = {seed: column for column, seed in enumerate(seeds)}
-    pictures = None
-    batches = sample_batches(substrate, embedding, seeds, recipe, **options)
+    batches, pictures = sample_batches(substrate, embedding, seeds, recipe, **options), np.empty(0)
     with tqdm(total=len(embedding) * len(seeds), unit="picture", disable=not progress) as bar:
         for rows, batch_seeds, batch in batches:
-            if pictures is None:
+            if not pictures.size:
                 pictures = np.empty((len(embedding), len(seeds), *batch.shape[1:]), np.uint8)
             pictures[rows, [columns[seed] for seed in batch_seeds]] = batch
             bar.update(len(rows))
@@ -177,10 +176,10 @@ def uncond_states(substrate: Substrate, uncond: Embedding | Tensor | None = None
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
-    seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
-    if not seeds:
+    found: list[Any] = [seed.item() if isinstance(seed, np.generic) else seed for seed in seeds]
+    if not found:
         raise InputError("There are no seeds: give at least one.")
-    for seed in seeds:
+    for seed in found:
         if not is_whole(seed) or seed >= 2**64:
             raise InputError(f"Seed {seed!r} is not usable: give whole numbers from 0 to 2**64 - 1.")
-    return seeds
+    return found

@@ -21,6 +21,7 @@ from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import choose_prompts, rows_of
 from memlib.sampling.batches import SAMPLER_VERSION, Batch, Cost, initial_latents, uncond_states
+from memlib.sampling.first_step import first_magnitudes
 from memlib.sampling.guidance import as_rule
 
 PROMPTS, SEEDS = 64, (0, 1, 2, 3)
@@ -97,6 +98,17 @@ def reference_values(
 def reference_quantile(substrate: Substrate, name: str, measure: Measure, quantile: float, scheduler: str = "ddim", steps: int = 50, **options: Any) -> float:
     """Return the `quantile` (0 to 1) of `reference_values` over all prompts and seeds; raises InputError outside 0 to 1."""
     return float(np.quantile(reference_values(substrate, name, measure, scheduler, steps, **options), checked_quantile(quantile)))
+
+
+def target_of(
+    method: Any, substrate: Substrate, batch: Batch, published: float, name: str = "first magnitude", measure: Measure = first_magnitudes, **options: Any,
+) -> float:  # fmt: skip
+    """Return a method's own `target`; the `published` one where that applies; else its `quantile` of `measure` (see `reference_values`)."""
+    if method.target is not None:
+        return method.target
+    if published_applies(substrate, method):
+        return published
+    return reference_quantile(substrate, name, measure, method.quantile, batch.scheduler, batch.steps, **options)
 
 
 def checked_quantile(quantile: float) -> float:

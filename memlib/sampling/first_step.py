@@ -22,7 +22,7 @@ from memlib.sampling.loop import Cost, to_epsilon
 GRADIENT_SHARE = 8
 # Gradients of a norm are small numbers, and half precision has none below 6e-8; powers of two are exact.
 HALF_SCALE = 1024.0
-NO_SIGNAL = 1e-6  # a share of the picture's variance below this is none
+NO_SIGNAL = 1e-6  # a share of the clean latents in the variance below this is none; diffusers' Euler scheduler has 6e-8 for zero
 SD1_ELEMENTS = 4 * 64 * 64
 
 

@@ -60,40 +60,43 @@ class Rule(Protocol):
     prompts and rules have been before the first scale that is not 0.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
-    def params(self) -> dict[str, float | str]: ...
+    def params(self) -> dict[str, Any]: ...
 
     def start(self, batch: int) -> Scales: ...
 
 
-def known_ahead(rule: Any, batch: int) -> Scales:
-    """What `start` returns for a rule with `ahead`: its scale at each step for all of `batch` samples."""
+class Scheduled:
+    """A rule whose scales do not depend on the predictions: `ahead` gives that of a step, for all samples, before it is computed."""
 
-    def scales(info: StepInfo) -> Tensor:
-        return torch.full((batch,), float(rule.ahead(info.index, info.steps, info.t)), device=info.latents.device)
+    def ahead(self, index: int, steps: int, t: float) -> float:
+        raise NotImplementedError
 
-    return scales
+    def start(self, batch: int) -> Scales:
+        """See `Rule`."""
+
+        def scales(info: StepInfo) -> Tensor:
+            return torch.full((batch,), float(self.ahead(info.index, info.steps, info.t)), device=info.latents.device)
+
+        return scales
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Scheduled):
     """The same scale at every step: ordinary classifier-free guidance."""
 
     scale: float
     name: ClassVar[str] = "constant"
 
     @property
-    def params(self) -> dict[str, float]:
+    def params(self) -> dict[str, Any]:
         return {"scale": self.scale}
 
     def ahead(self, index: int, steps: int, t: float) -> float:
-        """The scale of a step, known before it."""
         return self.scale
-
-    def start(self, batch: int) -> Scales:
-        return known_ahead(self, batch)
 
 
 def constant(scale: float) -> Constant:

@@ -160,20 +160,21 @@ def _denoise(
     scales, speed = rule.start(batch), speed_of(substrate)
     cache = TextCache(substrate.unet) if speed.cached_text and not speed.compile else None
     ahead = getattr(rule, "ahead", None) if lean and speed.skip_unused else None
-    options = {"eta": eta, "generator": list(generators)} if eta else {}
+    options: dict[str, Any] = {"eta": eta, "generator": list(generators or ())} if eta else {}
     for index, t in enumerate(solver.timesteps[start:], start):
         # A scale of 0 uses the unconditional half alone, 1 the conditional one.
         known = None if ahead is None or watched(substrate.unet) else ahead(index, total, float(t))
-        rows = {0.0: slice(0, batch), 1.0: slice(batch, 2 * batch)}.get(known, slice(0, 2 * batch))
+        rows = slice(0, batch) if known == 0 else slice(batch, 2 * batch) if known == 1 else slice(0, 2 * batch)
         with torch.no_grad(), nullcontext() if cache is None else cache.used():
             model_input = solver.scale_model_input(latents, t).to(substrate.dtype)
             doubled = torch.cat([model_input, model_input])[rows]
             output = substrate.unet(doubled, t, encoder_hidden_states=text[rows], return_dict=False)[0].float()
             if len(output) == batch:
                 next_latents = solver.step(output, t, latents, return_dict=False, **options)[0]
-                used = torch.full((batch,), float(known), device=latents.device)
-                outputs = (output, None) if known == 0 else (None, output)
-                step = Step(index, total, float(t), latents, None, None, *outputs, used, next_latents)
+                used = torch.full((batch,), 0.0 if known == 0 else 1.0, device=latents.device)
+                left_out: Any = None
+                outputs = (output, left_out) if known == 0 else (left_out, output)
+                step = Step(index, total, float(t), latents, left_out, left_out, outputs[0], outputs[1], used, next_latents)
             else:
                 noise_uncond, noise_cond = output.chunk(2)
                 epsilon_uncond = to_epsilon(noise_uncond, latents, t, solver)

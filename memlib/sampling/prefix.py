@@ -35,14 +35,15 @@ class Kept:
     """Unguided latents [K, C, h, w] before steps 1 to K by recipe and seed, float32 in main memory, for a U-Net with these very weights."""
 
     def __init__(self, unet: Any):
-        self._weights = [(ref(weight), weight._version) for weight in unet.parameters()]
+        weights: list[Any] = list(unet.parameters())
+        self._weights = [(ref(weight), weight._version) for weight in weights]
         self.passed: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
 
     def belongs_to(self, unet: Any) -> bool:
         """Whether the U-Net has the weights that it had, none replaced and none written to since."""
-        now = list(unet.parameters())
+        now: list[Any] = list(unet.parameters())
         return len(now) == len(self._weights) and all(
-            known() is weight and version == weight._version for (known, version), weight in zip(self._weights, now, strict=True)
+            version == weight._version and known() is weight for (known, version), weight in zip(self._weights, now, strict=True)
         )
 
     def trim(self) -> None:
@@ -63,7 +64,8 @@ def forget(substrate: Substrate) -> None:
 def unshared(substrate: Substrate) -> Any:
     """The same substrate, each of whose pictures is made from its noise on: for timing what a method takes by itself."""
     speed = speed_of(substrate)
-    return dataclasses.replace(substrate, speed=dataclasses.replace(speed, shared_prefix=False)) if speed.shared_prefix else substrate
+    loaded: Any = substrate  # which is a dataclass, where it has such a speed
+    return dataclasses.replace(loaded, speed=dataclasses.replace(speed, shared_prefix=False)) if speed.shared_prefix else substrate
 
 
 def unguided_steps(rule: Rule, solver: Any) -> int:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from memlib.base.declared import Declared, Whole
 from memlib.base.errors import InputError
-from memlib.sampling.guidance import Scales, StepInfo, known_ahead
+from memlib.sampling.guidance import Scales, Scheduled, StepInfo
 
 DEFAULT_STEP = 10
 
 
 @dataclass(frozen=True)
-class StaticTransition(Declared):
+class StaticTransition(Scheduled, Declared):
     """Guidance `before` up to a step that is the same for all samples, `scale` from then on.
 
     Either `step`, the index of the first step with `scale` (0 is plain guidance; 10 where neither is given), or `time`: `scale`
@@ -51,12 +51,8 @@ class StaticTransition(Declared):
         return {"scale": float(self.scale), "before": float(self.before), **where}
 
     def ahead(self, index: int, steps: int, t: float) -> float:
-        """The scale of a step, known before it."""
         on = index >= (self.step or 0) if self.time is None else t <= self.time
         return float(self.scale if on else self.before)
-
-    def start(self, batch: int) -> Scales:
-        return known_ahead(self, batch)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class _Switching:
 
 
 @dataclass(frozen=True)
-class Annealed(Declared):
+class Annealed(Scheduled, Declared):
     """Guidance that rises from `before` at the first step to `scale` at the last one, evenly or as half a cosine.
 
     The published schedules raise the weight w = scale - 1 of the difference from 0, hence `before` = 1. They are not normalised here to
@@ -136,18 +132,14 @@ class Annealed(Declared):
         return {"scale": float(self.scale), "before": float(self.before), "shape": self.shape}
 
     def ahead(self, index: int, steps: int, t: float) -> float:
-        """The scale of a step, known before it."""
         done = index / max(1, steps - 1)
         if self.shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return self.before + done * (self.scale - self.before)
 
-    def start(self, batch: int) -> Scales:
-        return known_ahead(self, batch)
-
 
 @dataclass(frozen=True)
-class LimitedInterval(Declared):
+class LimitedInterval(Scheduled, Declared):
     """Guidance `scale` while the scheduler's time t is above `low` and at most `high`, `outside` at all other times.
 
     The published interval is one of noise levels, with no guidance (`outside` = 1) around it, and its best ends depend on the model.
@@ -173,8 +165,4 @@ class LimitedInterval(Declared):
         return {name: float(getattr(self, name)) for name in ("scale", "high", "low", "outside")}
 
     def ahead(self, index: int, steps: int, t: float) -> float:
-        """The scale of a step, known before it."""
         return float(self.scale if self.low < t <= self.high else self.outside)
-
-    def start(self, batch: int) -> Scales:
-        return known_ahead(self, batch)

@@ -60,12 +60,11 @@ class Store:
         """Return the entries that fail their check; each is made again when it is next asked for."""
         return sorted(path for kind in KINDS for path in self.entries(kind) if read(kind, path) is None)
 
-    def score(self, key: Mapping[str, Any], compute: Callable[[], Any], shape: Sequence[int] | None = None, evaluations: float = 0) -> Any:
+    def score(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """Return what `compute` gives for `key`, computing it only if the store does not hold it.
 
         A score is a number, text, list, NumPy array, or a dictionary of these. `key` must name everything that
-        the score depends on: metric, its weights, the pictures' keys. For plans (`memlib.companion.plan`) alone: the `shape` of an array that
-        `compute` returns, and the U-Net `evaluations` that it spends.
+        the score depends on: metric, its weights, the pictures' keys.
         """
         return self.scores([key], lambda absent: [(0, compute())])[0]
 

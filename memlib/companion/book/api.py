@@ -35,18 +35,27 @@ def write_pages(root: Path, source: Path) -> list[Path]:
 
 
 def escaped(lines: list[str]) -> list[str]:
-    """Docstring lines as reStructuredText that shows them as they are: names in backticks as code, every other sign as itself, indented lines as a block."""
+    """Docstring lines as reStructuredText that shows them as they are: names in backticks as code, every other sign as itself, indented lines as a
+    block, and lists (a dash behind an empty line, lines that go on indented) as lists."""
     out: list[str] = []
+    listed = False
     for line in lines:
-        if re.match(r"\s{2,}\S", line) and (not out or not out[-1].startswith("| ")):
+        indented, begins = re.match(r"\s{2,}\S", line), line.startswith("- ") and (listed or not out or not out[-1])
+        if listed and line and not begins and not indented:
+            out.append("")
+        listed = bool(line) and (begins or (listed and bool(indented)))
+        if indented and not listed and (not out or not out[-1].startswith("| ")):
             out.append("")
         text = ""
-        for part in re.split(r"(``.+?``|`[^`]+`)", line.strip()):
+        for part in re.split(r"(``.+?``|`[^`]+`)", line.strip().removeprefix("- " if begins else "")):
             code = part.startswith("`")
             shown = f"``{part.strip('`')}``" if code else re.sub(r"([\\*_|`])", r"\\\1", part)
             # A code span needs blanks or punctuation around it.
             text += ("\\ " if shown and text and ((code and text[-1].isalnum()) or (text.endswith("``") and shown[0].isalnum())) else "") + shown
-        if re.match(r"\s{2,}\S", line):
+        if listed:
+            out.append(("- " if begins else "  ") + text)
+            continue
+        if indented:
             text = f"| {text}"
         elif out and out[-1].startswith("| "):
             out.append("")

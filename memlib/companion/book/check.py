@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
@@ -25,15 +26,15 @@ def read_page(path: Path) -> Page:
     """Parse a page: its anchors, the targets of its links, the files it loads, its pictures with their alt text."""
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     page = Page(path)
-    page.anchors = {tag["id"] for tag in soup.find_all(id=True)} | {tag["name"] for tag in soup.find_all("a", attrs={"name": True})}
-    page.links = [tag["href"] for tag in soup.find_all("a", href=True)]
+    page.anchors = {str(tag["id"]) for tag in soup.find_all(id=True)} | {str(tag["name"]) for tag in soup.find_all("a", attrs={"name": True})}
+    page.links = [str(tag["href"]) for tag in soup.find_all("a", href=True)]
     # A page that only sends the reader on has its one link there.
     for tag in soup.find_all("meta", attrs={"http-equiv": re.compile("refresh", re.I)}):
-        page.links.append(tag["content"].partition("url=")[2])
-    page.images = [(tag.get("src", ""), (tag.get("alt") or "").strip()) for tag in soup.find_all("img")]
+        page.links.append(str(tag["content"]).partition("url=")[2])
+    page.images = [(str(tag.get("src", "")), str(tag.get("alt") or "").strip()) for tag in soup.find_all("img")]
     page.resources = [src for src, _ in page.images]
-    page.resources += [tag["src"] for tag in soup.find_all(["script", "source", "video", "iframe"], src=True)]
-    page.resources += [tag["href"] for tag in soup.find_all("link", href=True) if _loads(tag.get("rel") or [])]
+    page.resources += [str(tag["src"]) for tag in soup.find_all(["script", "source", "video", "iframe"], src=True)]
+    page.resources += [str(tag["href"]) for tag in soup.find_all("link", href=True) if _loads(tag.get_attribute_list("rel"))]
     return page
 
 
@@ -57,7 +58,7 @@ def check_site(site: Path, expected: list[str]) -> list[str]:
     return problems
 
 
-def _loads(rel: list[str]) -> bool:
+def _loads(rel: list[Any]) -> bool:
     return bool({"stylesheet", "icon", "preload", "modulepreload"} & set(rel))
 
 

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from memlib.companion.book.layout import Layout
 
 FACTS = "runs.json"  # what a run took must not ask for the next run
 PACKAGE = "memlib"
+ASSET = re.compile(r"[\w-]+\.\w+")
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any], layout: Layout) -> str:
@@ -100,8 +102,10 @@ def _imports_of(path: Path, name: str, _time: int) -> tuple[str, ...]:
 
 
 def code_hash(path: Path) -> str:
-    """Hash of what a module does: two files that differ in comments, docstrings or layout have the same."""
-    return _code_hash(path, path.stat().st_mtime_ns)
+    """Hash of what a module does, and of the files beside it that it names: two that differ in comments, docstrings or layout have the same."""
+    time = path.stat().st_mtime_ns
+    beside = sorted(word for word in _words(path, time) if ASSET.fullmatch(word) and path.with_name(word).is_file())
+    return _code_hash(path, time) + "".join(_hash_file(path.with_name(word)) for word in beside)
 
 
 @cache

@@ -25,7 +25,7 @@ from memlib.companion.book import facts
 from memlib.companion.book.dependencies import fingerprint
 from memlib.companion.book.jobs import jobs_for, threads_for
 from memlib.companion.book.layout import Layout
-from memlib.companion.book.progress import Progress
+from memlib.companion.book.progress import Progress, told
 from memlib.experiment.parameters import given_parameters
 
 
@@ -33,7 +33,7 @@ def execute(
     layout: Layout,
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = told,
     jobs: int | None = None,
     profile: str | None = None,
 ) -> list[Path]:
@@ -66,7 +66,9 @@ def execute(
     tasks = []
     for path in sorted(notebooks, key=lambda path: -took.get(path.stem, 0)):  # a long one begun last would run alone
         inputs = fingerprint(path, given[path], layout)
-        tasks.append({"name": path.stem, "actions": [(run, [path])], "targets": [str(layout.executed / path.name)], "uptodate": [config_changed(inputs)]})
+        task = {"name": path.stem, "actions": [(run, [path])], "targets": [str(layout.executed / path.name)], "uptodate": [config_changed(inputs)]}
+        # doit would hold back whatever anybody prints while a task runs, lines of progress included.
+        tasks.append(task | {"io": {"capture": False}})
     with _kernels(jobs), progress:
         DoitMain(_Loader(tasks, progress, jobs, force, layout.build / "executed.db")).run(["run"])
     if failures:

@@ -16,7 +16,7 @@ MEAN, WORST = 4.0, 80.0
 
 def shrink(png: bytes) -> bytes:
     """A PNG with the same pixels, or colours too near to tell apart, without names of programs or times in it; bytes hang on the pixels alone."""
-    picture = Image.open(io.BytesIO(png))
+    picture: Image.Image = Image.open(io.BytesIO(png))
     picture = picture.convert("RGBA" if "A" in picture.getbands() or "transparency" in picture.info else "RGB")
     if picture.mode == "RGBA":
         if picture.getchannel("A").getextrema() != (255, 255):

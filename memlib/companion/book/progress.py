@@ -18,9 +18,9 @@ class Progress:
     `took` has seconds by notebook of an earlier run. Their sum sets the scale, and the run itself says how much faster or slower this one is.
     """
 
-    def __init__(self, names: Sequence[str], took: Mapping[str, float], jobs: int, say: Callable[[str], None], layout: Layout, every: float = EVERY):
+    def __init__(self, names: Sequence[str], took: Mapping[str, float], jobs: int, say: Callable[[str], None], layout: Layout):
         usual = sum(took.values()) / len(took) if took else 0.0
-        self._names, self._jobs, self._say, self._layout, self._every = list(names), jobs, say, layout, every
+        self._names, self._jobs, self._say, self._layout = list(names), jobs, say, layout
         self._expected = {name: took.get(name, usual) for name in names}
         self._began: dict[str, float] = {}
         self._took: dict[str, float] = {}
@@ -77,7 +77,7 @@ class Progress:
         self._say(f"[{self._names.index(name) + 1}/{len(self._names)}] {name}: {what}")
 
     def _follow(self) -> None:
-        while not self._stop.wait(self._every):
+        while not self._stop.wait(EVERY):
             with self._lock:
                 running = list(self._began)
             left = self.left()
@@ -95,6 +95,11 @@ class Progress:
             return name
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         return f"{name} at cell {1 + sum(cell['execution_count'] is not None for cell in code)} of {len(code)}"
+
+
+def told(line: str) -> None:
+    """Print a line at once, into a pipe or a log as well."""
+    print(line, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ app.add_typer(lists.app, name="prompts")
 app.add_typer(store.app, name="store")
 app.add_typer(bench.app, name="bench")
 app.add_typer(scale.app, name="distributed")
-for command in (check.check, check.premises, check.published, check.methods, check.cost, lists.weights, training.finetune):
+for command in (check.check, check.coverage, check.premises, check.published, check.methods, check.cost, lists.weights, training.finetune):
     app.command()(command)
 
 

@@ -11,8 +11,14 @@ from memlib.base.errors import InputError
 from memlib.base.writing import write_table
 from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, Steps, Substrate, Table
 
-app = typer.Typer(help="Time mitigations, the sampling of pictures, and several processes.", no_args_is_help=True)
+app = typer.Typer(help="Time the sampling of pictures (without a name of what to time), mitigations, several processes, and a store.")
 Architecture = Annotated[str | None, typer.Option(help="Instead, a published architecture with random weights, such as sd14: the time is the same.")]
+
+
+@app.callback(invoke_without_command=True)
+def all_of_it(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        sampling()
 
 
 @app.command()
@@ -45,21 +51,23 @@ def mitigations(
 
 @app.command()
 def sampling(
-    substrate: Substrate = "minisd-v1",
-    architecture: Architecture = None,
-    pictures: Annotated[int, typer.Option(min=1)] = 16,
-    steps: Steps = 50,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once (default: from free memory).")] = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-    lever: Annotated[list[str] | None, typer.Option(help="This one alone; may be given several times (default: all, compiled ones on a GPU only).")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A substrate or architecture; may be given several times (default: minisd-v1, sd14).")] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures of each way (default: as many as take minutes in all).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of sampling.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times of each way.")] = 3,
+    way: Annotated[list[str] | None, typer.Option(help="This one beside diffusers'; may be given several times.")] = None,
+    mitigations: Annotated[bool | None, typer.Option(help="Time some mitigations too (default: on a GPU).")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    csv: Table = None,
+    out: Annotated[Path | None, typer.Option(help="Every time goes to this CSV file; pages take data/bench/sampling-*.csv.")] = None,
 ) -> None:
-    """How fast are pictures made, lever by lever, against diffusers' own pipeline?"""
-    from memlib.companion.bench import sampling as benchmark
+    """How fast are pictures made, lever by lever, against diffusers' own pipeline? A run that was stopped goes on."""
+    from memlib.companion.bench import rounds as benchmark
 
-    benchmark.run(substrate, architecture, pictures, steps, batch_size, repeats, lever, device, dtype, csv)
+    asked = {"pictures": pictures, "steps": steps, "batch_size": batch_size}
+    given = {name: value for name, value in asked.items() if value}
+    benchmark.run(model or ["minisd-v1", "sd14"], given, rounds, way, mitigations, device, dtype, out)
 
 
 @app.command()
@@ -80,3 +88,14 @@ def workers(
     print(benchmark.as_text(table))
     if csv:
         write_table(csv, table)
+
+
+@app.command()
+def store(
+    pictures: Annotated[int, typer.Option(min=100, help="Made-up pictures, in a temporary folder.")] = 100_000,
+    out: Annotated[Path | None, typer.Option(help="Write the table to this CSV file; the page about speed takes data/bench/store.csv.")] = None,
+) -> None:
+    """Does a large store stay quick?"""
+    from memlib.companion.bench import store as benchmark
+
+    benchmark.run(pictures, out)

@@ -48,6 +48,18 @@ def build(substrate: Substrate = DEFAULT_SUBSTRATE, committed: Committed = False
 
 
 @app.command()
+def pdf(substrate: Substrate = DEFAULT_SUBSTRATE) -> None:
+    """Print the finished site, a PDF for each page."""
+    from memlib.companion.book.pdf import print_pages
+    from memlib.companion.book.site import expected_pages
+
+    layout = Layout(substrate=substrate)
+    folder = layout.html.parent / "pdf"
+    pages = [page for page in expected_pages(layout)[1:] if not page.startswith("book/api")]
+    print(f"{len(print_pages(layout.html, pages, folder))} pages printed to {folder.relative_to(layout.root)}.")
+
+
+@app.command()
 def check(substrate: Substrate = DEFAULT_SUBSTRATE, site: Annotated[Path | None, typer.Option(help="Another folder than the substrate's.")] = None) -> int:
     """Look for missing pages, broken links and pictures without a description; status 1 if there are any."""
     from memlib.companion.book.check import check_site
@@ -75,10 +87,14 @@ def ledger(substrate: Substrate = DEFAULT_SUBSTRATE, committed: Committed = Fals
 
 @app.command()
 def outputs(substrate: Substrate = DEFAULT_SUBSTRATE) -> None:
-    """Put the executed notebooks in the place of the committed ones."""
+    """Put the executed notebooks in the place of the committed ones, and with them the pictures of the front page."""
+    from memlib.companion.book import explorer
     from memlib.companion.book.outputs import copy_outputs
 
-    print(f"{len(copy_outputs(Layout(substrate=substrate)))} notebooks copied.")
+    layout = Layout(substrate=substrate)
+    print(f"{len(copy_outputs(layout))} notebooks copied.")
+    if substrate == DEFAULT_SUBSTRATE:
+        print(f"{len(explorer.write(layout.root / 'book' / '_static', substrate))} files of pictures made.")
 
 
 @app.command()

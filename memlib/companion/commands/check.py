@@ -14,16 +14,28 @@ Model = Annotated[str, typer.Argument(help="A substrate's name or a checkpoint's
 
 
 def check(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> int:
-    """Is a model set up right? Two minutes of comparing with known facts; status 1 if one of them fails."""
-    from memlib.companion import check_substrate
+    """Is a model set up right? Files, memory, disk, metrics, prompts; then two minutes of comparing with known facts. Status 1 if anything is wrong."""
+    from memlib.companion import check_setup, check_substrate
     from memlib.models.substrate import load
 
     began = time.monotonic()
-    found = check_substrate.check(load(substrate, device, dtype))
+    found = check_setup.check(substrate, device, dtype)
+    if all(fact.holds is not False for fact in found):
+        found += check_substrate.check(load(substrate, device, dtype))
     wrong = [fact.name for fact in found if fact.holds is False]
     verdict = f"Wrong: {', '.join(wrong)}; do not start a long run." if wrong else "Nothing is wrong."
     print(f"{verdict} ({time.monotonic() - began:.0f} seconds)")
     return int(bool(wrong))
+
+
+def coverage(repeats: Annotated[int, typer.Option(min=10, help="Samples drawn of each kind.")] = 1000) -> None:
+    """How often do the book's intervals hold what they should? Simulated, and written to data/coverage.csv for the page on method."""
+    from memlib.base.paths import data_folder
+    from memlib.judging import bounded
+
+    found = bounded.coverage(repeats=repeats).pivot(index=["share", "prompts"], columns="method", values="coverage")[list(bounded.METHODS)]
+    write_table(data_folder() / "coverage.csv", found.map("{:.1%}".format).reset_index())
+    print(found.to_string(float_format="{:.3f}".format))
 
 
 def premises(
@@ -34,6 +46,7 @@ def premises(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    kept: Annotated[bool, typer.Option("--keep", help="Write the figures to data/premises, from where the book takes them.")] = False,
 ) -> None:
     """Does a model show what claims presuppose? Its premises with intervals, each beside its bar."""
     from pathlib import Path
@@ -41,16 +54,20 @@ def premises(
     from memlib.models.minisd2.data import world_of
     from memlib.models.substrate import load
     from memlib.probes.premise_figures import Case
-    from memlib.probes.premises import figures, measure
+    from memlib.probes.premises import figures, keep, measure
 
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     case = Case(load(substrate, device, dtype), prompts=prompts, seeds=seeds, world=world_of(Path(substrate)))
+    findings = []
     for name in figure or figures():
         for finding in measure(case, [name]):
             print(finding.line(), flush=True)
+            findings.append(finding)
+    if kept:
+        print(f"Kept in {keep(substrate, findings)}: commit it.")
 
 
 def published(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memlib.base.errors import InputError
 from memlib.companion.commands.options import StoreFolder
+
+if TYPE_CHECKING:  # commands import what they need when they are called, so that `memlib --help` comes at once
+    from memlib.base.store import Store
 
 app = typer.Typer(help="Look after the pictures and scores of a store.", no_args_is_help=True)
 SHOWN = 10  # Paths printed of each kind of finding.
@@ -84,7 +87,7 @@ def prune(
     print(f"{count:,} entries, {care.size(total)}, {'removed.' if yes else 'would be removed; add --yes to do so.'}")
 
 
-def _open(folder: Path | None):
+def _open(folder: Path | None) -> Store:
     from memlib.base.paths import store_folder
     from memlib.base.store.care import open_store
 

@@ -238,12 +238,14 @@ def finetune(
             size = f"{known.resolution} pixels on" if known.resolution else "the resolution of"
             print(f"{known.name:16} {known.steps} steps of {known.batch} at {size} {known.base}: {known.pictures}")
         return
-    given = {"recipe": recipe, "data": data, "out": out}
-    if missing := [name for name, value in given.items() if value is None]:
-        raise InputError(f"--{missing[0]} is missing: give --recipe, --data and --out, or --list to see the recipes.")
+    if recipe is None or data is None or out is None:
+        missing = "recipe" if recipe is None else "data" if data is None else "out"
+        raise InputError(f"--{missing} is missing: give --recipe, --data and --out, or --list to see the recipes.")
     print(
         command.run(
-            **given,
+            recipe=recipe,
+            data=data,
+            out=out,
             base=base,
             changes={"steps": steps, "batch": batch, "resolution": resolution, "warmup": warmup, "seed": seed},
             running={"device": device, "precision": precision, "recompute": recompute, "progress": not quiet},

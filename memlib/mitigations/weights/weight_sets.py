@@ -52,7 +52,7 @@ class WeightSet:
         return digest(dict(self.chosen))
 
     @classmethod
-    def of_neurons(cls, model: Any, neurons: Mapping[str, Sequence[int]]) -> WeightSet:
+    def of_neurons(cls, model: Any, neurons: Mapping[str, Sequence[int] | np.ndarray]) -> WeightSet:
         """Return the whole rows of these output channels, by layer."""
         chosen = {}
         for name, channels in neurons.items():

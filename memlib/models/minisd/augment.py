@@ -33,7 +33,7 @@ def _one(picture: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=int(rng.integers(15, 70)))
         image = Image.open(buffer)
-    out = np.asarray(image, np.float32)
+    out: np.ndarray = np.asarray(image, np.float32)
     if rng.random() < 0.3:
         out = out + rng.normal(0, rng.uniform(3, 14), out.shape)
     if rng.random() < 0.2:  # a patch of another picture

@@ -21,11 +21,15 @@ def data_of(name: str) -> SubstrateData:
         metrics=("minisd-copy", "minisd-clip", "realism", "descriptor-diversity"),
         free=True,
         training_pictures=training_pictures,
-        held_out=lambda count=None: held_out_pictures(HELD_OUT if count is None else count),
+        held_out=_held_out,
         repeated=lambda: _repeated(trained),
         small=True,
         retrained=True,
     )
+
+
+def _held_out(count: int | None = None) -> np.ndarray:
+    return held_out_pictures(HELD_OUT if count is None else count)
 
 
 def _repeated(trained: str) -> Repeated:

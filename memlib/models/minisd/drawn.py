@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +27,7 @@ def background_colours(pictures: np.ndarray) -> np.ndarray:
     return np.argsort(-counts, axis=-1, kind="stable")[..., :2]
 
 
-def background_right(pictures: np.ndarray, kinds: Sequence[str], colours: Sequence[str]) -> np.ndarray:
+def background_right(pictures: np.ndarray, kinds: Iterable[str], colours: Iterable[str]) -> np.ndarray:
     """Whether each picture [N, S, H, W, 3] has the background its caption names: bool [N, S].
 
     Plain: the commonest named colour of the border is the right one. Two colours: among all colour pairs of that kind, the

@@ -127,11 +127,13 @@ def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0)
     folders = {k: (roots[k] / inner, ending) for k, (_, inner, ending) in SOURCES.items()}
     with open(roots["openmoji"] / "data" / "openmoji.csv", encoding="utf-8", newline="") as handle:
         table = [row for row in csv.DictReader(handle) if not row["skintone"] and row["subgroups"] in SUBGROUPS]
-    kept, cells = [], {k: [] for k in RENDERINGS}
+    kept = []
+    cells: dict[str, list[Image.Image]] = {k: [] for k in RENDERINGS}
     for row in table:
         name = row["annotation"].lower()
-        paths = {k: _find(folder, row["hexcode"], ending) for k, (folder, ending) in folders.items()}
-        if not all(paths.values()) or len(name.split()) > MAX_WORDS or any(w in name for w in _LOOKALIKES) or not name.isascii():
+        there = {k: _find(folder, row["hexcode"], ending) for k, (folder, ending) in folders.items()}
+        paths = {k: path for k, path in there.items() if path is not None}
+        if len(paths) < len(there) or len(name.split()) > MAX_WORDS or any(w in name for w in _LOOKALIKES) or not name.isascii():
             continue
         tags = [t.strip().lower() for t in f"{row['tags']},{row['openmoji_tags']}".split(",")]
         keywords = [t for t in dict.fromkeys(tags) if t and t != name and t.isascii() and len(t.split()) <= 2]
@@ -146,9 +148,9 @@ def build(packages: Path, out: Path, held_out_share: float = 0.1, seed: int = 0)
         first, *rest = base.split("-", 1)
         for tone in _TONE_CODES:
             code = "-".join(p for p in (first, tone, *rest) if p)
-            if (path := _find(folders["noto"][0], code, "png")) is None:
+            if (drawing := _find(folders["noto"][0], code, "png")) is None:
                 raise InputError(f"The package emoji-datasource-google has no drawing {code}; use version 16.0.0.")
-            people.append(_cell(path))
+            people.append(_cell(drawing))
     _atlas(people, out / "people.webp")
     rows = [(i, name, hexcode, group, int(i in held), "; ".join(keywords)) for i, (name, hexcode, group, keywords) in enumerate(kept)]
     write_table(out / "concepts.csv", pd.DataFrame(rows, columns=["index", "name", "hexcode", "group", "held_out", "keywords"]))

@@ -27,6 +27,7 @@ class Descriptor(nn.Module):
     def __init__(self, channels: list[int], dimensions: int):
         super().__init__()
         self.network = PictureEncoder(channels, dimensions)
+        self.config: dict[str, Any] = {}
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.network(pictures), dim=-1)
@@ -62,7 +63,7 @@ class Evaluator(nn.Module):
 
     def __init__(self, towers: TwoTowers):
         super().__init__()
-        self.towers = towers
+        self.towers, self.config = towers, dict[str, Any]()
         self.tokenizer = build_clip_tokenizer()
 
     @torch.no_grad()

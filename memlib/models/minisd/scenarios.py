@@ -45,12 +45,13 @@ def pairs(corpus: Corpus, scenario: str) -> tuple[Pair, ...]:
 
 
 @lru_cache(4)
-def _pairs(folder, scenario: str) -> tuple[Pair, ...]:
+def _pairs(folder: Any, scenario: str) -> tuple[Pair, ...]:
     block, corpus = scenario_settings(scenario), Corpus(folder)
     rng = np.random.default_rng([SEED, SCENARIOS.index(scenario)])
     if scenario == "class":
         return _class_pairs(corpus, block, rng)
-    copies, found, used = block.get("copies", 1), [], {pair.caption for pair in corpus.repeated}
+    copies, used = block.get("copies", 1), {pair.caption for pair in corpus.repeated}
+    found: list[Pair] = []
     while len(found) < block["pictures"]:
         scene, text = _fresh(corpus, rng)
         if text not in used:
@@ -66,7 +67,7 @@ def _fresh(corpus: Corpus, rng: np.random.Generator) -> tuple[Scene, str]:
 
 def _class_pairs(corpus: Corpus, block: dict[str, Any], rng: np.random.Generator) -> tuple[Pair, ...]:
     """Classes are concepts; a class's pictures show it as their main thing, with whatever else."""
-    found = []
+    found: list[Pair] = []
     each = block["pictures"] // block["classes"]
     for number, concept in enumerate(rng.choice(len(corpus.ingredients.trained), block["classes"], replace=False)):
         shown = corpus.ingredients.trained[concept]
@@ -83,7 +84,7 @@ def singles(corpus: Corpus, scenario: str) -> tuple[Pair, ...]:
     """The pictures that a scenario shows once in its epoch, none but in "duplicated"; no caption is that of a duplicated one."""
     count = scenario_settings(scenario).get("singles", 0)
     rng = np.random.default_rng([SEED, SCENARIOS.index(scenario), 1])
-    used, found = {pair.caption for pair in pairs(corpus, scenario)}, []
+    used, found = {pair.caption for pair in pairs(corpus, scenario)}, list[Pair]()
     while len(found) < count:
         scene, text = _fresh(corpus, rng)
         if text not in used:

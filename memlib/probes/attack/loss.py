@@ -12,10 +12,10 @@ from memlib.mitigations import Mitigation
 from memlib.models.protocol import Substrate
 from memlib.prompts.embedding import Embedding, Tokens
 from memlib.sampling.batches import Batch
+from memlib.sampling.first_step import GRADIENT_SHARE
 from memlib.sampling.guidance import as_rule
 from memlib.sampling.loop import Cost
 
-GRADIENT_SHARE = 8  # A row with gradients needs about so many times the memory of one without.
 SMALL = 128  # pixels; below, memory is no limit
 
 

@@ -14,10 +14,7 @@ from torch import Tensor
 
 from memlib.mitigations import Mitigation
 from memlib.models.protocol import Substrate
-from memlib.sampling.guidance import Constant, StepInfo, as_rule
-from memlib.sampling.rules import Annealed, LimitedInterval, StaticTransition
-
-SCHEDULED = (Constant, StaticTransition, Annealed, LimitedInterval)  # rules whose scales are known before sampling
+from memlib.sampling.guidance import Constant, Scheduled, StepInfo, as_rule
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,11 @@ def reach(mitigation: Mitigation, guidance: float = 7.5) -> Reach:
     seen, unseen = [], []
     if edits:
         seen.append("its edit of the states")
-    if not isinstance(rule, SCHEDULED):
-        unseen.append("its choice of guidance")
-    elif not isinstance(rule, Constant):
-        seen.append("its times of guidance")
+    if not isinstance(rule, Constant):
+        if isinstance(rule, Scheduled):
+            seen.append("its times of guidance")
+        else:
+            unseen.append("its choice of guidance")
     if mitigation.sampled and mitigation.through:
         seen.append("what it does to the model")
     elif mitigation.sampled:
@@ -59,7 +57,7 @@ def times_with_guidance(substrate: Substrate, mitigation: Mitigation, guidance: 
     solver = substrate.scheduler(scheduler, steps)
     every = torch.arange(solver.config.num_train_timesteps)
     rule = as_rule(mitigation.guidance(guidance))
-    if not isinstance(rule, SCHEDULED):
+    if not isinstance(rule, Scheduled):
         return every
     scales, nothing = rule.start(1), torch.zeros(1, 1, 1, 1)
     schedule = solver.timesteps.cpu().float()

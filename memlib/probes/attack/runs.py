@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,11 +18,12 @@ from memlib.experiment.run import Experiment
 from memlib.mitigations import Mitigation, get
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.reach import Reach, reach, times_with_guidance
-from memlib.probes.attack.search import HALF_SCALE, Budget, search
+from memlib.probes.attack.search import Budget, search
 from memlib.probes.attack.starts import seeded, start_states
 from memlib.probes.attack.targets import Targets, clean_latents
 from memlib.prompts.embedding import Embedding, Tokens, encode_prompts
 from memlib.sampling.batches import sample_batches, uncond_states
+from memlib.sampling.first_step import gradient_scale
 from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same attack gives other embeddings.
@@ -50,7 +51,7 @@ class Attacked:
     @property
     def brought_back(self) -> np.ndarray:
         """Whether any run of a picture did, [P]."""
-        return self.succeeded.any(1)
+        return np.any(self.succeeded, axis=1)
 
     @property
     def at_once(self) -> np.ndarray:
@@ -65,8 +66,8 @@ class Attacked:
     def of(self, rows: np.ndarray) -> Attacked:
         """The same for these pictures, a mask or places."""
         places = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
-        cut = (getattr(self, name)[places] for name in ("steps", "similarities", "states", "starts"))
-        return Attacked(self.targets.select(places.tolist()), *cut, self.tests, self.threshold)
+        cut = {name: getattr(self, name)[places] for name in ("steps", "similarities", "states", "starts")}
+        return replace(self, targets=self.targets.select(places.tolist()), **cut)
 
 
 class Attack:
@@ -127,17 +128,11 @@ class Attack:
         x, m = self.experiment, self.mitigation
         given = embedding.replace(states.detach().float().cpu())
         given = given if self.reach.text else m.apply(x.substrate, given)
-        around = m.around if m.sampled else None
+        recipe = Recipe(self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler)
         batches = sample_batches(
-            x.substrate,
-            given,
-            range(self.budget.seeds),
-            Recipe(self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler),
-            batch_size=x.batch_size,
-            uncond=self._uncond,
-            cost=x.cost,
-            around=around,
-        )
+            x.substrate, given, range(self.budget.seeds), recipe,
+            batch_size=x.batch_size, uncond=self._uncond, cost=x.cost, around=m.around if m.sampled else None,
+        )  # fmt: skip
         flat = np.concatenate([made for _, _, made in batches])
         return flat.reshape(len(states), self.budget.seeds, *flat.shape[1:])
 
@@ -177,7 +172,7 @@ class Attack:
             losses, torch.stack([starts[row, restart] for row, restart in block]),
             lambda states, runs: self.similarities(states, joined([parts[rows[run]] for run in runs]), pictures[list(runs)]),
             self.threshold, self.budget, lambda run: losses.draw(generators[run], self.budget.samples), losses.at_once(self.budget.samples),
-            HALF_SCALE if x.substrate.dtype == torch.float16 else 1.0,
+            gradient_scale(x.substrate),
         )  # fmt: skip
 
 

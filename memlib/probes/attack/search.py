@@ -14,9 +14,6 @@ from memlib.base.declared import Count, Declared, Positive, Whole
 from memlib.base.errors import InputError
 from memlib.base.numbers import counted
 
-# Powers of two are exact, and half precision has no small gradients.
-HALF_SCALE = 2.0**10
-
 
 @dataclass(frozen=True)
 class Budget(Declared):

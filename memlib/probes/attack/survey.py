@@ -11,7 +11,7 @@ import torch
 
 from memlib.base.errors import InputError, NotMeasured
 from memlib.experiment.run import Experiment
-from memlib.judging.estimates import Estimate
+from memlib.judging.estimates import Estimate, share_interval
 from memlib.mitigations import get
 from memlib.probes.attack.outcomes import share
 from memlib.probes.attack.reach import reach
@@ -51,14 +51,14 @@ class Survey:
 
     def shares(self) -> dict[str, tuple[Estimate, Estimate]]:
         """By mitigation the shares of pictures brought up by their prompt, and after attack."""
-        return {name: (share(one.at_once[:, 0]), share(one.brought_back)) for name, one in self.under.items()}
+        return {name: (share_interval(one.at_once[:, 0]), share_interval(one.brought_back)) for name, one in self.under.items()}
 
     def table(self, guidance: float) -> pd.DataFrame:
         """One row a mitigation: shares without attack, from triggers found without it and after attack, and what of it the attacker sees."""
         return pd.DataFrame(
             {
                 name: {
-                    "without attack": before.text(2), "triggers found without it": self.unaware[name].text(2) if name in self.unaware else "-",
+                    "without attack": before.text(2), "triggers found without it": told.text(2) if (told := self.unaware.get(name)) else "-",
                     "after attack": after.text(2), **_effort(self.under[name]), "what the attacker sees": reach(get(name), guidance).words,
                 }
                 for name, (before, after) in self.shares().items()

@@ -104,7 +104,7 @@ def largest_group(distances: np.ndarray, threshold: float, connected: bool = Fal
 def picture_evaluations(group: Group) -> float:
     """U-Net rows that the pictures of one prompt take, over all seeds: two for each step of the schedule."""
     x = group.experiment
-    return 2.0 * len(x.seeds) * len(x.substrate.scheduler(x.scheduler, x.steps).timesteps)
+    return 2.0 * len(x.seeds) * x.calls
 
 
 def several_seeds(group: Group) -> int:

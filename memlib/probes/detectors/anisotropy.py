@@ -12,9 +12,9 @@ from memlib.models.protocol import Substrate
 from memlib.probes.detectors.base import Detector, Scores, register
 from memlib.probes.detectors.runs import need_signal, noise_pair, per_sample
 from memlib.sampling.batches import Batch
+from memlib.sampling.first_step import norm_scale
 from memlib.sampling.loop import Cost
 
-SD1_ELEMENTS = 4 * 64 * 64
 COSINE_WEIGHT = {"v_prediction": 0.1}  # Stable Diffusion 2's; 2.0, Stable Diffusion 1's, for all others.
 
 
@@ -47,7 +47,7 @@ class Anisotropy(Detector):
         need_signal(x.substrate, schedule, schedule.timesteps[0])
         found = per_sample(group, {"measure": self.name}, _norm_and_cosine)
         weight = COSINE_WEIGHT.get(x.substrate.prediction_type, 2.0) if self.cosine_weight is None else self.cosine_weight
-        scale = 1.0 if self.as_published else (SD1_ELEMENTS / np.prod(x.substrate.latent_shape)) ** 0.5
+        scale = 1.0 if self.as_published else 1 / norm_scale(x.substrate)
         values = self.norm_weight * scale * found["norm"] + weight * found["cosine"]
         return Scores.priced(values, found["evaluations"])
 

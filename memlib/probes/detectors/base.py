@@ -95,11 +95,6 @@ def get(name: str, **params: Any) -> Detector:
     return find(Detector, name, params)
 
 
-def count_of_steps(steps: int, total: int) -> int:
-    """How many of a run's `total` steps a parameter `steps` means: 0 stands for all."""
-    return min(steps, total) if steps else total
-
-
 def describe() -> list[Mapping[str, str]]:
     """Return one row of words per registered detector, for tables: name, what it scores, direction, needs, source."""
     return [

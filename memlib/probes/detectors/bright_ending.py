@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from memlib.base.declared import Whole
 from memlib.experiment.group import Group
-from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import need_signal, whole_run
+from memlib.probes.detectors.base import Detector, Scores, register
+from memlib.probes.detectors.runs import first_steps, whole_run
 
 
 @register
@@ -31,12 +31,7 @@ class BrightEnding(Detector):
     published = "the program's mitigation divides by the mean mask of the batch, its detector by each image's own, as here"
 
     def measure(self, group: Group) -> Scores:
-        x = group.experiment
-        schedule = x.substrate.scheduler(x.scheduler, x.steps)
-        steps = count_of_steps(self.steps, len(schedule.timesteps))
-        if steps == 1:
-            need_signal(x.substrate, schedule, schedule.timesteps[0])
-        run = whole_run(group)
+        steps, run = first_steps(group, self.steps), whole_run(group)
         return Scores.priced(run["masked"][..., :steps].mean(-1), run["evaluations"][..., -1])
 
 

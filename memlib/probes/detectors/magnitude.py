@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from memlib.base.declared import Whole
 from memlib.experiment.group import Group
-from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import magnitudes, need_signal
+from memlib.probes.detectors.base import Detector, Scores, register
+from memlib.probes.detectors.runs import first_steps, magnitudes
 
 
 @register
@@ -28,12 +28,7 @@ class Magnitude(Detector):
     source = "Wen et al. 2024"
 
     def measure(self, group: Group) -> Scores:
-        x = group.experiment
-        schedule = x.substrate.scheduler(x.scheduler, x.steps)
-        steps = count_of_steps(self.steps, len(schedule.timesteps))
-        if steps == 1:
-            need_signal(x.substrate, schedule, schedule.timesteps[0])
-        run = magnitudes(group, steps)
+        run = magnitudes(group, first_steps(group, self.steps))
         return Scores.priced(run["magnitude"].mean(-1), run["evaluations"][..., -1])
 
 

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from memlib.base.errors import NotMeasured
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
 from memlib.models.protocol import Substrate
+from memlib.sampling.attention.positions import eot_masks
 from memlib.sampling.attention.record import cross_attention_layers, entropy, finest_down_layers, record
 from memlib.sampling.batches import Batch, decode, initial_latents, uncond_states
+from memlib.sampling.first_step import NO_SIGNAL, norms
 from memlib.sampling.guidance import as_rule
 from memlib.sampling.loop import Cost, to_epsilon, trajectory
-from memlib.sampling.recipe import Recipe, picture_recipe
 
-NO_SIGNAL = 1e-6  # of the share of the clean latents in the variance; diffusers' Euler scheduler has 6e-8 for zero
 VERSION = 1  # Part of the store's keys: raise it when the same key would give other scores.
 
 Arrays = dict[str, np.ndarray]
@@ -51,9 +50,8 @@ def per_sample(
     x = group.experiment
     seeds = list(x.seeds if seeds is None else seeds)
     uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, x.guidance, x.scheduler))
     pairs = [(row, seed) for row in range(len(group)) for seed in seeds]
-    states = [digest(row.float()) for row in group.embedding.states]
+    states, recipe = [digest(row.float()) for row in group.embedding.states], x.keyed()
     shared = [{"version": VERSION, "cond": states[row], "seed": seed, **recipe} for row, seed in pairs]
     entries: list[Any] = [_served(x.store, key, serves) for key in shared]
     absent = [i for i, entry in enumerate(entries) if entry is None]
@@ -112,6 +110,17 @@ def need_signal(substrate: Substrate, schedule: Any, t: Any) -> None:
         )
 
 
+def first_steps(group: Group, steps: int, scheduler: str | None = None) -> int:
+    """How many first steps of a group's runs a parameter `steps` means, 0 standing for all; raises NotMeasured for one that begins without signal."""
+    x = group.experiment
+    schedule = x.substrate.scheduler(scheduler or x.scheduler, x.steps)
+    total = len(schedule.timesteps)
+    count = min(steps, total) if steps else total
+    if count == 1:
+        need_signal(x.substrate, schedule, schedule.timesteps[0])
+    return count
+
+
 @torch.no_grad()
 def noise_pair(substrate: Substrate, batch: Batch, latents: Tensor, t: Any, schedule: Any, cost: Cost) -> tuple[Tensor, Tensor]:
     """Return the predicted noise (unconditional, conditional) [B, C, h, w], float32, of `latents` at time t; two rows a sample.
@@ -135,7 +144,7 @@ def magnitudes(group: Group, steps: int) -> Arrays:
     are the norms of the two; ``evaluations`` the U-Net rows spent up to and including each step. A longer run in the
     store serves as well.
     """
-    total = len(group.experiment.substrate.scheduler(group.experiment.scheduler, group.experiment.steps).timesteps)
+    total = group.experiment.calls
     longer = [_run(total, True), _run(total, False)]
     names = ("magnitude", "cond", "uncond", "evaluations")
     return per_sample(
@@ -152,7 +161,7 @@ def whole_run(group: Group) -> Arrays:
     ``masked`` [N, S, T] is the magnitude under the mask of bright ending (see `memlib.probes.detectors.bright_ending`). One run serves all; its
     pictures are kept as well.
     """
-    total = len(group.experiment.substrate.scheduler(group.experiment.scheduler, group.experiment.steps).timesteps)
+    total = group.experiment.calls
     return per_sample(group, _run(total, True), partial(_record, steps=total, attention=True))
 
 
@@ -163,20 +172,20 @@ def _run(steps: int, attention: bool) -> dict[str, Any]:
 def _record(substrate: Substrate, batch: Batch, cost: Cost, *, steps: int, attention: bool) -> Arrays:
     finest = finest_down_layers(cross_attention_layers(substrate)) if attention else []
     seen = record(substrate, maps=finest, steps=steps) if attention else nullcontext()
-    norms: dict[str, list[Tensor]] = {"magnitude": [], "cond": [], "uncond": []}
+    lengths: dict[str, list[Tensor]] = {"magnitude": [], "cond": [], "uncond": []}
     spent, differences = [], []
     with seen as recording:
         walk = trajectory(substrate, batch.embedding.states, batch.uncond, batch.latents, batch.steps, batch.rule, batch.scheduler, cost=cost)
         for step in islice(walk, steps):
             difference = step.epsilon_cond - step.epsilon_uncond
             for name, values in (("magnitude", difference), ("cond", step.epsilon_cond), ("uncond", step.epsilon_uncond)):
-                norms[name].append(values.flatten(1).norm(dim=1).cpu())
+                lengths[name].append(norms(values).cpu())
             spent.append(cost.evaluations / len(batch.rows))
             if attention:
                 differences.append(difference.cpu())
-    arrays = {name: torch.stack(values, 1).numpy() for name, values in norms.items()}
+    arrays = {name: torch.stack(values, 1).numpy() for name, values in lengths.items()}
     arrays["evaluations"] = np.tile(spent, (len(batch.rows), 1))
-    if not attention:
+    if recording is None:
         return arrays
     arrays["picture"] = decode(substrate, step.next_latents)
     cost.pictures += len(batch.rows)
@@ -191,14 +200,6 @@ def _record(substrate: Substrate, batch: Batch, cost: Cost, *, steps: int, atten
     return arrays
 
 
-def eot_masks(maps: Tensor, eot: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the attention to ``<eot>`` [B, h', w'] from maps [B, h, w, K] and the position of ``<eot>`` [B], resized to `size`."""
-    chosen = maps.float()[torch.arange(len(maps)), :, :, eot]
-    if tuple(chosen.shape[-2:]) == tuple(size):
-        return chosen
-    return interpolate(chosen[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
-
-
 def masked_magnitude(difference: Tensor, masks: Tensor) -> Tensor:
     """Return ``||difference * mask|| / mean(mask)`` [B] for differences [B, C, h, w] and masks [B, h, w], each image by its own mean."""
-    return (difference * masks[:, None]).flatten(1).norm(dim=1) / masks.flatten(1).mean(1)
+    return norms(difference * masks[:, None]) / masks.flatten(1).mean(1)

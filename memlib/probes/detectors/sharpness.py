@@ -18,8 +18,8 @@ from torch import Tensor
 from memlib.base.declared import Whole
 from memlib.experiment.group import Group
 from memlib.models.protocol import Substrate
-from memlib.probes.detectors.base import Detector, Scores, count_of_steps, register
-from memlib.probes.detectors.runs import need_signal, per_sample
+from memlib.probes.detectors.base import Detector, Scores, register
+from memlib.probes.detectors.runs import first_steps, per_sample
 from memlib.sampling.batches import Batch
 from memlib.sampling.loop import Cost, trajectory
 
@@ -54,12 +54,8 @@ class Sharpness(Detector):
     published = "norm in the program, squared norm in the paper (squared); wrong factor for velocity models (as_published)"
 
     def measure(self, group: Group) -> Scores:
-        x = group.experiment
-        steps = count_of_steps(self.steps, x.steps)
+        steps = first_steps(group, self.steps, "ddim")
         measure = {"measure": self.name, "first steps": steps, "as published": self.as_published}
-        if steps == 1:
-            schedule = x.substrate.scheduler("ddim", x.steps)
-            need_signal(x.substrate, schedule, schedule.timesteps[0])
         run = per_sample(group, measure, partial(_sharpness, steps=steps, as_published=self.as_published))
         values = run["norm"] ** 2 if self.squared else run["norm"]
         return Scores.priced(values.mean(-1), run["evaluations"])
@@ -84,7 +80,7 @@ def product_norm(unet: Any, text: Tensor, latents: Tensor, t: Any, difference: T
         uncond, cond = unet(torch.cat([x, x]), t, encoder_hidden_states=text, return_dict=False)[0].chunk(2)
         return cond - uncond
 
-    _, product = torch.func.jvp(gap, (latents,), (difference,))
+    product = torch.func.jvp(gap, (latents,), (difference,))[1]
     return product.flatten(1).norm(dim=1)
 
 
@@ -93,7 +89,7 @@ def differentiable(substrate: Substrate) -> Iterator[Any]:
     """Give a copy of `substrate` whose U-Net runs in float32 with plain attention; precision and processors come back at the end."""
     unet, dtype = substrate.unet, substrate.dtype
     processors = dict(unet.attn_processors)
-    exact = copy.copy(substrate)
+    exact: Any = copy.copy(substrate)
     exact.dtype = torch.float32
     try:
         unet.set_attn_processor(AttnProcessor())

@@ -63,5 +63,5 @@ class SeedSimilarity(Detector):
             raise NotMeasured(f"The copy descriptor is not at hand: {copy.reason}")
         pictures = group.pictures()
         key = {"score": "similarity across seeds", "metric": copy.fingerprint, "of": [digest(pictures)]}
-        values = group.experiment.store.score(key, lambda: 1 - seed_diversity(copy(pictures)), pictures.shape[:1])
+        values = group.experiment.store.score(key, lambda: 1 - seed_diversity(copy(pictures)))
         return Scores(np.asarray(values, dtype=float), picture_evaluations(group), seeds)

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from memlib.judging.estimates import Estimate
 from memlib.probes.attack.outcomes import Survival
 from memlib.results.figures.style import COLOURS, short
 
 
-def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = "share of pictures not brought up") -> Figure:
+def survival_curves(panels: Mapping[str, Mapping[str, Survival]]) -> Figure:
     """Steps of attack against the share of pictures not brought up yet, one panel per title, with intervals as bands."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained")
-    names: dict[str, plt.Line2D] = {}
+    names: dict[str, Line2D] = {}
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for i, (label, curve) in enumerate(curves.items()):
             colour = COLOURS[i % len(COLOURS)]
@@ -25,7 +26,7 @@ def survival_curves(panels: Mapping[str, Mapping[str, Survival]], ylabel: str = 
             names.setdefault(f"{label} ({curve.pictures})", drawn)
             axis.fill_between(curve.steps, curve.low, curve.high, step="post", color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="steps of attack", ylim=(-0.03, 1.03))
-    axes[0][0].set_ylabel(ylabel)
+    axes[0][0].set_ylabel("share of pictures not brought up")
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8.5)
     return figure
 
@@ -53,7 +54,7 @@ def trigger_map(places: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """Points [K, 2] in a plane, one colour and mark per label."""
     figure, axis = plt.subplots(figsize=(5.6, 4.2))
     for i, (label, points) in enumerate(places.items()):
-        axis.scatter(*points.T, s=22, marker="os^DvP*X<>"[i % 10], color=plt.get_cmap("tab10")(i % 10), label=short(label, 30), alpha=0.85)
+        axis.scatter(points[:, 0], points[:, 1], s=22, marker="os^DvP*X<>"[i % 10], color=plt.get_cmap("tab10")(i % 10), label=short(label, 30), alpha=0.85)
     axis.set(title=title, xticks=[], yticks=[])
     axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()

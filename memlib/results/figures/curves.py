@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,10 +15,15 @@ from memlib.judging.estimates import Estimate
 from memlib.results.figures.style import COLOURS, log_y, short
 
 
+def _on(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """The axes given with their figure, or new ones of this size."""
+    return plt.subplots(figsize=size) if ax is None else (cast(Figure, ax.figure), ax)
+
+
 def dose_response(curves: Mapping[str, Mapping[float, Estimate]], xlabel: str, ylabel: str, ax: Axes | None = None,
                   dashed: Sequence[str] = ()) -> Figure:  # fmt: skip
     """Share against dose (logarithmic), one line per curve with its intervals; those in `dashed` are drawn broken."""
-    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(5.6, 3.5))
+    figure, axis = _on(ax, (5.6, 3.5))
     for i, (label, points) in enumerate(curves.items()):
         x = np.array(list(points)) * (1 + 0.04 * i)  # a little apart, so that intervals do not hide each other
         y = np.array([e.value for e in points.values()])
@@ -76,7 +81,7 @@ def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: 
 
 def by_position(curves: Mapping[str, Sequence[Estimate]], offsets: Sequence[int], ylabel: str, title: str = "", ax: Axes | None = None) -> Figure:
     """Estimates at positions counted from ``<eot>``, one line per curve with its intervals."""
-    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 3.4))
+    figure, axis = _on(ax, (6.4, 3.4))
     for i, (label, points) in enumerate(curves.items()):
         values, low, high = (np.array([getattr(e, part) for e in points]) for part in ("value", "low", "high"))
         colour = COLOURS[i % len(COLOURS)]

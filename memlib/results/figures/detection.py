@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from memlib.probes.detectors.evaluation import Evaluation
 
@@ -39,7 +40,7 @@ def accuracy_by_cost(panels: Mapping[str, Sequence[Evaluation]]) -> Figure:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set(title=title, xlabel="U-Net evaluations per prompt", ylim=(-0.03, 1.04), xlim=(-0.4, None))
     axes[0][0].set_ylabel("area under the ROC curve")
-    handles = [plt.Line2D([], [], linestyle="", **looks[name]) for name in names]
+    handles = [Line2D([], [], linestyle="", **looks[name]) for name in names]
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
     return figure
 
@@ -49,8 +50,9 @@ def _cost_curve(axis: Axes, rows: Sequence[Evaluation], place: int, look: Mappin
         return
     # A little apart, so that detectors of one price do not hide each other.
     x = np.array([e.evaluations for e in rows]) * 1.03 ** (place % 9 - 4) + (0.04 * (place % 3) if rows[0].evaluations == 0 else 0)
-    y = np.array([e.auc.value for e in rows])
-    ends = np.array([[e.auc.value - e.auc.low, e.auc.high - e.auc.value] for e in rows]).T.clip(0)
+    areas = [e.auc for e in rows if e.auc is not None]
+    y = np.array([area.value for area in areas])
+    ends = np.array([[area.value - area.low, area.high - area.value] for area in areas]).T.clip(0)
     axis.errorbar(x, y, None if np.isnan(ends).any() else ends, markersize=6, linewidth=1, elinewidth=0.8, alpha=0.85, **look)
 
 

@@ -63,7 +63,7 @@ def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, 
             axis, table = axes[r][c], panels[column]
             for i, span in enumerate(spans):
                 part = table[table["span"] == span]
-                filled = part["prompt"].map(lambda p: not names or groups[p] == names[0]).astype(bool)
+                filled = np.array([not groups or groups[p] == names[0] for p in part["prompt"]], dtype=bool)
                 look = {"s": (16, 16, 34, 60)[i], "marker": "o^D*"[i], "linewidths": 0.7, "edgecolors": COLOURS[i]}
                 axis.scatter(part["x"][filled], part["y"][filled], facecolors=COLOURS[i], alpha=0.75, label=f"<{span}>", **look)
                 axis.scatter(part["x"][~filled], part["y"][~filled], facecolors="none", alpha=0.75, **look)
@@ -80,15 +80,18 @@ def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, 
 
 
 def heat_maps(panels: Mapping[str, np.ndarray], rows: Sequence[str], xlabel: str, bar: str, columns: int = 2) -> Figure:
-    """Panels [rows, x] side by side on one colour scale."""
+    """Panels [rows, x] side by side on one colour scale; values of both signs have diverging colours with zero in the middle."""
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns + 0.6, (0.24 * len(rows) + 0.9) * lines), squeeze=False,
                                 sharex=True, sharey=True, layout="constrained")  # fmt: skip
     low, high = min(np.nanmin(p) for p in panels.values()), max(np.nanmax(p) for p in panels.values())
+    colours = "viridis"
+    if low < 0 < high:
+        colours, low, high = "RdBu_r", -max(-low, high), max(-low, high)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (label, values) in zip(axes.flat, panels.items(), strict=False):
-        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        image = axis.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         axis.set_yticks(range(len(rows)), rows, fontsize=7.5)
         axis.set_title(label, fontsize=9.5)
         axis.xaxis.get_major_locator().set_params(integer=True)

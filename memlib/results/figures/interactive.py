@@ -14,14 +14,16 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from memlib.base.errors import InputError
 from memlib.experiment import picture_policy as care
-from memlib.results.figures.interactive_page import PAGE
 
+# Style, markup and script, with places (@NAME@) that are filled here.
+PAGE = Path(__file__).with_name("interactive.html")
 LIMIT = 600_000
 # Side in pixels and WebP quality, tried in turn until the fragment is small enough.
 SIZES = ((128, 85), (128, 65), (96, 60), (64, 50), (48, 40))
@@ -107,7 +109,7 @@ def _page(prompts: dict[tuple[str, str], list[Story]], threshold: float | None, 
         "STRIP_ALT": html.escape(f"Pictures of the prompt {first.prompt} with guidance switched on later and later, from left to right"),
     }
     # In one pass, so that a prompt which looks like a place is left alone.
-    return re.sub("@(" + "|".join(texts) + ")@", lambda found: texts[found.group(1)], PAGE)
+    return re.sub("@(" + "|".join(texts) + ")@", lambda found: texts[found.group(1)], PAGE.read_text(encoding="utf-8"))
 
 
 def _shrunk(picture: np.ndarray, side: int) -> Image.Image:

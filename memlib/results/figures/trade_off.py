@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from memlib.judging.estimates import mean_interval
@@ -40,7 +42,7 @@ def trade_off(
     """
     looks = _looks({name: family for name, family in families.items() if name != "none"}) | {"none": PLAIN}
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, min(columns, len(panels)), figsize=(4.7 * min(columns, len(panels)) + 2.4, 3.9 * lines), squeeze=False,
+    figure, axes = plt.subplots(lines, min(columns, len(panels)), figsize=(4.7 * min(columns, len(panels)), 3.9 * lines + 0.4), squeeze=False,
                                 layout="constrained")  # fmt: skip
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -52,12 +54,12 @@ def trade_off(
             axis.axvline(reference.left, color="black", linewidth=0.8, linestyle=":")
             axis.axhline(reference.kept, color="black", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    names = list(dict.fromkeys(name for curves, _ in panels.values() for name in curves))
-    order = list(dict.fromkeys(families.values()))
-    names.sort(key=lambda name: -1 if name == "none" else order.index(families[name]))
-    handles = [plt.Line2D([], [], **{"linestyle": "-", "linewidth": 1, "markersize": 6, **looks[name]}) for name in names]
-    labels = [name if name == "none" else f"{name} ({families[name]})" for name in names]
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=7.5)
+    # One entry a family: an entry for each of two dozen methods is not read, and those that count have their names at their points.
+    first = {families[name]: name for name in reversed(families) if name != "none" and any(name in curves for curves, _ in panels.values())}
+    handles = {"no mitigation": Line2D([], [], **PLAIN)} | {
+        family: Line2D([], [], color=looks[name]["color"], linewidth=1.5, marker="o", markersize=5) for family, name in reversed(first.items())
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
@@ -73,9 +75,10 @@ def _front(axis: Axes, curves: Mapping[str, Settings], looks: Mapping[str, Mappi
     axis.step(*zip(*(means_of(setting) for _, setting, _ in best), strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, zorder=1.5)
     for name, setting, strongest in best:
         xerr, yerr = ([[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in map(mean_interval, setting))
-        spread = {} if np.isnan([xerr, yerr]).any() else {"xerr": xerr, "yerr": yerr}
+        known = not np.isnan([xerr, yerr]).any()
         look = {"markersize": 6, **looks[name], "linestyle": ""}
-        axis.errorbar(*means_of(setting), **spread, elinewidth=0.6, zorder=3, markerfacecolor=look["color"] if strongest else "white", **look)
+        look["markerfacecolor"] = look["color"] if strongest else "white"
+        axis.errorbar(*means_of(setting), yerr=yerr if known else None, xerr=xerr if known else None, elinewidth=0.6, zorder=3, **look)
     # A method's name once, at its setting of the least similarity; in the left half to the right of it and below, else to the left and above.
     places = {name: means_of(setting) for name, setting, _ in reversed(best) if name != "none"}
     middle = np.mean(axis.get_xlim())
@@ -109,6 +112,6 @@ def dominance(panels: Mapping[str, Mapping[str, Ranked]], families: Mapping[str,
         axis.set_yticks(range(len(ranked)), list(ranked), fontsize=7.5)
         axis.invert_yaxis()
         axis.set(title=title, xlabel="dominated area (1: nothing left, nothing lost)")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)], alpha=0.8) for i in range(len(order))]
+    handles = [Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)], alpha=0.8) for i in range(len(order))]
     figure.legend(handles, order, loc="outside lower center", ncols=len(order) or 1, frameon=False, fontsize=8.5)
     return figure

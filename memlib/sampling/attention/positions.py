@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from memlib.base.errors import InputError
 from memlib.prompts.embedding import Tokens
@@ -27,18 +30,8 @@ class Attention:
     timesteps: tuple[float, ...]
     maps: Mapping[tuple[int, str], np.ndarray] = field(default_factory=dict, repr=False)
 
-    @property
-    def by_position(self) -> np.ndarray:
-        """Conditional attention averaged over layers, [T, B, K]."""
-        return self.cond.mean(1)
 
-    def last_step(self, layers: Sequence[str] | None = None) -> np.ndarray:
-        """Conditional attention at the last step, averaged over `layers` (all by default), [B, K]."""
-        index = [self.layers.index(name) for name in (self.layers if layers is None else layers)]
-        return self.cond[-1][index].mean(0)
-
-
-def finest_down_layers(layers: Sequence[str]) -> list[str]:
+def finest_down_layers(layers: Iterable[str]) -> list[str]:
     """Return the layers at the finest resolution of the down path that has cross-attention.
 
     In Stable Diffusion these are the two 64-pixel layers whose maps `clip` shows (Appendix D, after Chen et al.).
@@ -49,6 +42,14 @@ def finest_down_layers(layers: Sequence[str]) -> list[str]:
         raise InputError("There is no cross-attention layer of the down path among these: record all layers.")
     first = min(int(name.split(".")[1]) for name in down)
     return [name for name in down if int(name.split(".")[1]) == first]
+
+
+def eot_masks(maps: Tensor, eot: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the attention to ``<eot>`` [B, h', w'] from maps [B, h, w, K] and the position of ``<eot>`` [B], resized to `size`."""
+    chosen = maps.float()[torch.arange(len(maps)), :, :, eot]
+    if tuple(chosen.shape[-2:]) == tuple(size):
+        return chosen
+    return interpolate(chosen[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def aligned_at_eot(attention: Attention | np.ndarray, tokens: Tokens, before: int = 5, after: int = 5) -> np.ndarray:

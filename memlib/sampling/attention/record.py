@@ -22,20 +22,18 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.sampling.attention.positions import Attention, aligned_at_eot, entropy, finest_down_layers
-from memlib.sampling.attention.taps import Clock, chosen, cross_attention_layers, tapped
+from memlib.sampling.attention.taps import Clock, Tap, chosen, cross_attention_layers, tapped
 
 __all__ = ["Attention", "Recording", "aligned_at_eot", "cross_attention_layers", "edit", "entropy", "finest_down_layers", "record"]
 
 LAST = -1
 
 
-class Recording:
+class Recording(Tap):
     """What `record` yields; `attention` and `runs` may be read during the recording and after it.
 
     A run is one trajectory from noise to picture: sampling in batches makes one run per batch.
     """
-
-    edits = ""
 
     def __init__(self, clock: Clock, layers: Sequence[str], uncond: bool, maps: Sequence[str], map_steps: Sequence[int], heads: bool):
         self.layers = tuple(layers)
@@ -135,7 +133,7 @@ def record(
 Change = Callable[[Tensor, str, int], Tensor]
 
 
-class _Edit:
+class _Edit(Tap):
     def __init__(self, clock: Clock, change: Change, on: str, half: str):
         self._clock, self._change, self._half, self.edits = clock, change, half, on
 

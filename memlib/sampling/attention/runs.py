@@ -13,8 +13,6 @@ from memlib.base.hashing import digest
 from memlib.prompts.embedding import Embedding
 from memlib.sampling.attention.record import record
 from memlib.sampling.attention.taps import cross_attention_layers
-from memlib.sampling.batches import sample_batches, uncond_states
-from memlib.sampling.recipe import Recipe, picture_recipe
 
 VERSION = 1  # Part of the store's keys: raise it when the same recipe gives other attention.
 
@@ -27,18 +25,17 @@ def attention_of(experiment: Any, embedding: Embedding, steps: str = "all") -> n
     """
     if steps not in ("all", "last"):
         raise InputError(f"Unknown choice of steps {steps!r}: use all or last.")
-    x = experiment
+    x, calls = experiment, experiment.calls
     shape = (-1, len(cross_attention_layers(x.substrate)), len(embedding), len(x.seeds), embedding.states.shape[1])
 
     def compute() -> np.ndarray:
-        with record(x.substrate, steps=calls(x)) as recording:
+        with record(x.substrate, steps=calls) as recording:
             _sample(x, embedding, x.seeds)
         kept = recording.attention.cond
         return (kept if steps == "all" else kept[-1:]).astype(np.float16)
 
     key = _key(x, embedding, x.seeds, f"attention, {steps} steps")
-    kept = (calls(x) if steps == "all" else 1, *shape[1:])
-    return x.store.score(key, compute, kept, 2 * calls(x) * len(embedding) * len(x.seeds)).astype(np.float32).reshape(shape)
+    return x.store.score(key, compute).astype(np.float32).reshape(shape)
 
 
 def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> np.ndarray:
@@ -50,29 +47,19 @@ def last_maps(experiment: Any, embedding: Embedding, layers: Sequence[str]) -> n
     x, seeds = experiment, experiment.seeds[:1]
 
     def compute() -> np.ndarray:
-        with record(x.substrate, layers=layers, maps=layers, steps=calls(x)) as recording:
+        with record(x.substrate, layers=layers, maps=layers, steps=x.calls) as recording:
             _sample(x, embedding, seeds)
         return np.mean(list(recording.attention.maps.values()), axis=0).astype(np.float16)
 
     return x.store.score(_key(x, embedding, seeds, f"last maps of {', '.join(layers)}"), compute).astype(np.float32)
 
 
-def calls(experiment: Any) -> int:
-    """How often a run calls the U-Net: once a step, and once more with PNDM."""
-    return len(experiment.substrate.scheduler(experiment.scheduler, experiment.steps).timesteps)
-
-
 def _key(x: Any, embedding: Embedding, seeds: Sequence[int], measure: str) -> dict[str, Any]:
-    uncond = uncond_states(x.substrate)
-    recipe = picture_recipe(x.substrate, uncond, Recipe(x.steps, x.guidance, x.scheduler))
-    return {"measure": measure, "version": VERSION, "cond": digest(embedding.states.float()), "seeds": list(seeds), **recipe}
+    return {"measure": measure, "version": VERSION, "cond": digest(embedding.states.float()), "seeds": list(seeds), **x.keyed()}
 
 
 def _sample(x: Any, embedding: Embedding, seeds: Sequence[int]) -> None:
     """Run the trajectories of prompts x seeds, prompt by prompt; a recording around it sees them in that order."""
     with tqdm(total=len(embedding) * len(seeds), unit="trajectory", disable=not x.progress) as bar:
-        batches = sample_batches(
-            x.substrate, embedding, seeds, Recipe(x.steps, x.guidance, x.scheduler), batch_size=x.batch_size, cost=x.cost, latents_only=True
-        )
-        for rows, _, _ in batches:
+        for rows, _, _ in x.batches(embedding, seeds=seeds, latents_only=True):
             bar.update(len(rows))

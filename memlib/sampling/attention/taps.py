@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock, get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import (
@@ -88,16 +88,22 @@ class Clock:
         return {"cond": slice(middle, self.rows), "uncond": slice(0, middle), "both": slice(0, self.rows)}[which]
 
 
-class Tap(Protocol):
-    """What is put on a layer. `edits` is "", "logits" or "probabilities"; values are float32 [rows, heads, pixels, keys]."""
+class Tap:
+    """What is put on a layer; values are float32 [rows, heads, pixels, keys].
 
-    edits: str
+    One that edits says what (`edits`: "logits" or "probabilities") and has `change`; one that records has `rows` and `take`.
+    """
 
-    def change(self, values: Tensor, layer: str) -> Tensor: ...
+    edits = ""
 
-    def rows(self) -> list[slice]: ...
+    def change(self, values: Tensor, layer: str) -> Tensor:
+        return values
 
-    def take(self, layer: str, rows: slice, start: int, probabilities: Tensor) -> None: ...
+    def rows(self) -> list[slice]:
+        return []
+
+    def take(self, layer: str, rows: slice, start: int, probabilities: Tensor) -> None:
+        pass
 
 
 class TappedProcessor:

@@ -117,11 +117,13 @@ def prepare(
     _check(group, recipe)
     substrate = load(base, place, "float32")
     if made_from is None:
-        pictures = [training[0] for training in group.training]
+        pictures = [training[0] for training in group.training or ()]
         made_from = against.settings | {"memorized": digest([list(group.prompts.prompts), pictures])}
     same_run(folder, digest([substrate.weights_hash, ordinary.fingerprint, recipe.settings, dict(made_from)]))
     rows, surrogates = _kept_surrogates(group, against, folder / "surrogates.npz")
-    aims, prompts = targets(group).select(rows), group.prompts.select(rows)
+    memories = targets(group)
+    assert memories is not None  # `_check` has seen their pictures
+    aims, prompts = memories.select(rows), group.prompts.select(rows)
     if progress:
         print(f"{len(aims)} memorized pictures with {sum(map(len, surrogates))} surrogates")
     del group
@@ -155,7 +157,8 @@ def _kept_surrogates(group: Group, against: Against, path: Path) -> tuple[list[i
     if not path.exists():
         rows, surrogates = choose_surrogates(group, list(against.mitigations), against.kept)
         with replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(file, rows=np.array(rows), **{f"row_{row}": pictures for row, pictures in zip(rows, surrogates, strict=True)})
+            kept: dict[str, Any] = {f"row_{row}": pictures for row, pictures in zip(rows, surrogates, strict=True)}
+            np.savez(file, rows=np.array(rows), **kept)
     with np.load(path) as found:
         rows = found["rows"].tolist()
         return rows, [found[f"row_{row}"] for row in rows]

@@ -18,7 +18,7 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.pictures import squared
 from memlib.metrics.pictures import centred
-from memlib.models.protocol import Substrate
+from memlib.models.substrate import Substrate as Loaded
 from memlib.prompts.embedding import encode, tokenize
 from memlib.training.finetune.examples import TrainingSet
 from memlib.training.finetune.recipes import Recipe
@@ -51,7 +51,7 @@ class FinetunePart:
     resolution that the autoencoder cannot halve, and for weights by 1/SNR on a model that does not predict noise.
     """
 
-    def __init__(self, substrate: Substrate, examples: TrainingSet, recipe: Recipe, half: bool = False, recompute: bool = False):
+    def __init__(self, substrate: Loaded, examples: TrainingSet, recipe: Recipe, half: bool = False, recompute: bool = False):
         self.substrate, self.examples, self.recipe, self.half = substrate, examples, recipe, half
         self.device = substrate.device
         self.module = substrate.unet.train().requires_grad_(True)

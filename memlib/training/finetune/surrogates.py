@@ -21,7 +21,7 @@ from memlib.base.pictures import squared
 from memlib.base.writing import replacing
 from memlib.experiment.group import Group
 from memlib.mitigations import get
-from memlib.models.protocol import Substrate
+from memlib.models.substrate import Substrate
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.search import Budget, search
 from memlib.probes.attack.starts import seeded, start_states
@@ -137,6 +137,7 @@ class SurrogatePart(FinetunePart):
 
     def _searched(self, number: int) -> Tensor:
         budget, embedding = self.remedy.budget, self._embedding
+        assert budget is not None  # a remedy without one has no rounds
         # Each round has random points of its own; the prompt is the same, and the model another.
         starts = torch.stack([start_states(self.substrate, embedding, start, number + 1)[:, -1] for start in STARTS], dim=1)
         rows = [row for row in range(len(embedding)) for _ in STARTS]

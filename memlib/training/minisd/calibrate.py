@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from memlib.models.minisd.augment import augmented
-from memlib.models.minisd.corpus import Corpus
-from memlib.models.minisd.scenes import LAYOUTS, RENDERINGS, Scene, Thing, draw_background
+from memlib.models.minisd.ingredients import RENDERINGS
+from memlib.models.minisd.scenes import LAYOUTS, Scene, Thing, draw_background
 from memlib.training.minisd.parts import ContrastivePart, DescriptorPart
 
 QUERIES = 600
@@ -30,7 +30,7 @@ def _elsewhere(scene: Scene, rng: np.random.Generator) -> tuple[Thing, ...]:
     )
 
 
-def near_misses(scene: Scene, corpus: Corpus, rng: np.random.Generator) -> list[Scene]:
+def near_misses(scene: Scene, corpus: Any, rng: np.random.Generator) -> list[Scene]:
     """What a copy is not: the scene on another background, with other things in it, and another picture of its caption.
 
     The last one has the same things, places and background in another rendering, drawn anew: what a model that has

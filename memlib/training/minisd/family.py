@@ -190,13 +190,14 @@ def time_steps(repeats: int = 12, device: str = "auto") -> pd.DataFrame:
     for part in parts.values():
         part.module.to(place)
     rows = []
-    for turn in range(WARM_UP + repeats):
+    for turn in range(-WARM_UP, repeats):
         for name, part in parts.items():
             part.module.zero_grad(set_to_none=True)
             started = _clock(place)
-            part.loss(turn)[0].backward()
-            rows.append({"mitigation": name, "repeat": turn - WARM_UP, "seconds": round(_clock(place) - started, 5)})
-    kept = pd.DataFrame([row for row in rows if row["repeat"] >= 0])
+            part.loss(turn + WARM_UP)[0].backward()
+            if turn >= 0:
+                rows.append({"mitigation": name, "repeat": turn, "seconds": round(_clock(place) - started, 5)})
+    kept = pd.DataFrame(rows)
     write_table(table_file("training_cost"), kept)
     return kept
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
 from torch.nn import functional as F
 
 from memlib.base.writing import replacing
@@ -43,7 +42,7 @@ class VaePart:
 
     def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], device: torch.device, half: bool, encoded: AutoencoderKL | None = None):
         torch.manual_seed(settings["seed"])
-        self.module = speed_up(encoded or autoencoder(settings["channels"], settings["latent_channels"]), device)
+        self.module: Any = speed_up(encoded or autoencoder(settings["channels"], settings["latent_channels"]), device)
         if encoded is not None:
             encoded.encoder.requires_grad_(False)
             encoded.quant_conv.requires_grad_(False)
@@ -141,7 +140,7 @@ class UnetPart:
     `pad_id` is the only thing that differs between minisd-v1 (<eot>) and minisd-v2 (`!`).
     """
 
-    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], vae: AutoencoderKL, text: nn.Module, pad_id: int, cache: Path,
+    def __init__(self, corpus: TrainingCorpus, settings: dict[str, Any], vae: AutoencoderKL, text: Any, pad_id: int, cache: Path,
                  device: torch.device, half: bool):  # fmt: skip
         torch.manual_seed(settings["seed"])
         width = text.config.hidden_size
@@ -233,7 +232,8 @@ class UnetPart:
         # An error in the predicted noise counts 1/sqrt(SNR) times as much in the picture. Unweighted, layout and colours,
         # which are settled at high noise, are learned last of all, and a small budget ends before that.
         weight = ((1 - a) / a).flatten().clamp(1.0, s["weight_limit"])
-        return Noised(*(x.to(self.device) for x in (noisy, noise, t)), states, dropped, weight.to(self.device))
+        noisy, noise, t, weight = (x.to(self.device) for x in (noisy, noise, t, weight))
+        return Noised(noisy, noise, t, states, dropped, weight)
 
     @staticmethod
     def errors(batch: Noised, predicted: torch.Tensor) -> torch.Tensor:

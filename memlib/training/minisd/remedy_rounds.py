@@ -49,4 +49,5 @@ def _measured(name: str, folder: Path, device: str) -> list[dict[str, Any]]:
     # A folder outside data/minisd would be taken for a Stable Diffusion checkpoint, with other metrics.
     run = Experiment(name, n_seeds=kept.SEEDS, **kept.SAMPLING, loaded=replace(load(folder, device), name=name, data=data_of(name)))
     aims, attack = targets(run.group("memorized", kept.MEMORIZED)), Attack(run, kept.BUDGET)
+    assert aims is not None  # MiniSD's training pictures are at hand
     return kept.rows_of({start: attack.run(aims, start) for start in ("prompt", "other")}, run.group("not memorized", kept.OTHERS))

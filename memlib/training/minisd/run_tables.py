@@ -45,7 +45,8 @@ class RunTable:
             kept = [row for row in self.rows() if self._key(row) not in new]
             # As text, so that rows read back and new ones sort alike.
             written = [{name: str(row.get(name, "")) for name in self.columns} for row in rows]
-            write_table(self.file, pd.DataFrame(sorted([*kept, *written], key=self.order), columns=list(self.columns)))
+            ordered: list[Mapping[str, str]] = sorted([*kept, *written], key=self.order)
+            write_table(self.file, pd.DataFrame(ordered, columns=list(self.columns)))
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in self.key)

@@ -111,7 +111,8 @@ def train(name: str, device: str, precision: str, until: int | None, progress: b
 
 @torch.no_grad()
 def _export(name: str, trainer: Trainer, block: dict) -> None:
-    part, folder = trainer.part, minisd_folder()
+    part: Any = trainer.part
+    folder = minisd_folder()
     part.module.load_state_dict(trainer.averaged_state())
     part.module.eval()
     if name == "vae":

@@ -29,7 +29,8 @@ class Part(Protocol):
     A part that remembers more than its weights from step to step has `state()`, a dict of tensors that checkpoints hold, and `restore(state)`.
     """
 
-    module: nn.Module
+    @property
+    def module(self) -> Any: ...
 
     def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]: ...
 
@@ -132,7 +133,8 @@ class Trainer:
 
     def _update_average(self) -> None:
         # A short memory at first, so that the average does not remember the initial weights.
-        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        assert self.average is not None
+        decay = min(self.schedule.ema or 0.0, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.part.module.state_dict().items():
                 if value.is_floating_point():

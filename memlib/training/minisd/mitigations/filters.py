@@ -84,7 +84,7 @@ class EntropyFilter(SampleFilter):
 
     name = "entropy-filter"
 
-    def prepare(self, unet: nn.Module) -> None:
+    def prepare(self, unet: Any) -> None:
         unet.set_attn_processor(AttnProcessor())  # fused kernels do not show the probabilities
 
     def forward(self, unet: Any, batch: Noised, empty: Tensor) -> tuple[Tensor, Tensor]:
