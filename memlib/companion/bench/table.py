@@ -70,10 +70,10 @@ def for_page(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     )
     under = frame[frame["way"].str.startswith(UNDER)]
     plain = under[under["way"] == f"{UNDER}none"].set_index("round")["seconds"]
-    for name, part in under[under["way"] != f"{UNDER}none"].groupby("way", sort=False):
+    for way, part in under[under["way"] != f"{UNDER}none"].groupby("way", sort=False):
         middle, low, high = _spread(part.set_index("round")["seconds"] / plain)
-        words += f" {str(name).removeprefix('memlib, ').capitalize()}: {middle:.3f} ({low:.3f} to {high:.3f}) times the time under none"
-        mitigation = str(name).removeprefix(UNDER)
+        words += f" {str(way).removeprefix('memlib, ').capitalize()}: {middle:.3f} ({low:.3f} to {high:.3f}) times the time under none"
+        mitigation = str(way).removeprefix(UNDER)
         words += f", wanted at most {MITIGATIONS[mitigation]:g}." if mitigation in MITIGATIONS else "."
     return shown, words
 
