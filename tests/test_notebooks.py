@@ -165,6 +165,7 @@ def test_traces_are_judged_without_metrics_or_training_pictures(sd1_tiny, offlin
     assert "titles seen once (2 × 2)" in page and "descriptions (2" not in page and "<i>Game" not in page
 
 
+@pytest.mark.slow
 def test_traces_without_a_matched_contrast_say_so(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text("prompt\na cat\na dog\n", encoding="utf-8")

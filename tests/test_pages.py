@@ -233,3 +233,14 @@ def test_a_page_is_printed(tmp_path):
     (tmp_path / "a.html").write_text("<h1>On paper</h1>", encoding="utf-8")
     (made,) = pdf.print_pages(tmp_path, ["a.html"], tmp_path / "pdf", say=lambda line: None)
     assert made.read_bytes().startswith(b"%PDF")
+
+
+def test_icons_that_no_page_names_are_left_out(tmp_path):
+    icons = tmp_path / finish.ICONS
+    icons.parent.mkdir(parents=True)
+    icons.write_text(
+        'var a={bars:[448,512,["navicon"],"f0c9","M0 96C0"],"circle-half":[1,2,[9681,"adjust"],"f042",["M1","M2"]],monero:[496,512,[],"f3d0","M3"]};'
+    )
+    (tmp_path / "page.html").write_text('<i class="fa-solid fa-bars"></i><i class="fas fa-adjust"></i>', encoding="utf-8")
+    finish.finish(tmp_path)
+    assert icons.read_text() == 'var a={bars:[448,512,["navicon"],"f0c9","M0 96C0"],"circle-half":[1,2,[9681,"adjust"],"f042",["M1","M2"]],};'

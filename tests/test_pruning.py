@@ -19,12 +19,13 @@ from memlib.mitigations import get
 from memlib.mitigations import pruning as registered
 from memlib.mitigations.weights import WeightSet, nemo, overlap, pruned, pruned_rows, wanda
 from memlib.mitigations.weights.ssim import C1, C2, fitting, ms_ssim, published_ms_ssim, ssim, window
-from memlib.mitigations.weights.weight_sets import shuffled, union
+from memlib.mitigations.weights.weight_sets import acting_weight, shuffled, union
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import initial_latents, sample, trajectory, uncond_states
 from memlib.sampling.loop import Cost
 from memlib.sampling.recipe import Recipe
+from memlib.sampling.stored import PictureStore
 
 PROMPTS = ["a red cat", "two dogs on a chair"]
 
@@ -69,8 +70,9 @@ def test_taken_out_inside_and_given_back_to_the_last_bit():
     before, plain = bits(net), net(x)
     chosen = WeightSet({"a": [0, 5], "b": [1]})
     with pruned(net, chosen):
-        assert net.a.weight.flatten()[[0, 5]].tolist() == [0, 0] and net.b.weight[0, 1] == 0
-        assert net.a.weight.count_nonzero() == 4 and not torch.equal(net(x), plain)
+        assert acting_weight(net.a).flatten()[[0, 5]].tolist() == [0, 0] and acting_weight(net.b)[0, 1] == 0
+        assert acting_weight(net.a).count_nonzero() == 4 and not torch.equal(net(x), plain)
+        assert torch.equal(net(x), nn.functional.linear(nn.functional.linear(x, acting_weight(net.a), net.a.bias), acting_weight(net.b)))
     assert same(net, before) and torch.equal(net(x), plain)
     with pytest.raises(RuntimeError, match="stop"), pruned(net, chosen):
         raise RuntimeError("stop")
@@ -83,21 +85,71 @@ def test_taken_out_inside_and_given_back_to_the_last_bit():
 SETS = [WeightSet({"a": [0, 5], "b": [1]}), WeightSet({"a": [0, 1]}), WeightSet({"a": [0, 5], "b": [1]})]
 
 
+def by_hand(net, x, out):
+    """What Two gives without these places of its first layer and, with any of the sets 0 and 2, the second place of its second one."""
+    a, b = net.a.weight.detach().clone(), net.b.weight.detach().clone()
+    a.view(-1)[sorted({p for one in out for p in SETS[one].chosen["a"].tolist()})] = 0
+    if {0, 2} & set(out):
+        b.view(-1)[1] = 0
+    return nn.functional.linear(nn.functional.linear(x, a, net.a.bias), b)
+
+
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-@pytest.mark.parametrize("threads", [False, True])
-def test_contexts_may_be_left_in_any_order_and_in_any_thread(order, threads):
-    net = Two()
+def test_contexts_may_be_left_in_any_order_and_nested_twice(order):
+    net, x = Two(), torch.randn(4, 3)
     before, own = bits(net), net.a.weight
-    with ThreadPoolExecutor(3) as pool:
-        do = (lambda work, *args: pool.submit(work, *args).result()) if threads else (lambda work, *args: work(*args))
-        contexts = [pruned(net, one) for one in SETS]
-        for context in contexts:
-            do(context.__enter__)
-        for turn, place in enumerate(order):
-            out = {p for other in order[turn:] for p in SETS[other].chosen["a"].tolist()}
-            assert (net.a.weight == 0).flatten().nonzero().flatten().tolist() == sorted(out)
-            do(contexts[place].__exit__, None, None, None)
-    assert same(net, before) and net.a.weight is own
+    contexts = [pruned(net, one) for one in SETS]
+    for place, context in enumerate(contexts):
+        context.__enter__()
+        torch.testing.assert_close(net(x), by_hand(net, x, range(place + 1)), rtol=0, atol=0)
+    for turn, place in enumerate(order):
+        torch.testing.assert_close(net(x), by_hand(net, x, order[turn:]), rtol=0, atol=0)
+        contexts[place].__exit__(None, None, None)
+    assert same(net, before) and net.a.weight is own and not net.a._forward_hooks and acting_weight(net.a) is own
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_context_acts_on_what_its_own_thread_computes(order):
+    """Two users of one model at the same time, one of them pruning: the other's pictures are those of the whole model."""
+    net, x = Two(), torch.randn(4, 3)
+    before, plain = bits(net), net(x)
+    pools = [ThreadPoolExecutor(1) for _ in SETS]
+    contexts = [pruned(net, one) for one in SETS]
+    for pool, context in zip(pools, contexts, strict=True):
+        pool.submit(context.__enter__).result()
+    for turn, left in enumerate(order):
+        for place, pool in enumerate(pools):
+            expected = by_hand(net, x, [place]) if place in order[turn:] else plain
+            torch.testing.assert_close(pool.submit(net, x).result(), expected, rtol=0, atol=0)
+        assert torch.equal(net(x), plain)
+        pools[left].submit(contexts[left].__exit__, None, None, None).result()
+    assert same(net, before) and torch.equal(net(x), plain)
+
+
+def test_the_other_user_s_pictures_keep_their_name(sd1, tmp_path):
+    embedding = encode_prompts(sd1, PROMPTS)
+    alone = PictureStore(tmp_path / "alone").ensure(sd1, embedding, [1], Recipe(2))
+    layer = next(name for name in wanda.feed_forward_layers(sd1))
+    with pruned(sd1, WeightSet({layer: np.arange(50)})), ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(PictureStore(tmp_path / "meanwhile").ensure, sd1, embedding, [1], Recipe(2)).result()
+        with pytest.raises(InputError, match="has no name"):  # this thread's own would not be those of the model
+            PictureStore(tmp_path / "own").ensure(sd1, embedding, [1], Recipe(2))
+    assert meanwhile == alone
+    read = [PictureStore(tmp_path / name).read_picture(alone[0][0]) for name in ("alone", "meanwhile")]
+    assert np.array_equal(*read)
+
+
+@pytest.mark.parametrize("compiled", [lambda net: net.compile(backend="eager") or net, lambda net: torch.compile(net, backend="eager")])
+def test_a_compiled_model_is_pruned_as_another(compiled):
+    net, x = Two(), torch.randn(4, 3)
+    run = compiled(net)
+    plain = run(x)
+    with pruned(net, SETS[0]):
+        torch.testing.assert_close(run(x), by_hand(net, x, [0]))
+        with pruned(net, SETS[1]):
+            torch.testing.assert_close(run(x), by_hand(net, x, [0, 1]))
+        torch.testing.assert_close(run(x), by_hand(net, x, [0]))
+    assert torch.equal(run(x), plain)
 
 
 def test_a_set_of_another_model_leaves_nothing_behind_in_the_middle():
@@ -107,7 +159,7 @@ def test_a_set_of_another_model_leaves_nothing_behind_in_the_middle():
         stack.enter_context(pruned(net, SETS[0]))
         with pytest.raises(InputError, match="no layer 'c'"):
             stack.enter_context(pruned(net, WeightSet({"a": [1], "c": [0]})))
-        assert net.a.weight.count_nonzero() == 4
+        assert acting_weight(net.a).count_nonzero() == 4
     assert same(net, before)
 
 
@@ -116,7 +168,7 @@ def test_weights_may_be_multiplied_in_place_of_taken_out():
     before = bits(net)
     with pruned(net, SETS[0], factor=-0.5), pruned(net, SETS[1], factor=2.0):
         expected = before["a.weight"].flatten() * torch.tensor([-1.0, 2, 1, 1, 1, -0.5])
-        torch.testing.assert_close(net.a.weight.flatten(), expected)
+        torch.testing.assert_close(acting_weight(net.a).flatten(), expected)
     x = torch.randn(4, 3)
     with pruned(net, SETS[0], factor=3.0):
         alone = net(x[1:2])
@@ -157,8 +209,15 @@ def test_each_row_has_its_own_set():
         with pytest.raises(InputError, match="A batch of 4 rows does not fit 3 sets"):
             net(x[:4])
     assert same(net, before) and not net.a._forward_hooks and not net.b._forward_hooks
-    with pruned_rows(net, [sets[0]] * 3):  # one set for all needs no hooks
-        assert not net.a._forward_hooks and net.a.weight[0, 0] == 0
+    with pruned_rows(net, [sets[0]] * 3):  # one set for all fits every batch
+        assert acting_weight(net.a)[0, 0] == 0 and torch.equal(net(x[:4]), net(x)[:4])
+    with pruned(net, WeightSet({"a": [5]})), pruned_rows(net, sets):  # rows under what is out for all
+        for row in range(6):
+            weight = before["a.weight"].clone()
+            weight.view(-1)[[5, *sets[row % 3].chosen.get("a", [])]] = 0
+            second = before["b.weight"].clone()
+            second.view(-1)[list(sets[row % 3].chosen.get("b", []))] = 0
+            torch.testing.assert_close(net(x)[row], nn.functional.linear(nn.functional.linear(x[row], weight, net.a.bias), second))
     assert same(net, before)
 
 

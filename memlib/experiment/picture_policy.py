@@ -66,6 +66,11 @@ def training_allowed() -> bool:
     return _state["training"]
 
 
+def shown_as() -> str:
+    """How pages show pictures now: one of "full", "blurred", "none"."""
+    return str(_state["pictures"])
+
+
 def is_training(label: str) -> bool:
     """Whether a row or picture so labelled is one of training pictures."""
     return label.lower().startswith("training")

@@ -46,6 +46,13 @@ def provenance(facts: Mapping[str, str], started: float, device: Any = None) -> 
 
 
 @cache
+def commit_day(commit: str) -> str:
+    """Return the day of a commit of this repository, "" for one that is not in it."""
+    done = subprocess.run(["git", "show", "-s", "--format=%cs", commit.removesuffix("-dirty"), "--"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
 def _commit() -> str:
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "not in a repository"

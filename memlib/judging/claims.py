@@ -136,7 +136,7 @@ class Claim:
 
     def reported_rows(self) -> pd.DataFrame:
         """Return what the text itself reports for this claim; see `reported`."""
-        parts = [reported(self.text, **pointer) for pointer in self.reported]
+        parts = [reported(self.text, **{str(name): value for name, value in pointer.items()}) for pointer in self.reported]
         return pd.concat(parts, ignore_index=True) if parts else reported().iloc[:0]
 
 
@@ -161,7 +161,7 @@ def load_claims(path: str | Path | None = None) -> dict[str, Claim]:
         first = min(error.errors(), key=lambda found: (found["loc"][0], found["type"] != "value_error"))
         where = " ".join(map(str, first["loc"][1:]))
         told = str(first.get("ctx", {}).get("error", first["msg"])).rstrip(".")
-        name = rows[first["loc"][0]].get("id", "without id")
+        name = rows[int(first["loc"][0])].get("id", "without id")
         raise InputError(f"{path.name}, line {_line(nodes, first['loc'])}: the claim {name} has {where or 'a fault'}: {told}.") from error
     for place, known in enumerate(claims):
         if any(known.id == other.id for other in claims[:place]):
@@ -169,7 +169,7 @@ def load_claims(path: str | Path | None = None) -> dict[str, Claim]:
     return {known.id: known for known in claims}
 
 
-def _line(node: yaml.Node, where: Sequence[int | str]) -> int:
+def _line(node: Any, where: Sequence[int | str]) -> int:
     """The line of the file where the value stands that pydantic names by its place, or as much of it as is there."""
     line = node.start_mark.line + 1
     for part in where:
@@ -227,7 +227,7 @@ def judge(
             return not_testable(claim, substrate, (absent_because or {}).get(name, f"{name} was not measured."))
         if math.isnan(estimate.low) or math.isnan(estimate.high):
             return not_testable(claim, substrate, f"{name} has no interval; more than one prompt is needed.")
-    used = {name: quantities[name] for name in claim.quantities if quantities.get(name) is not None}
+    used = {name: estimate for name in claim.quantities if (estimate := quantities.get(name)) is not None}
 
     details = []
     for criterion in claim.criteria:

@@ -85,7 +85,7 @@ def bootstrap_rows(count: int, resamples: int = RESAMPLES, generator: np.random.
     return _generator(generator).integers(count, size=(resamples, count))
 
 
-def percentile_interval(value: float, resampled: np.ndarray, n_prompts: int, n_seeds: int, *, method: str = "linear", least: int | None = None) -> Estimate:
+def percentile_interval(value: float, resampled: np.ndarray, n_prompts: int, n_seeds: int, *, method: Any = "linear", least: int | None = None) -> Estimate:
     """Return `value` with the percentile interval of its `resampled` values [R].
 
     No interval (NaN) where the smallest group that was drawn from, `least` (all prompts by default), has fewer than two: one prompt

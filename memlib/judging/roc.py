@@ -25,7 +25,8 @@ def roc_curve(positive: Any, negative: Any) -> tuple[np.ndarray, np.ndarray]:
 
     One point for each distinct score: all prompts at or above it count as positive. Computed by scikit-learn.
     """
-    return _curve(*(prompt_means(checked_table(values)) for values in (positive, negative)), drop_intermediate=False)
+    ups, downs = (prompt_means(checked_table(values)) for values in (positive, negative))
+    return _curve(ups, downs, drop_intermediate=False)
 
 
 def auc_interval(positive: Any, negative: Any, **drawing: Unpack[Drawing]) -> Estimate:

@@ -21,7 +21,10 @@ from memlib.models.minisd.judges import load_evaluator
 
 
 class TextAlignment:
-    """A CLIP model as a judge: pictures and texts to unit vectors of one space, compared by cosine."""
+    """A CLIP model as a judge: pictures and texts to unit vectors of one space, compared by cosine.
+
+    `prepare` makes of uint8 pictures [M, H, W, 3] what `encode_image` takes.
+    """
 
     available = True
     role = "alignment"
@@ -39,12 +42,12 @@ class TextAlignment:
     ):
         self.name, self.fingerprint = name, fingerprint
         self.device, self.batch_size = device, batch_size
-        self._encode_image, self._encode_text, self._prepare = encode_image, encode_text, prepare
+        self.encode_image, self._encode_text, self.prepare = encode_image, encode_text, prepare
 
     def pictures(self, pictures: Any) -> np.ndarray:
         """Return float32 unit vectors [..., D] for uint8 pictures [..., H, W, 3]."""
         rows, shape = flat(pictures)
-        vectors = in_batches(self._encode_image, self._prepare, rows, self.device, self.batch_size)
+        vectors = in_batches(self.encode_image, self.prepare, rows, self.device, self.batch_size)
         return torch.nn.functional.normalize(vectors, dim=-1).numpy().reshape(*shape, -1)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlib.base.errors import InputError
+from memlib.base.errors import InputError, NotMeasured
 from memlib.base.pictures import SUFFIXES, read_picture
 from memlib.metrics import METRICS
 from memlib.models.protocol import Substrate
@@ -54,7 +54,9 @@ def copy_metric(substrate: Substrate) -> Any:
     """Return the copy descriptor that the substrate is judged by; raises NotMeasured where its weights are not at hand."""
     key = ("metric", substrate.data.metrics, str(substrate.device))
     if key not in _kept:
-        [made] = [METRICS[name] for name in substrate.data.metrics if METRICS[name].role == "copy"]
+        made = next((METRICS[name] for name in substrate.data.metrics if METRICS[name].role == "copy"), None)
+        if made is None:
+            raise NotMeasured(f"{substrate.name} has no copy metric among its metrics.")
         _kept[key] = made.make({}, substrate.device, None)
     return _kept[key]
 

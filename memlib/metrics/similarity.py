@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,31 @@ def load_sscd(device: Any = "cpu") -> CopyDescriptor:
         batch_size=32,
         from_values=_sscd_values,
     )
+
+
+def by_pixels(threshold: float = math.nan, side: int = 32) -> CopyDescriptor:
+    """Return a descriptor without any weights: the correlation of two pictures, area-averaged to `side` x `side` in colour.
+
+    It misses what is moved, cut or mirrored and calls alike what shares its colours and layout. It has no threshold of its own: NaN calls nothing
+    a copy.
+    """
+
+    def network(values: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(values, side).flatten(1)
+        return small - small.mean(1, keepdim=True)
+
+    return CopyDescriptor("pixel correlation", network, centred, threshold, fingerprint=f"pixels-{side}")
+
+
+def by_clip(alignment: Any, threshold: float = math.nan) -> CopyDescriptor:
+    """Return a descriptor of the picture side of a CLIP judge (`memlib.metrics.alignment.TextAlignment`): alike is what shows the same things.
+
+    It was not trained to tell copies, and has no threshold of its own: NaN calls nothing a copy.
+    """
+    return CopyDescriptor(
+        f"CLIP pictures ({alignment.name})", alignment.encode_image, alignment.prepare, threshold, fingerprint=f"clip-pictures-{alignment.fingerprint}",
+        device=alignment.device, batch_size=alignment.batch_size,
+    )  # fmt: skip
 
 
 def _sscd_values(values: torch.Tensor) -> torch.Tensor:

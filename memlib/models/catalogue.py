@@ -105,10 +105,7 @@ def source_of(name: str | Path) -> Source:
     if path.suffix in (".yml", ".yaml") and path.is_file():
         return described(path)
     if path.is_file() and path.suffix in SINGLE_FILES:
-        raise InputError(
-            f"{path} is a checkpoint in a single file, and folders are read: convert it once with "
-            f"diffusers.StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({path.stem!r}), and give that folder."
-        )
+        raise InputError(f"{path} is a checkpoint in a single file, and folders are read: run memlib convert {path} {path.stem}, and give that folder.")
     if not path.is_dir():
         known = ", ".join(SUBSTRATES)
         raise InputError(f"Unknown substrate {str(name)!r}: use one of {known}, or the path of a local diffusers folder or of a YAML file that describes one.")

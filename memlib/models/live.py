@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from memlib.base.hashing import digest
+from memlib.models.hooks import of_this_thread
 
 PARTS = ("unet", "vae", "text_encoder")
 SAMPLED = 32  # Values of each tensor that are looked at whenever a name is asked for.
@@ -122,7 +123,8 @@ def _calls(pipe: Any) -> dict[str, tuple[Any, ...]]:
     """How each module is called: its class, its hooks, what stands in for its `forward`, and the class of its attention."""
     return {
         name: (
-            type(module), tuple(module._forward_pre_hooks.values()), tuple(hook for hook in module._forward_hooks.values() if not _only_listens(hook)),
+            type(module), tuple(filter(of_this_thread, module._forward_pre_hooks.values())),
+            tuple(hook for hook in module._forward_hooks.values() if of_this_thread(hook) and not _only_listens(hook)),
             vars(module).get("forward"), type(getattr(module, "processor", None)),
         )
         for name, module in _modules(pipe)

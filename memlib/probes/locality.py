@@ -16,6 +16,7 @@ from memlib.experiment.tables import mean_of_those
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations.pruning import Wanda, pruning
 from memlib.mitigations.weights import WeightSet, pruned
+from memlib.mitigations.weights.weight_sets import acting_weight
 from memlib.models.protocol import Substrate
 from memlib.probes.triggers import by_chance, most_active, overlaps
 from memlib.prompts.embedding import Embedding
@@ -78,7 +79,7 @@ def removed(substrate: Substrate, weights: WeightSet) -> Removed:
         weights.save(path)
         size, again = path.stat().st_size, WeightSet.read(path)
     with pruned(substrate, again):
-        inside = sum(int((layer.weight == 0).sum()) for layer in layers)
+        inside = sum(int((acting_weight(layer) == 0).sum()) for layer in layers)
     same = all(bool((layer.weight == own).all()) for layer, own in zip(layers, before, strict=True))
     return Removed(len(weights), size / 1e3, sum(int((own == 0).sum()) for own in before), inside, same)
 

@@ -96,7 +96,7 @@ class Evidence:
         table = values.reshape(len(values), -1)
         return wilson(int((table.mean(1) >= self.bounds[bound]).sum()), *table.shape)
 
-    def agreement(self, metric: str, reported: Mapping[str, float], of: str = MEMORIZED) -> Estimate | None:
+    def agreement(self, metric: str, reported: Mapping[Edit, float], of: str = MEMORIZED) -> Estimate | None:
         """Spearman's rank correlation, over edits, of a text's figures with the means measured; bootstrap over prompts."""
         values = {edit: self.values(metric, edit, of) for edit in reported}
         if len(values) < 3 or any(found is None for found in values.values()):

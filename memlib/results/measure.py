@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from memlib.base.errors import InputError, NotMeasured
-from memlib.experiment.group import Edit, Group
+from memlib.experiment.group import Group
 from memlib.experiment.scores import ROLE_OF
+from memlib.experiment.settings import Edit
 from memlib.mitigations import Mitigation
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
 from memlib.results.table import KEYS, SCORES, append, empty, fingerprints, join, matrix, name_of, read, rows_of, sources, title_of

@@ -11,6 +11,7 @@ from them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,9 @@ import pyarrow.parquet as pq
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
 from memlib.base.writing import replacing
-from memlib.experiment.group import Edit, Group
+from memlib.experiment.group import Group
 from memlib.experiment.page import NOT_MEASURED, told
+from memlib.experiment.settings import Edit
 from memlib.judging.equivalence import relative_change
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations import REGISTRY, Mitigation, get
@@ -48,7 +50,7 @@ def rows_of(group: Group, method: Edit, metric: str, values: Any, n: int | None 
     """Return rows of any values of a group's prompts: [P, S] by prompt and seed, [P] over the seeds, or one number of the whole group."""
     x, values = group.experiment, np.asarray(values, float)
     prompts = prompt_names(group)
-    shapes = {0: ([None], [None]), 1: (prompts, [None]), 2: (prompts, list(x.seeds))}
+    shapes: dict[int, tuple[Any, Any]] = {0: ([None], [None]), 1: (prompts, [None]), 2: (prompts, list(x.seeds))}
     if values.shape not in ((), (len(prompts),), (len(prompts), len(x.seeds))):
         raise InputError(f"Values of {metric!r} have the shape {values.shape}: give [{len(prompts)}, {len(x.seeds)}], [{len(prompts)}] or one number.")
     index = pd.MultiIndex.from_product(shapes[values.ndim], names=["prompt", "seed"])
@@ -70,9 +72,10 @@ def prompt_names(group: Group) -> list[str]:
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows with all columns of the table in their order and types; columns that are left out are empty. Raises InputError for others."""
     if unknown := set(rows) - set(COLUMNS):
-        raise InputError(f"The table of scores has no column {', '.join(sorted(unknown))}: it has {', '.join(COLUMNS)}.")
+        raise InputError(f"The table of scores has no column {', '.join(sorted(map(str, unknown)))}: it has {', '.join(COLUMNS)}.")
     made = {name: rows[name] if name in rows else pd.Series(None, index=rows.index, dtype=object) for name in COLUMNS}
-    columns = {name: column.where(column.notna(), "").astype(object) if COLUMNS[name] == "str" else column.astype(COLUMNS[name])
+    kinds: dict[str, Any] = COLUMNS
+    columns = {name: column.where(column.notna(), "").astype(object) if kinds[name] == "str" else column.astype(kinds[name])
                for name, column in made.items()}  # fmt: skip
     return pd.DataFrame(columns)
 
@@ -221,9 +224,10 @@ def summarise(rows: pd.DataFrame, columns: Mapping[str, tuple[str, Callable[[np.
 
 
 def run_of(group: Group) -> str:
-    """Return the run of a group as JSON: its provenance, without what differs while it goes on, and sampler and metrics by version."""
-    facts = {key: value for key, value in group.experiment.provenance().facts.items() if key not in ("pictures", "run", "seeds")}
-    return json.dumps(facts | {"sampler version": SAMPLER_VERSION, "metrics": fingerprints(group)}, ensure_ascii=False)
+    """Return the run of a group as JSON: its provenance, without what differs while it goes on, the day, and sampler and metrics by version."""
+    run: Any = group.experiment  # an `Experiment`, which knows where it comes from
+    facts = {key: value for key, value in run.provenance().facts.items() if key not in ("pictures", "run", "seeds")}
+    return json.dumps(facts | {"date": time.strftime("%Y-%m-%d"), "sampler version": SAMPLER_VERSION, "metrics": fingerprints(group)}, ensure_ascii=False)
 
 
 def fingerprints(group: Group) -> dict[str, str]:

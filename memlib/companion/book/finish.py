@@ -12,6 +12,9 @@ _ROLES = (
     (r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1"),
     (r'(<button class="btn search-button-field[^>]*?) aria-label="Search"', r"\1"),
 )
+ICONS = "_static/scripts/fontawesome.js"
+_ICON = re.compile(r'"?(?P<name>[\w-]+)"?:\[\d+,\d+,\[(?P<aliases>[^\]]*)\],"[0-9a-f]*",(?:"[^"]*"|\[[^\]]*\])\],?')
+_EMPTY_HEAD = re.compile(r"<th\b([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>")
 _TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
 
 
@@ -22,6 +25,21 @@ def finish(site: Path) -> None:
             text = page.read_text(encoding="utf-8")
             if (finished := finished_page(text)) != text:
                 page.write_text(finished, encoding="utf-8")
+    _only_used_icons(site)
+
+
+def _only_used_icons(site: Path) -> None:
+    """Leave of the theme's two thousand icons, a megabyte and a half on every page, those that pages and scripts of the site name."""
+    icons = site / ICONS
+    if not icons.is_file():
+        return
+    files = [path for kind in ("*.html", "*.js") for path in site.rglob(kind) if "fontawesome" not in path.as_posix()]
+    used = {name for path in files for name in re.findall(r"\bfa-([a-z0-9-]+)", path.read_text(encoding="utf-8", errors="ignore"))}
+
+    def kept(found: re.Match[str]) -> str:
+        return found.group() if used & {found["name"], *re.findall(r'"([\w-]+)"', found["aliases"])} else ""
+
+    icons.write_text(_ICON.sub(kept, icons.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def finished_page(text: str) -> str:
@@ -50,9 +68,8 @@ def _scoped(table: str) -> str:
     head, ended, body = table.partition("</thead>")
     if not ended:
         head, body = "", table
-    head = re.sub(r"<th\b([^>]*)>\s*</th>", r"<td\1></td>", head)
+    head, body = (_EMPTY_HEAD.sub(r"<td\1></td>", part) for part in (head, body))
     head = re.sub(r"<th\b(?![^>]*\bscope=)", '<th scope="col"', head)
-    body = re.sub(r"<th\b([^>]*)>\s*</th>", r"<td\1></td>", body)
     body = re.sub(r"<th\b(?![^>]*\bscope=)", '<th scope="row"', body)
     return head + ended + body
 

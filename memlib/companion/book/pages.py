@@ -7,6 +7,7 @@ and says "not measured" where there is none.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from memlib.companion.book.directions import Row, row_of
 from memlib.companion.book.explorer import about
 from memlib.companion.book.ledger import Entry, collect, counts
 from memlib.companion.book.mathml import to_mathml
+from memlib.companion.book.scores import Beside, beside
 from memlib.companion.book.times import measured
 from memlib.judging.estimates import Estimate
 from memlib.judging.verdicts import BADGES, VERDICTS, Verdict
@@ -34,6 +36,7 @@ from memlib.prompts.interventions import INTERVENTIONS
 
 SUFFIX = ".j2"
 PUBLISHED = "sd14"
+GLUED = "application/papermill.record/text/plain"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class Evidence:
         bounds = [part.bound for verdict in own for part in verdict.parts if "(strict)" in part.asked and part.bound is not None]
         return next(iter([*bounds, *(verdict.thresholds["copy_threshold"] for verdict in own if "copy_threshold" in verdict.thresholds)]), None)
 
+    def scores(self, metric: str, *prompt_sets: str) -> Beside:
+        """A score of every mitigation on prompts so labelled, on all models of which there are tables."""
+        return beside(metric, prompt_sets)
+
     @property
     def second_hand(self) -> int:
         """How many claims are tested of which the paper itself was not read, but its abstract or a summary."""
@@ -139,12 +146,31 @@ class Evidence:
         return own if own is not None and (own.n_prompts or len(found) == 1) else next((v for v in found.values() if v.n_prompts), own)
 
     def figure(self, claim: str, *names: str) -> Estimate | None:
-        """A measured figure of a claim by the first of these names that it has: of a quantity or of a part; None where none was measured."""
+        """A measured figure of a claim by the first of these names that it has; None where none was measured.
+
+        Names are those of quantities and parts, and of values that the claim's notebook keeps for prose.
+        """
         verdict = self.verdict(claim)
         if verdict is None:
             return None
-        found = {part.part: part.estimate for part in verdict.parts} | dict(verdict.quantities)
-        return next((found[name] for name in names if found.get(name) is not None), None)
+        found: dict[str, Estimate | None] = {part.part: part.estimate for part in verdict.parts} | dict(verdict.quantities)
+        for name in names:
+            estimate = found.get(name) or self._glued(self.entry(claim).notebook, name, verdict)
+            if estimate is not None:
+                return estimate
+        return None
+
+    def _glued(self, notebook: str | None, name: str, verdict: Verdict) -> Estimate | None:
+        """An estimate that a notebook keeps as text (``0.42 [0.15, 0.69]``), on as much as its verdict rests on."""
+        path = next((path for path in self.notebooks if path.stem == notebook), None)
+        if path is None:
+            return None
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                if output.get("metadata", {}).get("scrapbook", {}).get("name") == name:
+                    numbers = re.fullmatch(r"'(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]'", "".join(output["data"].get(GLUED, "")))
+                    return Estimate(*map(float, numbers.groups()), verdict.n_prompts, verdict.n_seeds) if numbers else None
+        return None
 
     def plain(self, method: str) -> str:
         """What pages call a mitigation."""
@@ -170,7 +196,7 @@ class Evidence:
         verdict = self.verdict(claim)
         if verdict is None or not verdict.n_prompts:
             return "not measured"
-        seeds = f", {counted(verdict.n_seeds, 'seed')} each" if verdict.n_seeds else ""
+        seeds = f", {counted(verdict.n_seeds, 'seed')} each" if verdict.n_seeds and verdict.unit == "prompt" else ""
         return f"{counted(verdict.n_prompts, verdict.unit)}{seeds}, {verdict.substrate}"
 
     def words(self, text: str) -> Markup:

@@ -55,6 +55,9 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     shutil.copytree(layout.root / "book", target / "book", ignore=shutil.ignore_patterns("_parts", "*.j2", ".ipynb_*"))
     if fresh:
         explorer.write(target / "book" / "_static", layout.substrate)
+    (target / "data").mkdir()
+    for table in (layout.root / "data").glob("*.csv"):  # that prose shows as it stands
+        shutil.copy2(table, target / "data" / table.name)
     if (layout.root / "memlib").is_dir():
         api.write_pages(layout.root, target)
     repository = papers.repository(layout.root / "CITATION.cff")

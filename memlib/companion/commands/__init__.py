@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from memlib.base.errors import exit_status
-from memlib.companion.commands import bench, book, check, lists, scale, store, training
+from memlib.companion.commands import bench, book, check, lists, report, results, scale, store, training
 
 STOPPED = "Stopped; what was finished is kept, and the same command goes on from there."
 
@@ -28,8 +28,11 @@ app.add_typer(training.minisd2, name="minisd2")
 app.add_typer(lists.app, name="prompts")
 app.add_typer(store.app, name="store")
 app.add_typer(bench.app, name="bench")
+app.add_typer(results.app, name="results")
 app.add_typer(scale.app, name="distributed")
-for command in (check.check, check.coverage, check.premises, check.published, check.methods, check.cost, lists.weights, training.finetune):
+for command in (
+    report.report, report.convert, check.check, check.coverage, check.premises, check.published, check.methods, check.cost, lists.weights, training.finetune,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -123,75 +123,110 @@ def _checked(model: Any, weights: WeightSet) -> dict[str, nn.Linear]:
     return layers
 
 
-class _Taken:
-    """What is taken out of one layer now, by whichever contexts, and the layer's own weight, which is never written to."""
+@dataclass(eq=False)
+class _Part:
+    """What one context takes out of one layer: `places` for each of its sets, and which of them each row of a batch has (again and again)."""
 
-    def __init__(self, layer: nn.Linear):
-        self.own, self.parts = layer.weight, list[tuple[np.ndarray, float]]()
-
-    def put(self, layer: nn.Linear) -> None:
-        layer.weight = self.own if not self.parts else nn.Parameter(_scaled(self.own, self.parts), requires_grad=False)
+    places: list[np.ndarray | None]
+    rows: list[int]
+    factor: float
 
 
-_TAKEN: WeakKeyDictionary[nn.Linear, _Taken] = WeakKeyDictionary()
+class _Open:
+    """The parts that one thread's open contexts take out of one layer, and the weights without them, made when they are needed."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self._made: dict[Any, Tensor] = {}
+
+    def change(self, parts: list[_Part]) -> None:
+        self.parts, self._made = parts, {}
+
+    def weight(self, layer: nn.Linear, sets: Sequence[int]) -> Tensor | None:
+        """The layer's weight without the set of each part, or None where none of them names it."""
+        own = layer.weight
+        taken = [(part.places[one], part.factor) for part, one in zip(self.parts, sets, strict=True)]
+        named = [(places, factor) for places, factor in taken if places is not None]
+        if not named:
+            return None
+        name = (*sets, own.data_ptr(), own.device, None if own.is_inference() else own._version)
+        if name not in self._made:
+            self._made[name] = _scaled(own, named)
+        return self._made[name]
+
+    def __call__(self, layer: nn.Linear, args: tuple, output: Tensor) -> Tensor:
+        x = args[0]
+        for part in self.parts:
+            if len(x) % len(part.rows):
+                raise InputError(f"A batch of {len(x)} rows does not fit {len(part.rows)} sets of weights: its rows must be a multiple of them.")
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row in range(len(x)):
+            groups.setdefault(tuple(part.rows[row % len(part.rows)] for part in self.parts), []).append(row)
+        for sets, rows in groups.items():
+            weight = self.weight(layer, sets)
+            if weight is not None and len(rows) == len(x):
+                return nn.functional.linear(x, weight, layer.bias)
+            if weight is not None:
+                places = torch.tensor(rows, device=x.device)
+                output = output.index_copy(0, places, nn.functional.linear(x[places], weight, layer.bias))
+        return output
+
+
+_OPEN: WeakKeyDictionary[nn.Linear, dict[int, _Open]] = WeakKeyDictionary()
 _CHANGING = RLock()
 
 
 @contextmanager
-def _taken(layer: nn.Linear, places: np.ndarray, factor: float) -> Iterator[None]:
-    part = (places, factor)
+def _taken(layer: nn.Linear, part: _Part) -> Iterator[None]:
     with _CHANGING:
-        taken = _TAKEN.setdefault(layer, _Taken(layer))
+        opened = _OPEN.setdefault(layer, {}).setdefault(get_ident(), _Open())
+        opened.change([*opened.parts, part])
+
+    def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
+        return opened(module, args, output) if opened.parts and opened.parts[0] is part else None  # one of a layer's hooks does the work of all
+
     try:
-        with _CHANGING:
-            taken.parts.append(part)
-            taken.put(layer)
-        yield
+        with hooked(layer.register_forward_hook, hook):
+            yield
     finally:
         with _CHANGING:
-            taken.parts = [one for one in taken.parts if one is not part]
-            taken.put(layer)
-            if not taken.parts:
-                _TAKEN.pop(layer, None)
+            opened.change([one for one in opened.parts if one is not part])
+
+
+def acting_weight(layer: nn.Linear) -> Tensor:
+    """The weight [out, in] that calls of a layer by this thread use now, under the sets taken out of it for all rows."""
+    opened = _OPEN.get(layer, {}).get(get_ident())
+    found = opened.weight(layer, [part.rows[0] for part in opened.parts]) if opened is not None else None
+    return layer.weight if found is None else found
 
 
 @contextmanager
 def pruned(model: Any, weights: WeightSet, factor: float = 0.0) -> Iterator[None]:
-    """Make these weights of a substrate, pipeline or U-Net `factor` times what they are inside; afterwards they are as before.
+    """Make these weights of a substrate, pipeline or U-Net `factor` times what they are inside, for what this thread computes.
 
-    That holds after an exception and whatever other sets are taken out meanwhile, nested, in another thread or left in another order: as long as
-    any context is open, what all of them name is out, for everyone who uses the U-Net. The layers' own weights are never written to: gradients by
+    Other threads that use the model meanwhile see nothing of it. Contexts may be nested and left in any order: as long as one is open, what it
+    names is out. The layers' own weights are never touched; what they give is computed anew with others (`acting_weight`), so that gradients by
     anything but the weights can be taken inside, and followed back outside. Raises InputError for a set of another model.
     """
-    layers = _checked(model, weights)
-    with ExitStack() as parts:
-        for name, layer in layers.items():
-            parts.enter_context(_taken(layer, weights.chosen[name], factor))
+    with pruned_rows(model, [weights], factor):
         yield
 
 
 @contextmanager
 def pruned_rows(model: Any, sets: Sequence[WeightSet], factor: float = 0.0) -> Iterator[None]:
-    """Take out other weights for each row of the U-Net's batch: row i has ``sets[i % len(sets)]``.
+    """As `pruned`, with other weights for each row of the U-Net's batch: row i has ``sets[i % len(sets)]``.
 
     So B sets serve B conditional rows as well as B unconditional and then B conditional ones. Raises InputError for sets of another model,
     and inside for a batch that is no multiple of the sets.
     """
     if not sets:
         raise InputError("There are no sets of weights for the rows of a batch: give one for each row.")
-    groups: dict[str, tuple[WeightSet, list[int]]] = {}
-    for row, one in enumerate(sets):
-        groups.setdefault(one.fingerprint, (one, []))[1].append(row)
-    if len(groups) == 1:
-        with pruned(model, sets[0], factor):
-            yield
-        return
-    layers = {name: layer for one, _ in groups.values() for name, layer in _checked(model, one).items()}
-    with ExitStack() as hooks:
+    different = {one.fingerprint: one for one in sets}
+    rows = [list(different).index(one.fingerprint) for one in sets] if len(different) > 1 else [0]
+    layers = {name: layer for one in different.values() for name, layer in _checked(model, one).items()}
+    with ExitStack() as parts:
         for name, layer in layers.items():
-            own = [(one.chosen[name], torch.tensor(rows)) for one, rows in groups.values() if name in one.chosen]
-            parts = [(_scaled(layer.weight, [(places, factor)]), rows) for places, rows in own]
-            hooks.enter_context(hooked(layer.register_forward_hook, _by_row(parts, len(sets))))
+            parts.enter_context(_taken(layer, _Part([one.chosen.get(name) for one in different.values()], rows, factor)))
         yield
 
 
@@ -202,17 +237,3 @@ def _scaled(weight: Tensor, parts: Sequence[tuple[np.ndarray, float]]) -> Tensor
         index = torch.from_numpy(places).to(changed.device)
         flat[index] = factor * flat[index] if factor else 0.0
     return changed
-
-
-def _by_row(parts: list[tuple[Tensor, Tensor]], count: int) -> Any:
-    def compute(layer: nn.Linear, args: tuple, output: Tensor) -> Tensor:
-        x = args[0]
-        if len(x) % count:
-            raise InputError(f"A batch of {len(x)} rows does not fit {count} sets of weights: its rows must be a multiple of them.")
-        repeats = torch.arange(len(x) // count)[:, None] * count
-        for weight, rows in parts:
-            places = (repeats + rows).flatten().to(x.device)
-            output = output.index_copy(0, places, nn.functional.linear(x[places], weight, layer.bias))
-        return output
-
-    return compute

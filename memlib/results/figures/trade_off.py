@@ -20,7 +20,7 @@ from memlib.results.pareto import Ranked, Reference, Settings, front, means_of
 
 MARKERS = "osD^vP*X<>h8"
 LINE = 0.042  # height of a name, as a share of a panel's
-PLAIN = {"color": "black", "marker": "*", "markersize": 11, "linestyle": ""}
+PLAIN: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 11, "linestyle": ""}
 
 
 def _looks(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def trade_off(
             axis.axhline(reference.kept, color="black", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     # One entry a family: an entry for each of two dozen methods is not read, and those that count have their names at their points.
-    first = {families[name]: name for name in reversed(families) if name != "none" and any(name in curves for curves, _ in panels.values())}
+    first = {families[name]: name for name in reversed(list(families)) if name != "none" and any(name in curves for curves, _ in panels.values())}
     handles = {"no mitigation": Line2D([], [], **PLAIN)} | {
         family: Line2D([], [], color=looks[name]["color"], linewidth=1.5, marker="o", markersize=5) for family, name in reversed(first.items())
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -12,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from memlib.base.errors import InputError
 from memlib.base.pictures import SUFFIXES, read_picture
+from memlib.prompts.files import read_prompt_file
+
+TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
+PICTURE_COLUMNS = ("picture", "file_name", "image", "training_picture")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class TrainingSet:
 def read_training_set(path: Path, template: str | None = None, classes: Mapping[str, str] | None = None) -> TrainingSet:
     """Return the pictures and captions at `path`, which is one of these:
 
-    - a CSV file with columns ``picture`` and ``caption`` and perhaps ``copies``, paths relative to it;
+    - a table (CSV, JSON lines or Parquet) with the columns ``picture`` (or ``file_name`` or ``image``) and ``caption`` (or ``text`` or ``prompt``)
+      and perhaps ``copies``, paths relative to it; or a folder that holds one as ``metadata.csv`` or ``metadata.jsonl``, as hubs have it;
     - a JSON file of paths, each with a list of captions of which the first is taken (as somepago/DCR has them);
     - with `template`, a folder of class folders: the caption is the template with the class's name, which `classes` gives by
       folder or is the folder's own with underscores as blanks;
@@ -91,13 +96,14 @@ def read_training_set(path: Path, template: str | None = None, classes: Mapping[
     if not path.exists():
         raise InputError(f"There is no training set at {path}: give a folder of pictures, or a CSV or JSON file that lists them.")
     if path.is_dir():
-        found = _from_classes(path, template, classes or {}) if template else _from_captions(path)
-    elif path.suffix.lower() == ".csv":
-        found = _from_csv(path)
+        listed = next((path / f"metadata{kind}" for kind in TABLES if (path / f"metadata{kind}").is_file()), None)
+        found = _from_classes(path, template, classes or {}) if template else _from_captions(path) if listed is None else _from_table(listed)
+    elif path.suffix.lower() in TABLES:
+        found = _from_table(path)
     elif path.suffix.lower() == ".json":
         found = _from_json(path)
     else:
-        raise InputError(f"The training set {path} is neither a folder nor a CSV or JSON file: give one of these.")
+        raise InputError(f"The training set {path} is neither a folder nor a table or JSON file: give one of these.")
     if absent := [example.picture for example in found if not Path(example.picture).is_file()]:
         raise InputError(f"{len(absent)} of {len(found)} pictures that {path} lists are missing, the first is {absent[0]}: correct its path.")
     return TrainingSet(path.stem, tuple(found), lambda example: read_picture(Path(example.picture)))
@@ -127,16 +133,18 @@ def _from_captions(folder: Path) -> list[Example]:
     return found
 
 
-def _from_csv(path: Path) -> list[Example]:
-    with open(path, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if missing := [column for column in ("picture", "caption") if column not in (reader.fieldnames or ())]:
-            raise InputError(f"The training set {path} has no column {missing[0]!r}: it needs picture and caption, and may have copies.")
-        rows = list(reader)
-    try:
-        return [Example(str((path.parent / row["picture"]).resolve()), row["caption"] or "", int(row.get("copies") or 1)) for row in rows]
-    except ValueError as error:
-        raise InputError(f"The column copies of {path} holds something other than whole numbers ({error}): correct it.") from error
+def _from_table(path: Path) -> list[Example]:
+    table = read_prompt_file(path)
+    column = next((name for name in PICTURE_COLUMNS if name in table), None)
+    if column is None:
+        raise InputError(
+            f"The training set {path} has no column {PICTURE_COLUMNS[0]!r} (nor {', '.join(map(repr, PICTURE_COLUMNS[1:]))}): name each caption's file there."
+        )
+    said = table["copies"].replace("", None).fillna(1) if "copies" in table else pd.Series(1, index=table.index)
+    copies = pd.to_numeric(said, errors="coerce")
+    if (wrong := said[copies.isna() | (copies % 1 != 0)]).size:
+        raise InputError(f"The column copies of {path} holds something other than whole numbers ({wrong.iloc[0]!r}): correct it.")
+    return [Example(str((path.parent / str(name)).resolve()), text, int(count)) for name, text, count in zip(table[column], table["prompt"], copies)]
 
 
 def _from_json(path: Path) -> list[Example]:
