@@ -155,8 +155,9 @@ plots.montage(rows, [prompt for group in shown for prompt in group.prompts.promp
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-cut", "caption": "One memorized prompt: where guidance leads from latents at growing distance from the axis (0). First columns: noise added, in norms of the noise; last columns: mixed with fresh noise, as the share replaced. Rows are the steps at which the latents were moved."}, "image": {"alt": "Pictures from latents moved off the guided trajectory, distance from left to right, step from top to bottom", "width": "100%"}}
 one, few_cuts = Basin(found.groups[MEMORIZED].part(1, 1), cuts), sorted({cuts[0], cuts[len(cuts) // 2], cuts[-1]})
-rows = {f"step {k}": np.concatenate([one.pictures(k, "noise", radii["noise"])[:, 0, 0], one.pictures(k, "mixed", radii_mixed)[:, 0, 0]]) for k in few_cuts}
-plots.montage(rows, ["0", *(f"noise {r:g}" for r in radii_noise), *(f"mixed {r:g}" for r in radii_mixed)]);
+moves = {"noise": [0.0, *radii_noise[::2]], "mixed": radii_mixed[::2]}
+rows = {f"step {k}": np.concatenate([one.pictures(k, kind, few)[:, 0, 0] for kind, few in moves.items()]) for k in few_cuts}
+plots.montage(rows, [f"{kind} {r:g}" for kind, few in moves.items() for r in few]);
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-funnel", "caption": "The funnel of memorized prompts for three kinds of distance. Shading: share that ends in the ball around the training picture. Line: half distance with 95 % bootstrap intervals over prompts, an arrow where more than half still end there at the largest distance. Dashed: how far the zero-guidance trajectory of the same noise is from the axis; where it lies outside, guidance comes too late."}, "image": {"alt": "Half distance from the guided trajectory by step, drawn symmetrically, with the share that ends at the training picture as shading, for three kinds of distance", "width": "100%"}}
 def cut(kind, ball, of):
