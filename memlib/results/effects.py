@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from memlib.experiment.group import Edit
 from memlib.experiment.page import NOT_MEASURED
+from memlib.experiment.settings import Edit
 from memlib.judging.bounded import bounded_mean, student_ratio
 from memlib.judging.estimates import LEVEL, Estimate, bootstrap
 from memlib.mitigations import Mitigation, get

@@ -42,7 +42,8 @@ class Kept:
                 frame = pd.read_csv(path)
                 same = [frame[name].astype(str) == str(value) for name, value in facts.items()]
         self.others = frame if frame.empty else frame[frame["model"] != facts["model"]]
-        self.rows = [] if frame.empty else frame[np.logical_and.reduce(same)].to_dict("records")
+        kept: Any = [] if frame.empty else frame[np.logical_and.reduce(same)].to_dict("records")
+        self.rows: list[dict[str, Any]] = kept
 
     def of(self, way: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["way"] == way]
@@ -128,7 +129,7 @@ def _turned(names: Sequence[str], turn: int) -> list[str]:
 
 def run(
     models: Sequence[str],
-    given: Mapping[str, int],
+    given: Mapping[str, Any],
     rounds: int,
     names: Sequence[str] | None,
     mitigations: bool | None,

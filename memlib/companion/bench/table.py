@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 PUBLISHED, BATCHED, DEFAULT = "diffusers, prompt by prompt", "diffusers, best batch", "memlib, default"
@@ -30,16 +32,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     Columns (middle, low, high): `rate` in pictures a second, `published` and `batched` as multiples of diffusers' two ways, on the wall and (with
     ``cpu_`` before) by the processor's time, `share` of the rate of matrix products (on a CPU by the processor's time).
     """
-    ways, at = frame[frame["made"].notna() & ~frame["way"].str.startswith(UNDER)], frame.set_index(["way", "round"])
-    found = {}
+    ways = frame[frame["made"].notna() & ~frame["way"].str.startswith(UNDER)]
+    at: Any = frame.set_index(["way", "round"])  # pandas' types know no rows of two keys
+    found: dict[Any, Any] = {}
     for name, rows in ways.groupby("way", sort=False):
-        part, row = rows.set_index("round"), {}
+        part: Any = rows.set_index("round")
+        row: dict[str, Any] = {}
         row["rate"] = _spread(part["made"] / part["seconds"])
         for column, clock in (("", "seconds"), ("cpu_", "cpu_seconds")):
             for other, way in (("published", PUBLISHED), ("batched", BATCHED)):
                 row[column + other] = _spread((at.loc[way, clock] / at.loc[way, "made"]) / (part[clock] / part["made"]))
-        clock = "cpu_seconds" if on_cpu(frame) else "seconds"
-        row["share"] = _spread((part["operations"] / part[clock]) / (at.loc[RATE, "operations"] / at.loc[RATE, clock]))
+        own = "cpu_seconds" if on_cpu(frame) else "seconds"
+        row["share"] = _spread((part["operations"] / part[own]) / (at.loc[RATE, "operations"] / at.loc[RATE, own]))
         found[name] = {(column, kind): value for column, values in row.items() for kind, value in zip(SPREAD, values)}
     return pd.DataFrame.from_dict(found, orient="index")
 
@@ -66,10 +70,11 @@ def for_page(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     )
     under = frame[frame["way"].str.startswith(UNDER)]
     plain = under[under["way"] == f"{UNDER}none"].set_index("round")["seconds"]
-    for name, part in under[under["way"] != f"{UNDER}none"].groupby("way", sort=False):
+    for way, part in under[under["way"] != f"{UNDER}none"].groupby("way", sort=False):
         middle, low, high = _spread(part.set_index("round")["seconds"] / plain)
-        words += f" {str(name).removeprefix('memlib, ').capitalize()}: {middle:.3f} ({low:.3f} to {high:.3f}) times the time under none"
-        words += f", wanted at most {MITIGATIONS[title]:g}." if (title := str(name).removeprefix(UNDER)) in MITIGATIONS else "."
+        words += f" {str(way).removeprefix('memlib, ').capitalize()}: {middle:.3f} ({low:.3f} to {high:.3f}) times the time under none"
+        mitigation = str(way).removeprefix(UNDER)
+        words += f", wanted at most {MITIGATIONS[mitigation]:g}." if mitigation in MITIGATIONS else "."
     return shown, words
 
 

@@ -169,7 +169,10 @@ class Evidence:
             for output in cell.get("outputs", ()):
                 if output.get("metadata", {}).get("scrapbook", {}).get("name") == name:
                     numbers = re.fullmatch(r"'(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]'", "".join(output["data"].get(GLUED, "")))
-                    return Estimate(*map(float, numbers.groups()), verdict.n_prompts, verdict.n_seeds) if numbers else None
+                    if numbers is None:
+                        return None
+                    value, low, high = map(float, numbers.groups())
+                    return Estimate(value, low, high, verdict.n_prompts, verdict.n_seeds)
         return None
 
     def plain(self, method: str) -> str:

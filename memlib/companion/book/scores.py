@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from memlib.base.paths import data_folder
@@ -50,7 +51,7 @@ def beside(metric: str, prompt_sets: Sequence[str]) -> Beside:
     """Return a score of the kept tables on prompts so labelled, whoever measured it."""
     rows = join(read(path) for path in sorted((data_folder() / "scores").glob("*.parquet")))
     registered = {name_of(method) for method in REGISTRY.values()}
-    usual = [pair in registered for pair in zip(rows["method"], rows["params"], strict=True)]
+    usual = np.array([pair in registered for pair in zip(rows["method"], rows["params"], strict=True)], bool)
     rows = rows[(rows["metric"] == metric) & rows["prompt_set"].isin(prompt_sets) & usual]
     found = list(columns(rows))
     methods = [name for name in REGISTRY if name in set(rows["method"])]
@@ -79,4 +80,4 @@ def told(metric: str, method: str) -> list[tuple[float, str]]:
     table = reported()
     metrics = [name for name, ours in SCORES.items() if ours == metric and name != "similarity_p95"]
     table = table[table["metric"].isin(metrics) & table["method"].isin(REGISTRY[method].reported)]
-    return [(float(row.value), f"{row.text} {row.place}") for row in table.itertuples()]
+    return [(value, f"{text} {place}") for value, text, place in zip(table["value"].astype(float), table["text"], table["place"], strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,7 +40,8 @@ def _tiles(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str] | No
             if c < len(pictures):
                 axis.imshow(pictures[c], interpolation="nearest")
             if r == 0 and columns is not None and c < len(columns):
-                axis.set_title(short(columns[c], 22), fontsize=6.5, pad=2, **({"rotation": 20, "ha": "left", "x": 0.1} if slanted else {}))
+                looks: dict[str, Any] = {"rotation": 20, "ha": "left", "x": 0.1} if slanted else {}
+                axis.set_title(short(columns[c], 22), fontsize=6.5, pad=2, **looks)
             if c == 0:
                 axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
     if title:
