@@ -88,14 +88,14 @@ def measure(
     rounding = before[0]["rounding"] if before else apart(model.call(BATCHED, Way(dtype="float32"), short)(), expected)
     operations, (multiply, done) = row_operations(substrate), products(model.device, substrate.dtype)
     calls: dict[str, Callable[[], Any]] = {RATE: multiply}
-    differences = {}
+    differences: dict[str, float] = {}
     for name, way in ways.items():
         if name in wanted:
             latents = model.call(name, way, dataclasses.replace(short, batch_size=job.batch_size) if "compiled" in name else short)()
             other = model.call(SWEEP, ways[SWEEP], short)() if name == SHARED else expected
             differences[name] = float("nan") if name == SWEEP else apart(latents, other)
             calls[name] = model.call(name, way, jobs[name])
-            say(f"  {name}: warm, latents differ by {differences[name]:.1e}")
+            say(f"  {name}: warm" + ("" if name == SWEEP else f", latents differ by {differences[name]:.1e}"))
     multiply()
     took: dict[str, float] = {}
     for place, (turn, name) in enumerate(missing, 1):
