@@ -340,3 +340,5 @@ def test_a_formula_runs_nothing():
         made = BeautifulSoup(mathml.to_mathml(latex, False), "html.parser")
         assert made.find("math") is not None
         assert not made.find_all(["img", "script", "b"]) and not [name for tag in made.find_all() for name in tag.attrs if name.startswith("on")]
+    assert "javascript" not in mathml.to_mathml(r"\href{javascript:alert(1)}{x}", False)
+    assert 'href="https://example.org"' in mathml.to_mathml(r"\href{https://example.org}{x}", False)
