@@ -26,6 +26,7 @@ def test_scores_that_are_all_alike_keep_a_width_and_their_mean():
         bounded_mean([0.1, 0.2], 1, 1)
 
 
+@pytest.mark.slow
 def test_it_covers_where_the_bootstrap_does_not():
     table = coverage(shares=(0.08, 0.5), counts=(FEWEST, 60), repeats=300).set_index(["method", "share", "prompts"])["coverage"]
     assert table["Student's t, ends added"].min() > 0.91  # nominal 0.95, standard error 0.013
