@@ -49,7 +49,7 @@ def test_every_kind_is_some_parameter_s():
         ("n_prompts", "6", 6), ("n_prompts", "None", None), ("batch_size", "null", None), ("guidance", "7.5", 7.5), ("opposite", "-2", -2.0),
         ("methods", "pad-swap", ["pad-swap"]), ("methods", "pad-swap, ren", ["pad-swap", "ren"]), ("methods", "['pad-swap', \"ren\"]", ["pad-swap", "ren"]),
         ("methods", "None", None), ("radii_noise", "0.5,1", [0.5, 1.0]), ("radii_mixed", "[0.5, 1]", [0.5, 1.0]), ("refetch", "true", True),
-        ("measure", "false", False), ("measure", "auto", "auto"), ("somebody_s_own", {"a": 1}, {"a": 1}),
+        ("measure", "false", False), ("measure", "auto", "auto"), ("guidance", 7, 7.0), ("opposite", 3, 3.0), ("somebody_s_own", {"a": 1}, {"a": 1}),
     ],
 )  # fmt: skip
 def test_text_from_a_command_line_becomes_what_it_stands_for(name, given, value):
@@ -60,12 +60,13 @@ def test_text_from_a_command_line_becomes_what_it_stands_for(name, given, value)
 @pytest.mark.parametrize(
     ("name", "given", "allowed"),
     [
-        ("n_prompts", "six", "a whole number of at least 1, or None"), ("n_seeds", 0, "a whole number of at least 1"), ("n_seeds", True, "a whole number"),
-        ("n_seeds", 1.5, "a whole number"), ("n_seeds", None, "a whole number"), ("batch_size", 0, "a whole number of at least 1, or None"),
-        ("guidance", float("nan"), "a number"), ("guidance", "nan", "a number"), ("guidance", False, "a number"), ("seed", -1, "a whole number of at least 0"),
+        ("n_prompts", "six", "a whole number from 1 on, or None"), ("n_seeds", 0, "a whole number from 1 on"), ("n_seeds", True, "a whole number"),
+        ("n_seeds", 1.5, "a whole number"), ("n_seeds", None, "a whole number"), ("batch_size", 0, "a whole number from 1 on, or None"),
+        ("guidance", float("nan"), "a finite number"), ("guidance", "nan", "a finite number"), ("guidance", False, "a finite number"),
+        ("seed", -1, "a whole number from 0 on"),
         ("radii_mixed", [0.5, 2], "a list of numbers above 0 and at most 1"), ("radii_noise", [], "a list of numbers above 0"),
         ("methods", 3, "a list of names, or one name, or None"), ("substrate", 3, "a name, or the path"), ("refetch", "x", "True or False"),
-        ("measure", "x", "auto, True or False"), ("attack_lr", 0, "a number above 0"),
+        ("measure", "x", "True or False, or one of auto"), ("profile", "x", "one of live, reference, check"), ("attack_lr", 0, "a number above 0"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_ends_in_one_sentence(name, given, allowed):

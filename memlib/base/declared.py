@@ -50,6 +50,8 @@ def in_words(kind: Any) -> str:
     if origin in (Union, UnionType):
         return ", or ".join(map(in_words, inner))
     base, bounds = (inner[0], inner[1:]) if origin is Annotated else (kind, ())
+    if told := next((bound.description for bound in bounds if getattr(bound, "description", None)), None):
+        return told
     if origin is Annotated and get_origin(base) is not None:
         return in_words(base)
     if origin not in (None, Annotated):

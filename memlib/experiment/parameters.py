@@ -5,69 +5,49 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from annotated_types import MinLen
+from pydantic import Field
 
+from memlib.base.declared import Count, Part, Positive, Whole, check, in_words
 from memlib.base.errors import InputError
 
 # Papermill opens the cell that it injects with this line.
 INJECTED = "# Parameters"
 
 
-def _listed(value: Any) -> Any:
-    """Text from a command line as the list that it stands for: ``a``, ``a,b`` or ``[a, b]``."""
-    return [part.strip(" '\"") for part in value.strip().strip("[]").split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _none(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in ("none", "null") else value
-
-
-def _not_a_flag(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("True and False are no numbers")
-    return value
-
-
-_NOT_FLAG = BeforeValidator(_not_a_flag)
-COUNT = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _NOT_FLAG]
-WHOLE = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _NOT_FLAG]
-NUMBER = Annotated[float, Field(allow_inf_nan=False, description="a number"), _NOT_FLAG]
-POSITIVE = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), _NOT_FLAG]
-SHARE = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), _NOT_FLAG]
-TEXT = Annotated[str, Field(min_length=1, description="a name, or the path of a file or folder, in quotes")]
-FLAG = Annotated[bool, Field(description="True or False")]
-NAMES = Annotated[list[TEXT], Field(description="a list of names, or one name"), BeforeValidator(_listed)]
-_OR_NONE = BeforeValidator(_none)
+Name = Annotated[str, MinLen(1), Field(description="a name, or the path of a file or folder, in quotes")]
+Names = Annotated[list[Name], Field(description="a list of names, or one name")]
 
 # Every parameter of every notebook by name. The same name means the same thing on every page.
 KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("n_seeds", "steps", "n_controls", "n_cuts", "n_damaged", "n_exchanged", "n_held_out", "n_other_seeds", "n_others", "n_pictures",
-         "n_seeds_exchanged", "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_triggered", "n_triggers", "held_out_seeds", "restarts", "at_once",
-         "behind", "every", "attack_every", "attack_samples", "check_seeds", "check_steps"),
-        COUNT,
+         "n_seeds_exchanged", "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_triggered", "n_triggers", "n_widths", "held_out_seeds", "restarts",
+         "at_once", "behind", "every", "attack_every", "attack_samples", "check_seeds", "check_steps"),
+        Count,
     ),
-    **dict.fromkeys(("n_prompts", "n_timed", "batch_size"), Annotated[COUNT | None, _OR_NONE]),
-    **dict.fromkeys(("seed", "attack_steps"), WHOLE),
-    **dict.fromkeys(("guidance", "weaker"), NUMBER),
-    "opposite": Annotated[NUMBER | None, _OR_NONE],
-    "attack_lr": POSITIVE,
-    "radii_noise": Annotated[list[POSITIVE], BeforeValidator(_listed), Field(min_length=1, description="a list of numbers above 0")],
-    "radii_mixed": Annotated[list[SHARE], BeforeValidator(_listed), Field(min_length=1, description="a list of numbers above 0 and at most 1")],
+    **dict.fromkeys(("n_prompts", "n_timed", "batch_size"), Count | None),
+    **dict.fromkeys(("seed", "attack_steps"), Whole),
+    **dict.fromkeys(("guidance", "weaker"), float),
+    "opposite": float | None,
+    "attack_lr": Positive,
+    "radii_noise": Annotated[list[Positive], MinLen(1), Field(description="a list of numbers above 0")],
+    "radii_mixed": Annotated[list[Part], MinLen(1), Field(description="a list of numbers above 0 and at most 1")],
     **dict.fromkeys(
         ("substrate", "not_memorized", "control", "webster", "membench", "scheduler", "device", "dtype", "other_substrate", "plain", "without",
          "adversarial", "small_model", "large_model", "class_model", "duplicated_model"),
-        TEXT,
+        Name,
     ),
-    **dict.fromkeys(("memorized", "labels", "statistics_file"), Annotated[TEXT | None, _OR_NONE]),
-    "towers": NAMES,
-    **dict.fromkeys(("models", "methods", "mitigations", "scenarios", "swept", "only_pretrained"), Annotated[NAMES | None, _OR_NONE]),
-    **dict.fromkeys(("refetch", "strengths"), FLAG),
-    "profile": Annotated[str, Field(pattern="^(live|reference|check)$", description="live, reference or check")],
-    "measure": Annotated[FLAG | Annotated[str, Field(pattern="^auto$")], Field(description="auto, True or False")],
+    **dict.fromkeys(("memorized", "labels", "statistics_file"), Name | None),
+    **dict.fromkeys(("towers", "checked", "shown"), Names),
+    **dict.fromkeys(("models", "methods", "mitigations", "scenarios", "swept", "only_pretrained"), Names | None),
+    **dict.fromkeys(("refetch", "strengths"), bool),
+    "profile": Literal["live", "reference", "check"],
+    "measure": bool | Literal["auto"],
 }  # fmt: skip
 
 
@@ -78,21 +58,37 @@ def checked(name: str, value: Any) -> Any:
     """
     if name not in KINDS:
         return value
-    kind = TypeAdapter(KINDS[name])
+    kept = _read(value, KINDS[name])
     try:
-        return kind.validate_python(value)
-    except ValidationError:
-        allowed = _words(kind.json_schema())
-        raise InputError(f"The parameter {name} is {value!r}: use {allowed}.") from None
+        check(kept, KINDS[name], name)
+    except InputError:
+        raise InputError(f"The parameter {name} is {value!r}: use {in_words(KINDS[name])}.") from None
+    return kept
 
 
-def _words(schema: Mapping[str, Any]) -> str:
-    """What a kind allows, in the words that it was declared with."""
-    if "description" in schema:
-        return schema["description"]
-    if "anyOf" in schema:
-        return ", or ".join(_words(one) for one in schema["anyOf"])
-    return "None" if schema.get("type") == "null" else str(schema.get("type", "another value"))
+def _read(value: Any, kind: Any) -> Any:
+    """What a value stands for where another kind was meant: a text from a command line, a whole number for any number, one of a list for the list."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _read(value, inner[0])
+    if origin in (Union, UnionType):
+        readings = (_read(value, one) for one in sorted(inner, key=lambda one: one is not NoneType))
+        return next((one for one in readings if one is None or type(one) is not type(value)), value)
+    if origin is list:
+        found = [part.strip(" '\"") for part in value.strip().strip("[]").split(",") if part.strip()] if isinstance(value, str) else value
+        return [_read(one, inner[0]) for one in found] if isinstance(found, list) else found
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, str):
+        return value
+    if kind is NoneType:
+        return None if value.strip().lower() in ("none", "null") else value
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    try:
+        return kind(value) if kind in (int, float) else value
+    except ValueError:
+        return value
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
