@@ -150,7 +150,8 @@ class Verdict:
 def _told(part: PartOutcome) -> str:
     """A part in one line: its name, what was measured and what was asked."""
     effect = part.outcome if part.estimate is None else part.estimate.text()
-    more = f"; some {part.needed:,} would decide" if part.needed else ""
+    # Beyond a thousand the number says only that the estimate lies at the bound.
+    more = "" if not part.needed else f"; some {part.needed:,} would decide" if part.needed <= 1000 else "; more than 1,000 would have to decide"
     return f"{part.part}: {effect} (asked: {part.asked}{more})"
 
 
