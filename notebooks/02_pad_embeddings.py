@@ -68,7 +68,7 @@ page.answer(
 print(found.words)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-key", "caption": "Similarity to the original picture under each edit, one dot for each prompt (mean over seeds), boxes for quartiles. Dots gather at the top or at the bottom: a picture stays or goes. Compare memorized prompts with titles seen once, which are the same kind of caption."}, "image": {"alt": "Similarity to the original picture by edit, one dot per prompt: memorized prompts, titles seen once, and descriptions", "width": "100%"}}
-show.by_prompt(found, EDITS);
+show.by_prompt(found, ["c", *OWN]);
 
 # %% [markdown]
 # Most of the 77 states behind a short prompt are padding. Kim and No say that they carry a memorized picture: zeroing `<eot>` alone changes almost
