@@ -22,7 +22,9 @@ WRITERS = {"to_csv", "to_parquet", "to_json", "to_pickle", "to_excel", "write_te
 WHOLE = {"torch.save", "np.save", "nbformat.write", "json.dump", "yaml.dump", "yaml.safe_dump", "pickle.dump", "shutil.copy", "shutil.move"}
 # What needs no old content kept: folders that are made anew for one build, a log that grows line by line, a switch of the kernel's, what pooch
 # gives a name only when it is checked; and what makes the others safe.
-ELSEWHERE = {"base/writing.py", "companion/book/site.py", "companion/book/api.py", "training/minisd/trainer.py: open", "results/timed.py: write_text",
+ELSEWHERE = {"base/writing.py", "companion/book/site.py", "companion/book/api.py", "companion/book/finish.py", "companion/book/pages.py: write_text",
+             "companion/bench/store.py: write_bytes",
+             "training/minisd/trainer.py: open", "results/timed.py: write_text",
              "base/download.py: open", "probes/locality.py: save"}  # fmt: skip
 OWN = {"write_text", "write_table"}  # memlib's own functions of these names replace
 
@@ -127,14 +129,24 @@ def _writes(call: ast.Call) -> bool:
     if last == "open":
         modes = [argument.value for argument in (*call.args, *(keyword.value for keyword in call.keywords)) if isinstance(argument, ast.Constant)]
         return any(isinstance(mode, str) and set(mode) <= set("rwxabt+") and set(mode) & set("wxa+") for mode in modes)
-    return (last in WRITERS and whole not in OWN and bool(call.args or call.keywords)) or whole in WHOLE or (last == "save" and bool(call.args))
+    return (
+        (last in WRITERS and whole not in OWN and bool(call.args or call.keywords))
+        or (whole in WHOLE and len(call.args) > 1)
+        or (last == "save" and bool(call.args))
+    )
 
 
 def _unsafe(node: ast.AST, safe: frozenset[str] = frozenset()) -> Iterator[ast.Call]:
     """Calls that write to a place which is none of `safe`, and none that `replacing` or a buffer in memory gives."""
     if isinstance(node, (ast.FunctionDef, ast.Module)):
-        buffers = [one for one in ast.walk(node) if isinstance(one, ast.Assign) and ast.unparse(one.value).endswith("BytesIO()")]
-        safe |= {target.id for one in buffers for target in one.targets if isinstance(target, ast.Name)}
+        buffers = [one for one in ast.walk(node) if isinstance(one, (ast.Assign, ast.NamedExpr)) and "BytesIO()" in ast.unparse(one.value)]
+        safe |= {
+            name.id
+            for one in buffers
+            for target in getattr(one, "targets", [getattr(one, "target", one)])
+            for name in ast.walk(target)
+            if isinstance(name, ast.Name)
+        }
     if isinstance(node, ast.With):
         for item in node.items:
             if isinstance(given := item.context_expr, ast.Call) and item.optional_vars:
