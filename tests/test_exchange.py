@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -181,9 +182,11 @@ def test_the_commands_say_what_they_did(sent, capsys, tmp_path):
     assert "4 rows of report-mine. It holds prompts and numbers, no pictures." in capsys.readouterr().out
 
 
-def test_a_book_marks_each_cell(sent, monkeypatch):
+def test_a_book_marks_each_cell(sent, machine):
     """Beside each other: own rows of one model, imported ones of another, what texts report, and what nobody measured."""
     take_in(sent)
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "data" / "reported", machine("ours").parent / "reported")
     write(path_of("all_mitigations", "mine"), scores("ren", substrate="mine", run={"substrate": "mine (weights aaaa)"}))
     found = scores_page.beside("similarity to training", ["memorized"])
     assert found.columns == [f"{name}, memorized, 25 steps of ddim, guidance 7.5" for name in ("big", "mine")]
@@ -192,11 +195,9 @@ def test_a_book_marks_each_cell(sent, monkeypatch):
     theirs, ours = cells["none"][0], cells["ren"][1]
     assert theirs.estimate.value == pytest.approx(0.75) and (theirs.prompts, theirs.seeds) == (2, 2)
     assert theirs.where == f"imported {time.strftime('%Y-%m-%d')} from big.parquet" and ours.where == "measured here"
-    monkeypatch.undo()
     assert (0.31, "clip Table 4") in scores_page.told("alignment with prompt", "pad-mask") and scores_page.told("similarity to training", "sail") == []
     # As the page has it: names of files that people send are shown, and are no markup.
     line = scores_page.Line("none", [(0.55, "basin Table 3")], [replace(theirs, where="imported from <script>.parquet"), None])
-    root = Path(__file__).parents[1]
     shown = pages.templates(root / "book", pages.Evidence(root, "minisd-v1", [])).get_template("_parts/scores.html.j2")
     made = shown.render(found=scores_page.Beside("similarity to training", ["big", "mine"], [line]))
     assert "imported from &lt;script&gt;.parquet; 2 prompts, 2 seeds" in made and "<em>not measured</em>" in made and "<strong>0.55</strong>" in made
