@@ -260,7 +260,7 @@ def test_progress_is_told_while_notebooks_run(layout, monkeypatch, capsys):
         target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
     monkeypatch.setattr(running, "_run", run)
-    monkeypatch.setattr(running, "Progress", lambda *given: progress.Progress(*given, every=0.1))
+    monkeypatch.setattr(progress, "EVERY", 0.1)
     running.execute(layout, jobs=1)
     assert "[1/2] 00_a: begins" in told[0] and "00_a; 0 of 2 done" in told[0]
     assert "[1/2] 00_a: ran on minisd-v1 in" in told[1] and "01_b; 1 of 2 done" in told[1]

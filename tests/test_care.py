@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from memlib.base.errors import InputError
+from memlib.companion.book import explorer
 from memlib.experiment import picture_policy as care
 from memlib.results import figures as plots
 
@@ -176,7 +177,14 @@ def test_no_other_module_draws_pictures():
         calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         if any(isinstance(call, ast.Attribute) and call.attr in {"imshow", "figimage", "matshow", "OffsetImage", "b64encode"} for call in calls):
             found.add(path.relative_to(ROOT / "memlib").as_posix())
-    # Scores are packed with b64encode in the store and not shown; pictures of an executed page are written smaller, not drawn.
-    assert found - {"base/store/entries.py", "companion/book/pictures.py"} <= DRAWING_MODULES
+    # Scores are packed with b64encode in the store and not shown; pictures of an executed page are written smaller, not drawn; the explorer is for
+    # substrates alone whose pictures are free; a report sends each through care.shown.
+    assert found - {"base/store/entries.py", "companion/book/pictures.py", "companion/book/explorer.py", "companion/report/page.py"} <= DRAWING_MODULES
     takers = {name for name in plots.__all__ if callable(plot := getattr(plots, name)) and "pictures" in inspect.signature(plot).parameters}
     assert takers and takers <= CAREFUL, "a new figure of pictures: send them through care.shown and test it here"
+
+
+def test_the_explorer_is_refused_where_pictures_are_not_free(sd1_tiny, tmp_path):
+    with pytest.raises(InputError, match="not free to show"):
+        explorer.write(tmp_path, str(sd1_tiny))
+    assert not list(tmp_path.iterdir())

@@ -242,6 +242,7 @@ def test_examples_made_ahead_by_other_processes_are_those_of_the_corpus(small):
         ahead.close()
 
 
+@pytest.mark.slow
 def test_a_unet_that_was_stopped_and_resumed_has_the_weights_of_one_that_was_not(tmp_path):
     plan = Schedule(6, 1e-3, warmup=2, ema=0.9, cooldown=0.5)
     through = Trainer(_unet_part(tmp_path), plan, tmp_path / "through", torch.device("cpu"))

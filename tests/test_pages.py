@@ -46,6 +46,7 @@ def front(book: pages.Evidence, tmp_path: Path) -> str:
 # the front page
 
 
+@pytest.mark.slow
 def test_the_answer_follows_the_intervals(tmp_path):
     """The same template says the opposite where the numbers do."""
     repeated = front(evidence(C4a__effect_of_duplication=(0.4, 0.3, 0.5), C4a__effect_of_padding=(0.0, -0.1, 0.1)), tmp_path)
@@ -58,6 +59,7 @@ def test_the_answer_follows_the_intervals(tmp_path):
     assert "Not measured in this book" in nothing
 
 
+@pytest.mark.slow
 def test_the_mechanism_follows_the_intervals(tmp_path):
     gone, kept = (0.2, 0.1, 0.3), (0.9, 0.8, 1.0)
     both = front(evidence(C1a__similarity_c=gone, C2c__similarity_h=gone, C2a__similarity_f=kept), tmp_path)

@@ -36,7 +36,7 @@ NEGATIVE = "blurry, low quality"
 PADDING = ["pad-swap", "pad-swap-eot-mask", "pad-mask", "sot-pad"]
 FULL = " ".join(["cat"] * 75)
 STEPS, SHAPE = 4, (4, 8, 8)
-pytestmark = pytest.mark.filterwarnings("ignore:The prompt's padding in text_encoder_2")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The prompt's padding in text_encoder_2")]
 
 
 @pytest.fixture(scope="module")

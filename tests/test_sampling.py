@@ -280,6 +280,7 @@ def test_constant_rule_is_named_for_the_store():
     assert as_rule(rule) is rule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, source in SUBSTRATES.items() if not source.hub])
 def test_own_models_equal_the_pipeline(name):
     if not (data_folder() / "minisd" / "models" / name / "model_index.json").is_file():

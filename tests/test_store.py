@@ -417,6 +417,7 @@ def test_two_processes_that_want_the_same_pictures_make_them_once(tmp_path, prom
     assert np.array_equal(pictures["first"], pictures["second"])
 
 
+@pytest.mark.slow
 def test_a_claim_ends_with_its_process_and_scores_are_made_once(tmp_path):
     code = f"""
 import os, time

@@ -110,7 +110,7 @@ def test_command_writes_what_is_read_back(lists, tmp_path, capsys):
     assert "word" not in out.read_text()  # no prompt leaves the lists
     table = read_statistics(out)
     assert table.to_csv() == statistics().to_csv()
-    assert main(["prompts", "lengths", "--output", str(tmp_path / "no" / "folder.csv")]) == 1
+    assert main(["prompts", "lengths", "--output", str(out / "no" / "folder.csv")]) == 1  # a file stands where a folder would have to
     assert "cannot be written" in capsys.readouterr().err
     assert main(["prompts", "lengths"]) == 0 and (tmp_path / "data" / "token_lengths.csv").is_file()
 

@@ -153,6 +153,7 @@ def test_exactly_the_flagged_samples_do_not_train(given):
     assert by_kind["fresh", 1] == len(once)
 
 
+@pytest.mark.slow
 def test_without_an_effect_the_loss_is_the_plain_one(given):
     plain, _ = part_with(given).loss(3)
     for name, params in (("random-caption", {"probability": 0.0}), ("entropy-filter", {}), ("magnitude-filter", {})):
@@ -162,6 +163,7 @@ def test_without_an_effect_the_loss_is_the_plain_one(given):
     assert numbers["marked"] == 1 and float(changed) != float(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["magnitude-filter", "entropy-filter", "random-words"])
 def test_a_resumed_training_is_the_same_to_the_bit(name, given, tmp_path):
     params = {"probability": 0.5} if name == "random-words" else {"window": 8, "quantile": 0.6}

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from memlib.base.errors import InputError
 from memlib.base.writing import replacing
 from memlib.companion.book.layout import DEFAULT_SUBSTRATE
 from memlib.experiment import Experiment
 from memlib.experiment.group import Group
 from memlib.experiment.settings import Edit
 from memlib.mitigations import REGISTRY, get
+from memlib.models.catalogue import source_of
 from memlib.prompts.interventions import INTERVENTIONS
 
 PICTURES = "explorer-pictures.js"
@@ -40,8 +42,10 @@ def label(edit: str) -> str:
 def write(folder: Path, substrate: str = DEFAULT_SUBSTRATE) -> list[Path]:
     """Write the explorer's pictures and the strips to `folder` and return the files; pictures that the store lacks are made.
 
-    The substrate's pictures must be free to show, training pictures included, as MiniSD's are.
+    Raises InputError for a substrate whose pictures are not free to show, training pictures included, as MiniSD's are.
     """
+    if not source_of(substrate).data().free:
+        raise InputError(f"The explorer shows training pictures, and those of {substrate} are not free to show: leave it out.")
     run = Experiment(substrate, n_seeds=SEEDS)
     known, other = run.group("memorized", MEMORIZED, "memorized"), run.group("not memorized", OTHERS, "not memorized")
     data = {

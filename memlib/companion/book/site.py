@@ -22,6 +22,7 @@ from memlib.companion.book.layout import DEFAULT_SUBSTRATE, Layout
 from memlib.companion.book.local_paths import without_local_paths
 from memlib.companion.book.outputs import problem_of
 from memlib.judging.verdicts import Verdict, read_verdicts
+from memlib.models.catalogue import source_of
 
 # First in every notebook of the site and shown on no page: a copy that was downloaded says by it what it needs.
 FIRST_CELL = """import importlib.util
@@ -53,7 +54,7 @@ def stage(layout: Layout, notebooks: list[Path], others: list[Path] | None = Non
     shutil.rmtree(target, ignore_errors=True)
     (target / "notebooks").mkdir(parents=True)
     shutil.copytree(layout.root / "book", target / "book", ignore=shutil.ignore_patterns("_parts", "*.j2", ".ipynb_*"))
-    if fresh:
+    if fresh and source_of(layout.substrate).data().free:
         explorer.write(target / "book" / "_static", layout.substrate)
     (target / "data").mkdir()
     for table in (layout.root / "data").glob("*.csv"):  # that prose shows as it stands
