@@ -37,13 +37,14 @@ class Line:
 @dataclass(frozen=True)
 class Advice:
     """`lines` of all mitigations, the best first, none at their head; `kept` is the score that harm was judged by (empty for none); `method` is
-    the recommended one or None; `detector` the best, or None where none works."""
+    the recommended one or None, `fewest` the single call that leaves the fewest copies; `detector` the best, or None where none works."""
 
     lines: list[Line]
     kept: str
     method: Line | None
     detector: Evaluation | None
     share: Estimate
+    fewest: Line | None = None
 
 
 def advise(found: Findings) -> Advice:
@@ -63,7 +64,8 @@ def advise(found: Findings) -> Advice:
     lines = [lines[0], *sorted(lines[1:], key=_order)]
     chosen = next((line for line in lines[1:] if line.ranked is not None and not line.method.sampled), None)
     sure = chosen is not None and chosen.ranked is not None and chosen.ranked.area.low > 0
-    return Advice(lines, kept, chosen if sure else None, best, share)
+    calls = [(line.copies.value, place, line) for place, line in enumerate(lines[1:]) if line.copies is not None and not line.method.sampled]
+    return Advice(lines, kept, chosen if sure else None, best, share, min(calls)[2] if calls else None)
 
 
 def ranking(rows: pd.DataFrame, others: pd.DataFrame, methods: list[Mitigation], unlike: float) -> tuple[Mapping[str, Ranked], str]:
