@@ -60,7 +60,8 @@ def example(tmp_path_factory):
     shutil.copytree(ROOT / "book", root / "book")
     (root / "memlib").symlink_to(ROOT / "memlib")  # its pages of the package
     (root / "data").mkdir()
-    shutil.copy(ROOT / "data" / "claims.yml", root / "data")
+    for name in ("claims.yml", "coverage.csv"):
+        shutil.copy(ROOT / "data" / name, root / "data")
     source = executed_notebook(root / "notebooks" / "01_prompt_embeddings.ipynb", verdict_on("C1a", "minisd-v1", "holds in part"))
     layout = Layout(root=root, substrate="sd14")
     layout.executed.mkdir(parents=True)
