@@ -21,7 +21,7 @@ def test_a_single_file_becomes_the_model_that_it_holds(sd1_tiny, tmp_path, capsy
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = (getattr(model, part).state_dict() for model in (made, known))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs), part
-    assert made.pad_id == known.pad_id and made.scheduler_config["beta_start"] == known.scheduler_config["beta_start"]
+    assert made.pad_id == known.pad_id and made.scheduler().config.beta_start == known.scheduler().config.beta_start
 
 
 def test_what_is_no_such_file_is_one_sentence(sd1_tiny, tmp_path):

@@ -247,7 +247,8 @@ def signed_contents(contents: Mapping[str, Any], titles: Mapping[str, str], entr
     """
     signs: dict[str, str] = {}
     for entry in entries:
-        found = entry.verdicts.get(substrate) or next(iter(entry.verdicts.values()), None)
+        # What was found on several models together stands for this one; what was found on another one does not.
+        found = entry.verdicts.get(substrate) or next((verdict for name, verdict in entry.verdicts.items() if name not in SUBSTRATES), None)
         if entry.notebook and found is not None:
             signs[entry.notebook] = signs.get(entry.notebook, "") + sign(found.verdict)
     made: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(contents)))
