@@ -90,6 +90,14 @@ def test_claims_of_an_abstract_or_a_summary_are_counted():
     assert book.second_hand == sum(entry.claim.text in ("attn", "dori") for entry in book.entries)
 
 
+def test_a_count_of_published_lists_is_no_run_of_a_model(tmp_path):
+    """Only what drew pictures was run: without it the front page says that Stable Diffusion was not run here."""
+    counted, drawn = (replace(evidence(C3b__x=(0, 0, 0)).others[0], substrate=name, n_seeds=seeds) for name, seeds in (("published lists", 0), ("sd14", 4)))
+    lists, run = (pages.Evidence(ROOT, "minisd-v1", [], [verdict]) for verdict in (counted, drawn))
+    assert lists.published_run == [] and run.published_run == ["sd14"]
+    assert "Stable Diffusion itself was not run here" in front(lists, tmp_path) and "sd14 were run" in front(run, tmp_path)
+
+
 def test_papers_are_called_by_their_authors():
     book = evidence()
     assert [book.papers[key].short for key in ("clip", "basin", "attn", "dori")] == [

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 FRAME = "table-frame"
-# A list of references whose entries are no items of a list, and a button whose name is not the words on it.
+# A list of references whose entries are no items of a list, an arrow without words, and a button whose name is not the words on it.
 _ROLES = (
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
     (r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1"),
+    (r'<summary>(<span class="toctree-toggle")', r'<summary aria-label="Pages below this one">\1'),
     (r'(<button class="btn search-button-field[^>]*?) aria-label="Search"', r"\1"),
 )
 ICONS = "_static/scripts/fontawesome.js"

@@ -132,8 +132,9 @@ class Evidence:
 
     @property
     def published_run(self) -> list[str]:
-        """The models, other than miniatures, on which any claim was judged."""
-        return sorted({name for entry in self.entries for name in entry.verdicts if not (name in SUBSTRATES and SUBSTRATES[name].data().small)})
+        """The models, other than miniatures, that drew pictures for any verdict; a count of published lists is no run of a model."""
+        drew = {name for entry in self.entries for name, verdict in entry.verdicts.items() if verdict.n_seeds}
+        return sorted(name for name in drew if not (name in SUBSTRATES and SUBSTRATES[name].data().small))
 
     def entry(self, claim: str) -> Entry:
         """A claim with its verdicts."""
