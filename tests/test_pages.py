@@ -7,7 +7,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -38,20 +37,19 @@ def evidence(**quantities: tuple[float, float, float]) -> pages.Evidence:
     return pages.Evidence(ROOT, "minisd-v1", [], found)
 
 
-def front(book: pages.Evidence, tmp_path: Path) -> str:
-    pages.render(ROOT / "book", tmp_path, book)
-    return (tmp_path / "index.md").read_text(encoding="utf-8")
+def front(book: pages.Evidence) -> str:
+    return pages.templates(ROOT / "book", book).get_template("index.md.j2").render(book=book)
 
 
 # the front page
 
 
 @pytest.mark.slow
-def test_the_answer_follows_the_intervals(tmp_path):
+def test_the_answer_follows_the_intervals():
     """The same template says the opposite where the numbers do."""
-    repeated = front(evidence(C4a__effect_of_duplication=(0.4, 0.3, 0.5), C4a__effect_of_padding=(0.0, -0.1, 0.1)), tmp_path)
-    padded = front(evidence(C4a__effect_of_duplication=(0.0, -0.1, 0.1), C4a__effect_of_padding=(0.4, 0.3, 0.5)), tmp_path)
-    nothing = front(evidence(), tmp_path)
+    repeated = front(evidence(C4a__effect_of_duplication=(0.4, 0.3, 0.5), C4a__effect_of_padding=(0.0, -0.1, 0.1)))
+    padded = front(evidence(C4a__effect_of_duplication=(0.0, -0.1, 0.1), C4a__effect_of_padding=(0.4, 0.3, 0.5)))
+    nothing = front(evidence())
     heading = re.compile(r"^# (.+?),", re.MULTILINE)
     assert [heading.search(text).group(1) for text in (repeated, padded, nothing)] == [
         "Repetition in training makes the copy", "The padding token makes the copy", "What makes the copy is open"]  # fmt: skip
@@ -60,10 +58,10 @@ def test_the_answer_follows_the_intervals(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_mechanism_follows_the_intervals(tmp_path):
+def test_the_mechanism_follows_the_intervals():
     gone, kept = (0.2, 0.1, 0.3), (0.9, 0.8, 1.0)
-    both = front(evidence(C1a__similarity_c=gone, C2c__similarity_h=gone, C2a__similarity_f=kept), tmp_path)
-    words = front(evidence(C1a__similarity_c=gone, C2c__similarity_h=kept, C2a__similarity_f=kept), tmp_path)
+    both = front(evidence(C1a__similarity_c=gone, C2c__similarity_h=gone, C2a__similarity_f=kept))
+    words = front(evidence(C1a__similarity_c=gone, C2c__similarity_h=kept, C2a__similarity_f=kept))
     assert "padding is one of the places where it is read from" in both
     assert "read from the words, and not shown to be read from the padding" in words
 
@@ -75,10 +73,10 @@ def test_no_template_types_a_figure():
             assert not re.findall(r"(?<![\w.])[01]\.\d+", text), template.name
 
 
-def test_figures_on_the_front_page_are_those_of_the_verdicts(tmp_path):
+def test_figures_on_the_front_page_are_those_of_the_verdicts():
     notebooks = Layout().notebooks()
     book = pages.Evidence(ROOT, "minisd-v1", notebooks)
-    text = front(book, tmp_path)
+    text = front(book)
     cause = book.figure("C4a", "effect_of_duplication")
     assert cause is not None and f"<strong>{cause.value:.2f}</strong> <span>[{cause.low:.2f}, {cause.high:.2f}]</span>" in text
     assert len(BeautifulSoup(text, "html.parser").select("table.directions tbody th[scope=row]")) == len(book.entries)
@@ -90,12 +88,12 @@ def test_claims_of_an_abstract_or_a_summary_are_counted():
     assert book.second_hand == sum(entry.claim.text in ("attn", "dori") for entry in book.entries)
 
 
-def test_a_count_of_published_lists_is_no_run_of_a_model(tmp_path):
+def test_a_count_of_published_lists_is_no_run_of_a_model():
     """Only what drew pictures was run: without it the front page says that Stable Diffusion was not run here."""
     counted, drawn = (replace(evidence(C3b__x=(0, 0, 0)).others[0], substrate=name, n_seeds=seeds) for name, seeds in (("published lists", 0), ("sd14", 4)))
     lists, run = (pages.Evidence(ROOT, "minisd-v1", [], [verdict]) for verdict in (counted, drawn))
     assert lists.published_run == [] and run.published_run == ["sd14"]
-    assert "Stable Diffusion itself was not run here" in front(lists, tmp_path) and "sd14 were run" in front(run, tmp_path)
+    assert "Stable Diffusion itself was not run here" in front(lists) and "sd14 were run" in front(run)
 
 
 def test_papers_are_called_by_their_authors():
