@@ -5,7 +5,8 @@ Everything that depends on the kind of a model is asked here, so that a new kind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ class Repeated:
     pictures: np.ndarray
     captions: tuple[str, ...]
     copies: tuple[int, ...]
+
+    @classmethod
+    def counted(cls, pictures: np.ndarray, captions: Sequence[str], copies: Sequence[int]) -> Repeated:
+        """The pictures with what is given of each; a caption of several pictures comes as often as all of them together."""
+        totals: Counter[str] = Counter()
+        for caption, times in zip(captions, copies, strict=True):
+            totals[caption] += times
+        return cls(pictures, tuple(captions), tuple(totals[caption] for caption in captions))
 
 
 def pictures_of_files(entry: str) -> np.ndarray:

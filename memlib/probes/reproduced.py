@@ -21,6 +21,7 @@ from memlib.sampling.stored import PictureStore
 SEEDS = tuple(range(10))
 NEEDED = 9  # of 10 seeds, as `clip` selects its memorized prompts (Section 3)
 REPEATED = ("duplicated", "template")  # the roles of prompt sets of what training shows more than once
+FOUND = ("seeds_tried", "seeds_above", "mean_similarity", "memorized")  # what `find_memorized` adds to the columns of a prompt set
 
 
 def similarity_to_training(store: PictureStore, substrate: Substrate, metric: Any, prompts: PromptSet, seeds: Sequence[int]) -> np.ndarray:
@@ -63,6 +64,13 @@ def reproduced(substrate: Substrate, store: PictureStore) -> list[dict[Any, Any]
     """Which of the repeated prompts, pairs and templates, a model reproduces: one row each (`find_memorized`)."""
     metric = metrics_for(substrate).copy
     return [row for name in REPEATED for row in find_memorized(store, substrate, metric, load_prompts(substrate.data.sets[name]))]
+
+
+def memorized_pairs(rows: Sequence[dict[str, Any]], model: str) -> list[dict[str, Any]]:
+    """Tell how many of `reproduced`'s rows a model reproduces, and return the pairs among these: templates have no picture of their own."""
+    memorized = [row for row in rows if row["memorized"]]
+    print(f"{len(memorized)} of {len(rows)} repeated prompts are reproduced with at least {NEEDED} of {len(SEEDS)} seeds by {model}")
+    return [row for row in memorized if row["group"] == "duplicated"]
 
 
 @torch.no_grad()

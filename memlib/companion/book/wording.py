@@ -6,6 +6,7 @@ import re
 
 from markupsafe import Markup
 
+from memlib.experiment import page
 from memlib.judging.estimates import Estimate
 from memlib.judging.verdicts import BADGES
 from memlib.mitigations import REGISTRY
@@ -24,13 +25,13 @@ def badge(verdict: str) -> Markup:
 
 def told(estimate: Estimate | None, digits: int = 2) -> str:
     """A figure with its interval, or "not measured"."""
-    return "not measured" if estimate is None else estimate.text(digits).replace("-", "−")
+    return page.told(estimate, digits).replace("-", "−")
 
 
 def percent(estimate: Estimate | None) -> str:
     """A share with its interval in per cent, with its sign."""
     if estimate is None:
-        return "not measured"
+        return page.NOT_MEASURED
     value, low, high = (f"{round(100 * part):+d}".replace("-", "−").replace("+0", "0") for part in (estimate.value, estimate.low, estimate.high))
     return f"{value} % [{low}, {high}]"
 

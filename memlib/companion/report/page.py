@@ -17,6 +17,7 @@ from memlib.base.writing import write_text
 from memlib.companion.report.advice import Advice, Line
 from memlib.companion.report.findings import AGREEMENT, CHANGED, Findings
 from memlib.experiment import picture_policy as care
+from memlib.experiment.page import NOT_MEASURED, told
 from memlib.judging.bounded import FEWEST
 from memlib.judging.estimates import Estimate, share_interval, wilson
 from memlib.probes.detectors.evaluation import Evaluation
@@ -56,7 +57,7 @@ def render(found: Findings, advice: Advice, facts: dict[str, str], model: str) -
     return environment.get_template("page.html").render(
         found=found, advice=advice, model=model, metric=found.judged.metric, prompts=_prompts(found), strips=_strips(found, advice.method),
         agreement=AGREEMENT, kept_words=KEPT[advice.kept], detectors=sorted(found.detected, key=_by_area), code=_code(advice.method),
-        any_copy=share_interval(found.copies), percent=_percent, told=_told, facts={**facts, **found.run.provenance().facts},
+        any_copy=share_interval(found.copies), percent=_percent, told=told, facts={**facts, **found.run.provenance().facts},
         seeds=len(found.run.seeds), fresh=found.memorized.experiment.seeds if found.memorized else (), withheld=care.shown_as(), enough=FEWEST,
         which="other" if found.others else "these",
     )  # fmt: skip
@@ -118,10 +119,6 @@ def _by_area(evaluation: Evaluation) -> float:
 
 def _percent(estimate: Estimate | None) -> str:
     if estimate is None:
-        return "not measured"
+        return NOT_MEASURED
     ends = "" if np.isnan(estimate.low) else f" [{estimate.low:.0%}, {estimate.high:.0%}]"
     return f"{estimate.value:.0%}{ends}"
-
-
-def _told(estimate: Estimate | None, digits: int = 2) -> str:
-    return "not measured" if estimate is None else estimate.text(digits)

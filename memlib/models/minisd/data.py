@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memlib.models.data import Repeated, Rows, SubstrateData
@@ -36,8 +34,5 @@ def _repeated(trained: str) -> Repeated:
     """The repeated pictures; of a model fine-tuned for a scenario, the pictures that the scenario's prompts bring back."""
     known = corpus()
     found = pairs(known, trained) if trained in SCENARIOS else known.repeated
-    counts: Counter[str] = Counter()
-    for pair in found:
-        counts[pair.caption] += 1 if trained == "dedup" else pair.copies
     pictures = np.stack([known.picture(pair.scene) for pair in found])
-    return Repeated(pictures, tuple(pair.caption for pair in found), tuple(counts[pair.caption] for pair in found))
+    return Repeated.counted(pictures, [pair.caption for pair in found], [1 if trained == "dedup" else pair.copies for pair in found])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from functools import cached_property, lru_cache
 from pathlib import Path
 from random import Random
@@ -104,8 +103,5 @@ def _held_out(count: int | None = None) -> np.ndarray:
 def _repeated(trained: str) -> Repeated:
     """The repeated pictures; of a model fine-tuned for a scenario, the pictures that the scenario's prompts bring back."""
     found = pairs(of_training(), trained) if trained in SCENARIOS else of_training().repeated
-    counts: Counter[str] = Counter()
-    for pair in found:
-        counts[pair.caption] += 1 if trained == "dedup" else pair.copies
     pictures = of_training().paint([pair.scene for pair in found]).cpu().numpy()
-    return Repeated(pictures, tuple(pair.caption for pair in found), tuple(counts[pair.caption] for pair in found))
+    return Repeated.counted(pictures, [pair.caption for pair in found], [1 if trained == "dedup" else pair.copies for pair in found])

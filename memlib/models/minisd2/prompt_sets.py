@@ -6,15 +6,15 @@ held-out combinations. All follow from training.yml.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from memlib.base.errors import InputError
-from memlib.base.writing import replacing
+from memlib.base.writing import write_table
 from memlib.models.minisd.corpus import Pair
 from memlib.models.minisd.scenes import Scene
 from memlib.models.minisd2.corpus import Corpus
@@ -56,12 +56,8 @@ def row_of(pair: Pair) -> dict[str, Any]:
 
 def write_csv(name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Write data/minisd2/prompts/minisd-`name`.csv."""
-    path = minisd2_folder() / "prompts" / f"minisd-{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    # As objects: what a row lacks must not make floats of the others' whole numbers.
+    write_table(minisd2_folder() / "prompts" / f"minisd-{name}.csv", pd.DataFrame(list(rows), columns=list(columns), dtype=object))
 
 
 def write_prompt_sets() -> None:

@@ -8,7 +8,7 @@ from memlib.metrics import metrics_for
 from memlib.models.minisd.paths import minisd_folder
 from memlib.models.minisd.prompt_sets import COLUMNS, write_csv
 from memlib.models.substrate import load
-from memlib.probes.reproduced import NEEDED, SEEDS, copies_by_level, quality, reproduced, similarity_to_training
+from memlib.probes.reproduced import FOUND, SEEDS, copies_by_level, memorized_pairs, quality, reproduced, similarity_to_training
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.results import figures as plots
@@ -19,15 +19,12 @@ def find(model: str) -> None:
     """Find the prompts that `model` reproduces with at least 9 of 10 seeds; write found-MODEL.csv, and for minisd-v1 the
     set minisd-memorized."""
     rows = reproduced(load(model), PictureStore())
-    extra = ("seeds_tried", "seeds_above", "mean_similarity", "memorized")
-    write_csv(f"found-{model}", rows, COLUMNS + extra)
-    memorized = [r for r in rows if r["memorized"]]
-    print(f"{len(memorized)} of {len(rows)} repeated prompts are reproduced with at least {NEEDED} of {len(SEEDS)} seeds by {model}")
+    write_csv(f"found-{model}", rows, COLUMNS + FOUND)
+    exact = memorized_pairs(rows, model)
     if model == "minisd-v1":
-        exact = [r for r in memorized if r["group"] == "duplicated"]
         if not exact:
             raise InputError("minisd-v1 memorized no prompt; train it longer before building on it.")
-        write_csv("minisd-memorized", exact, COLUMNS + extra)
+        write_csv("minisd-memorized", exact, COLUMNS + FOUND)
 
 
 def measure(model: str) -> None:
