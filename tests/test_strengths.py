@@ -10,10 +10,11 @@ import torch
 from toys import Toy, a_batch
 
 from memlib.base.errors import InputError
-from memlib.mitigations import REGISTRY, get, register
+from memlib.mitigations import REGISTRY, get, register, sail
 from memlib.mitigations.base import FAMILIES, Difference, Mitigation
 from memlib.models.substrate import load
 from memlib.prompts.embedding import encode_prompts
+from memlib.sampling import calibration
 from memlib.sampling.batches import Cost
 from memlib.sampling.calibration import published_applies
 from memlib.sampling.guidance import StepInfo
@@ -57,7 +58,8 @@ def effects(name, sd1, monkeypatch):
     """How much each strength of a mitigation changes what it acts on, from weak to strong."""
     made = REGISTRY[name].sweep()
     if name in THRESHOLDS:
-        monkeypatch.setattr(f"memlib.mitigations.{type(made[0]).__module__.rpartition('.')[2]}.reference_quantile", lambda *a, **k: a[3])
+        for module in (calibration, sail):  # where the name is looked up: by `target_of`, and by sail itself
+            monkeypatch.setattr(module, "reference_quantile", lambda substrate, name, measure, quantile, *rest, **options: quantile)
         return [-getattr(m, THRESHOLDS[name])(Toy(), a_batch([1.0], [0])) for m in made]
     if name == "ren":
         return [float(m.rows(a_batch([1.0], [0]))[1].max()) for m in made]
