@@ -13,7 +13,8 @@ from memlib.base.errors import InputError
 from memlib.judging.bounded import bounded_mean, student_change, student_contrast
 from memlib.prompts.sets import PromptSet
 from memlib.results import evidence as module
-from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, Evidence, compare, fitting, gather
+from memlib.results.comparison import compare
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, Evidence, fitting, gather
 from memlib.results.table import join, read, rows_of
 
 SETS = {MEMORIZED: "memorized", SEEN_ONCE: "auto", DESCRIPTIONS: "not memorized"}

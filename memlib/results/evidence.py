@@ -28,6 +28,7 @@ from memlib.judging.bounded import Ends, student_change, student_contrast, stude
 from memlib.judging.estimates import Estimate, bootstrap, wilson
 from memlib.judging.judge import registration
 from memlib.prompts.sets import PromptSet
+from memlib.results.comparison import TOLERANCE, Comparison, require_agreement
 from memlib.results.measure import PROFILES, scored
 from memlib.results.table import KEYS, fingerprints, join, matrix, path_of, prompt_names, read, write
 from memlib.sampling.batches import SAMPLER_VERSION
@@ -37,19 +38,6 @@ MEMORIZED, SEEN_ONCE, DESCRIPTIONS = "memorized", "titles seen once", "descripti
 # Scores that have ends, for their intervals.
 ENDS: dict[str, Ends] = {"similarity to original": (0.0, 1.0), "similarity to training": (0.0, 1.0)}
 CHECKED = {MEMORIZED: 4, SEEN_ONCE: 2, DESCRIPTIONS: 0}  # prompts that a check measures anew, with one seed: half a minute of a core
-# Of a method's rows under one metric, measured anew, TURNED may differ by any amount (on another machine's arithmetic a picture that no training
-# picture holds in place may come out as another one); the mean difference of the others is at most TOLERANCE of the metric's standard deviation.
-TURNED = 1 / 4
-TOLERANCE = 0.1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Rows measured anew beside those of the reference: how many, and the largest difference in standard deviations of a metric, with its place."""
-
-    rows: int = 0
-    apart: float = 0.0
-    where: str = ""
 
 
 @dataclass
@@ -165,12 +153,7 @@ def gather(
     if all(len(rows) for rows in kept.values()) and kept:
         few = {label: run.group(whole[label].prompts, count, label).part(None, 1) for label in whole if (count := checked.get(label, 2))}
         now = {label: (anew or measurement)(group) for label, group in few.items()}
-        found = compare(join(now.values()), join(kept.values()))
-        if found.apart > TOLERANCE:
-            raise InputError(
-                f"{found.where}: what was measured anew differs from the reference run {path.name} by {found.apart:.2f} standard deviations, more than "
-                f"{TOLERANCE:g}: look for what has changed since, or measure the reference again (make book PROFILE=reference)."
-            )
+        found = require_agreement(join(now.values()), join(kept.values()), path)
         return Evidence(few, kept, _words(few, kept, found), bounds)
     groups = {label: run.group(group.prompts, n_prompts, label) for label, group in whole.items()}
     measured = {label: measurement(group) for label, group in groups.items()}
@@ -194,23 +177,6 @@ def fitting(rows: pd.DataFrame, group: Group) -> pd.DataFrame:
         facts = json.loads(run or "{}")
         alike[run] = facts.get("sampler version") == SAMPLER_VERSION and facts.get("metrics") == fingerprints(group)
     return rows[rows["run"].map(alike).astype(bool)]
-
-
-def compare(now: pd.DataFrame, kept: pd.DataFrame) -> Comparison:
-    """Compare rows with the same keys, method by method and metric by metric (see TOLERANCE). Raises InputError where the reference lacks a method."""
-    if lacking := sorted(set(zip(now["method"], now["metric"])) - set(zip(kept["method"], kept["metric"]))):
-        told_of = "; ".join(f"{metric} under {method}" for method, metric in lacking[:3])
-        raise InputError(f"The reference run lacks {told_of}: measure it again (make book PROFILE=reference).")
-    both = now.merge(kept, on=list(KEYS), suffixes=("", "_kept"))
-    both = both[both["value"].notna() & both["value_kept"].notna()]
-    spread = {str(metric): float(np.nan_to_num(own["value"].std())) for metric, own in kept.groupby("metric")}
-    worst = Comparison(len(both))
-    for (method, _, metric), own in both.groupby(["method", "params", "metric"]):
-        differences = np.sort((own["value"] - own["value_kept"]).abs().to_numpy(float))
-        apart = float(differences[: len(differences) - int(TURNED * len(differences))].mean()) / max(spread[str(metric)], 1e-6)
-        if apart > worst.apart:
-            worst = Comparison(len(both), apart, f"{metric} under {method}")
-    return worst
 
 
 def _bounds(strict: float) -> dict[str, float]:

@@ -20,23 +20,20 @@ from memlib.experiment.group import Group
 from memlib.experiment.scores import ROLE_OF
 from memlib.experiment.settings import Edit
 from memlib.mitigations import Mitigation
+from memlib.results.comparison import Comparison, require_agreement
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
-from memlib.results.table import KEYS, SCORES, append, empty, fingerprints, join, matrix, name_of, read, rows_of, sources, title_of
+from memlib.results.table import SCORES, append, empty, fingerprints, join, matrix, name_of, read, rows_of, sources, title_of
 from memlib.sampling.batches import SAMPLER_VERSION
 
 # live: everything is measured now. reference: what the file lacks is measured now and appended to it method by method, so that a run that was
 # stopped goes on. check: rows are the file's; a share of the methods is measured anew and compared, and what the file lacks is measured now.
 PROFILES = ("live", "reference", "check")
-# Largest difference of a method's mean score, in the score's own units, between rows of the reference and the same ones measured anew. On
-# one machine rows agree to the fourth digit. Another one's arithmetic turns single pictures over, where a method decides step by step (a
-# transition at a local minimum): up to TURNED of a method's pictures may differ by any amount, and the mean is that of the others.
-TOLERANCE = 0.1
-TURNED = 1 / 6
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Which methods (titles) were measured `now` and which are `kept` rows, how many methods were `compared` and how far `apart` means are at most."""
+    """Which methods (titles) were measured `now` and which are `kept` rows, how many methods were `compared`, and how far `apart` they are
+    at most (`memlib.results.comparison`)."""
 
     now: tuple[str, ...]
     kept: tuple[str, ...]
@@ -48,14 +45,14 @@ class Checked:
         """One line for a page."""
         if not self.kept:
             return "Everything was measured now."
-        anew = f" {self.compared} methods measured again differ from it by at most {self.apart:.3f} in a mean." if self.compared else ""
+        anew = f" {self.compared} methods measured again differ from it by at most {self.apart:.2g} standard deviations." if self.compared else ""
         new = f" Measured now alone: {', '.join(added)}." if (added := [title for title in self.now if title not in self.kept]) else ""
         return f"From the reference run: {', '.join(self.kept)}.{anew}{new} {' '.join(self.sources)}"
 
 
 def measure(
     group: Group, methods: Iterable[Edit], metrics: Sequence[str] = SCORES, *, profile: str = "live", reference: Path | None = None,
-    share: Iterable[Edit] | None = None, spared: Iterable[Edit] = (), evaluations: bool = False, tolerance: float = TOLERANCE,
+    share: Iterable[Edit] | None = None, spared: Iterable[Edit] = (), evaluations: bool = False,
     few: tuple[int, int] | None = None,
 ) -> tuple[pd.DataFrame, Checked]:  # fmt: skip
     """Return rows of a group of prompts under each method: scores by prompt and seed, and with `evaluations` the U-Net rows of a picture.
@@ -64,7 +61,7 @@ def measure(
     "check" read the file `reference`, of which rows count that have the same weights, prompts, seeds, protocol, metrics and version of the method;
     "check" measures the methods of `share` anew (by default the first), and none of `spared`: they are left out where the file lacks them. With `few`,
     numbers of prompts and seeds, it measures these alone anew.
-    Raises InputError where a mean measured anew differs by more than `tolerance`.
+    Raises InputError where what was measured anew is further from the file than memlib.results.comparison allows.
     """
     if profile not in PROFILES:
         raise InputError(f"Unknown profile {profile!r}: use one of {', '.join(PROFILES)}.")
@@ -83,15 +80,12 @@ def measure(
         if profile == "reference" and reference is not None:
             append(reference, parts[-1])
     now = join(parts)
-    count, apart = compare(now if again is None else scored(group.part(*again), [m for m in methods if name_of(m) in anew & there], metrics), kept)
-    if apart > tolerance:
-        raise InputError(
-            f"A mean score measured anew differs by {apart:.3f} from the reference run {reference and reference.name}, more than {tolerance:g}: look for "
-            "what has changed since, or measure the reference again with the profile 'reference'."
-        )
+    few_now = now if again is None else scored(group.part(*again), [m for m in methods if name_of(m) in anew], metrics)
+    found = Comparison() if reference is None else require_agreement(_scores(few_now, anew & there), _scores(kept, anew & there), reference)
     titles = {name_of(m): title_of(*name_of(m)) for m in methods}
+    count = len(anew & there & titles.keys()) if found.rows else 0
     checked = Checked(tuple(titles[name_of(m)] for m in absent), tuple(titles[name_of(m)] for m in methods if name_of(m) in there),
-                      count, apart, tuple(sources(kept)))  # fmt: skip
+                    count, found.apart, tuple(sources(kept)))  # fmt: skip
     order = {name: place for place, name in enumerate(titles)}
     rows = join([now, kept])  # where both have a row, the reference's stays
     place = pd.Series([order[name] for name in zip(rows["method"], rows["params"], strict=True)], index=rows.index, dtype=int)
@@ -140,24 +134,10 @@ def fitting(rows: pd.DataFrame, group: Group, methods: Iterable[Edit], metrics: 
     return join(whole)
 
 
-def compare(now: pd.DataFrame, kept: pd.DataFrame) -> tuple[int, float]:
-    """Return how many methods two tables share, and the largest difference of a method's mean score over the prompts and seeds they share.
-
-    Means are taken by substrate, prompt set, method and metric, without the TURNED part of the pictures that differ most; (0, 0.0) where
-    nothing can be compared.
-    """
-    scored = [rows[(rows["metric"] != "") & (rows["metric"] != EVALUATIONS)] for rows in (now, kept)]
-    both = scored[0].merge(scored[1], on=list(KEYS), suffixes=("", "_kept"))
-    if both.empty:
-        return 0, 0.0
-    differences = (both["value"] - both["value_kept"]).groupby([both[key] for key in ("substrate", "prompt_set", "method", "params", "metric")])
-    methods = both[["substrate", "prompt_set", "method", "params"]].drop_duplicates()
-    return len(methods), float(differences.agg(_without_turned).abs().max())
-
-
-def _without_turned(differences: pd.Series) -> float:
-    ordered = differences.to_numpy(float)[np.argsort(differences.abs().to_numpy(float))]
-    return float(ordered[: len(ordered) - int(TURNED * len(ordered))].mean())
+def _scores(rows: pd.DataFrame, methods: set[tuple[str, str]]) -> pd.DataFrame:
+    """Rows of scores alone, under some methods."""
+    of_them = [name in methods for name in zip(rows["method"], rows["params"], strict=True)]
+    return rows[np.array(of_them, dtype=bool) & ~rows["metric"].isin(["", EVALUATIONS]).to_numpy()]
 
 
 def _measured(group: Group, method: Edit, metrics: Sequence[str], evaluations: bool, known: float | None) -> pd.DataFrame:
