@@ -23,7 +23,10 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 SETTINGS = ("MEMLIB_OFFLINE", "MEMLIB_METRICS", "MEMLIB_STORE", "MEMLIB_MODELS", "MEMLIB_DATA", "HF_HUB_CACHE")
 # What a kernel begins a run with: an empty namespace, and the settings that the test made.
-BEGIN = (
+BEGIN = """import os
+for name, value in {settings!r}.items():
+    os.environ.pop(name, None) if value is None else os.environ.update({{name: value}})
+get_ipython().reset(new_session=True)"""
     "import os; [os.environ.pop(k, None) if v is None else os.environ.update({{k: v}}) for k, v in {settings!r}.items()]; get_ipython().reset(new_session=True)"
 )
 
