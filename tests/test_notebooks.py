@@ -27,8 +27,6 @@ BEGIN = """import os
 for name, value in {settings!r}.items():
     os.environ.pop(name, None) if value is None else os.environ.update({{name: value}})
 get_ipython().reset(new_session=True)"""
-    "import os; [os.environ.pop(k, None) if v is None else os.environ.update({{k: v}}) for k, v in {settings!r}.items()]; get_ipython().reset(new_session=True)"
-)
 
 
 @pytest.fixture(scope="module")
