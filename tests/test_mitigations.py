@@ -288,7 +288,13 @@ def test_other_schedulers_and_clip_skip(pipe, monkeypatch):
         pipe.scheduler = own
 
 
-@pytest.mark.parametrize("marked", ["a fox++ on a chair", "a (fox)1.3 on a chair", "a (fox:1.3) on a chair", "a fox on a chair--"])
+MARKED = [
+    "a fox++ on a chair", "a fox on a chair--", "a (fox)1.3 on a chair", "a (fox:1.3) on a chair", "a ((fox)) on a chair", "a [fox] on a chair",
+    "(a fox on a chair)", "a {fox} on a chair", '("a fox on a chair").and()', '("a fox", "a chair").blend(1, 1)', "a fox <lora:fox:1> on a chair",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("marked", MARKED)
 def test_weighted_prompts_are_edited_by_the_ids_that_were_encoded(pipe, marked):
     plain = "a fox on a chair"
     tokens = tokenize(pipe.tokenizer, [plain])
