@@ -36,7 +36,7 @@ def cut_vocabulary(folder):
 def cut_late_merges(folder):
     """The words of every day are still read as they should be."""
     lines = (folder / "tokenizer" / "merges.txt").read_text().split("\n")
-    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines[:-1000]))
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines[:-1001]))
 
 
 def cut_late_vocabulary(folder):

@@ -429,6 +429,19 @@ def test_other_pipelines_are_refused_in_one_sentence(sd1):
             memlib.mitigate(other, "pad-swap")
 
 
+def test_a_tokenizer_that_names_no_length_is_refused_with_the_line_that_helps(pipe):
+    own = pipe.tokenizer.model_max_length
+    try:
+        pipe.tokenizer.model_max_length = int(1e30)  # what transformers takes where a folder names none
+        with pytest.raises(InputError, match=r"set pipe\.tokenizer\.model_max_length = 77\.") as caught:
+            memlib.mitigate(pipe, "pad-swap")
+        exec(str(caught.value).rpartition("set ")[2].rstrip("."), {"pipe": pipe})
+        with memlib.mitigate(pipe, "pad-swap") as handle:
+            assert close(handle.embed(PROMPTS), by_hand(pipe, "pad-swap", PROMPTS))
+    finally:
+        pipe.tokenizer.model_max_length = own
+
+
 # --- sampling, store and tables
 
 

@@ -134,7 +134,8 @@ def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offl
 
 
 @pytest.mark.slow
-def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
+@pytest.mark.parametrize("n_prompts", [1, 2])
+def test_scenarios_without_a_model_are_not_measured(n_prompts, sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
     tuned = offline / "tuned"
@@ -143,7 +144,7 @@ def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
         (tuned / part.name).symlink_to(part)
     (tuned / "prompts.csv").write_text(prompts.read_text(encoding="utf-8"), encoding="utf-8")
     shared = {"substrate": str(sd1_tiny), "memorized": str(prompts), "not_memorized": str(prompts), "small_model": str(tuned)}
-    out = execute("14_scenarios", offline, **shared, methods=["static-transition", "pad-mask"], n_prompts=2, n_seeds=1, n_timed=1, steps=4)
+    out = execute("14_scenarios", offline, **shared, methods=["static-transition", "pad-mask"], n_prompts=n_prompts, n_seeds=1, n_timed=1, steps=4)
     verdicts = read_verdicts(out)
     assert [v["claim"] for v in verdicts] == ["B3", "B6"] and {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
