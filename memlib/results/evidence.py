@@ -134,13 +134,13 @@ def scoring(edits: Sequence[Edit], metrics: Sequence[str]) -> Measurement:
 
 def gather(
     page: str, run: Experiment, sets: Mapping[str, str | PromptSet], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
-    checked: Mapping[str, int] = CHECKED, anew: Measurement | None = None,
+    checked: Mapping[str, int | None] = CHECKED, anew: Measurement | None = None,
 ) -> Evidence:  # fmt: skip
     """Measure groups of prompts, or take the reference run's rows and check some of them, as `profile` says (see the module).
 
     `page` is the notebook's name; `sets` has by label a prompt set as `memlib.experiment.Experiment.control` takes it ("auto" for what was seen
     once, "none" for no such group); at most `n_prompts` of each are measured live or for the reference. A check measures `checked` prompts of each
-    label (2 where it is not named), by the measurement `anew` where that is less than all. Raises InputError for another profile, and where rows
+    label (2 where it is not named, None for all, 0 for none), by the measurement `anew` where that is less than all. Raises InputError for another profile, and where rows
     measured anew differ from the reference by more than TOLERANCE.
     """
     if profile not in PROFILES:
@@ -151,7 +151,7 @@ def gather(
     whole = {label: group for label, prompts in sets.items() if (group := run.control(prompts, None, label)) is not None}
     kept = {label: fitting(rows, group) for label, group in whole.items()} if profile == "check" and len(rows := read(path)) else {}
     if all(len(rows) for rows in kept.values()) and kept:
-        few = {label: run.group(whole[label].prompts, count, label).part(None, 1) for label in whole if (count := checked.get(label, 2))}
+        few = {label: run.group(whole[label].prompts, count, label).part(None, 1) for label in whole if (count := checked.get(label, 2)) != 0}
         now = {label: (anew or measurement)(group) for label, group in few.items()}
         found = require_agreement(join(now.values()), join(kept.values()), path)
         return Evidence(few, kept, _words(few, kept, found), bounds)
