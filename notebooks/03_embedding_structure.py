@@ -41,22 +41,23 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from memlib.base.errors import InputError
 from memlib.experiment.captioned import Captioned
-from memlib.experiment.page import NOT_MEASURED, Page, at_hand, told
+from memlib.experiment.page import NOT_MEASURED, Page, told
 from memlib.judging.bounded import student_change, student_mean
 from memlib.prompts.embedding import encode_prompts
 from memlib.prompts.sets import load_prompts
 from memlib.prompts.structure import SPANS, cosines_behind_eot, project, silhouettes, span_cosines, span_ranks
 from memlib.results import figures as plots
 from memlib.results import table
-from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, Evidence, gather
+from memlib.results.evidence import DESCRIPTIONS, ENDS, MEMORIZED, SEEN_ONCE, Evidence, gather
 
 page = Page("C3a")
 plots.style()
 run = page.experiment(n_seeds=1)  # states of a text encoder have no seed
 PADDINGS = {"eot": "padded with <eot>", "!": "padded with !", "sot": "padded with <sot>"}
 PAIRS = {f"cosine {SPANS[a]} – {SPANS[b]}": (a, b) for a in range(4) for b in range(a, 4) if a != b or SPANS[a] in ("pr", "pad")}
-COSINE, CLUSTERS, LENGTH, ENDS = "cosine eot – pad", "silhouette eot | pad", "tokens of the prompt", (-1.0, 1.0)
+COSINE, CLUSTERS, LENGTH = "cosine eot – pad", "silhouette eot | pad", "tokens of the prompt"
 RANKS = {f"effective rank of {span}": span for span in ("pad", "pr")}
 FACTS = [CLUSTERS, "silhouette pr | pad", *RANKS, LENGTH]
 FIRST, SECOND, THIRD = PADDINGS.values()
@@ -80,22 +81,24 @@ def unseeded(estimate):
     return None if estimate is None else replace(estimate, n_seeds=0)
 
 
-def measured(name, method, of=MEMORIZED, on=None):
-    """Mean of a cosine or silhouette, which lie between -1 and 1."""
-    values = (on or found).values(name, method, of)
-    return None if values is None else unseeded(student_mean(values, ENDS))
+def encoder(name):
+    """A run of another text encoder; None, and a line that says so, where its weights are not at hand."""
+    try:
+        return page.experiment(substrate=name, n_seeds=1)
+    except InputError as missing:
+        return print(f"{name}: {NOT_MEASURED}. {str(missing).partition(':')[0]}.")
 
 
 sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
 found = second = gather(page.name, run, sets, structure, profile, n_prompts, dict.fromkeys(sets, n_prompts))
 name = {"auto": "sd21" if run.substrate.name == "sd14" else run.substrate.name}.get(other_substrate, other_substrate)
-if name != run.substrate.name and (other := at_hand(lambda: page.experiment(substrate=name, n_seeds=1), what=name)):
+if name != run.substrate.name and (other := encoder(name)):
     second = gather(page.name, other, {MEMORIZED: run.group(memorized, n_prompts).prompts}, structure, profile, None, {MEMORIZED: None})
 pair = found.values(COSINE, FIRST), second.values(COSINE, SECOND)
-nearer = None if pair[0] is None or pair[1] is None else unseeded(student_change(*pair, ENDS))
-page.conclude({"C3a": [nearer, measured(CLUSTERS, FIRST), measured(CLUSTERS, SECOND, on=second)]}, run)
-cosine = {(method, of): told(measured(COSINE, method, of)) for method in PADDINGS.values() for of in (MEMORIZED, SEEN_ONCE)}
-cluster = {(method, of): told(measured(CLUSTERS, method, of)) for method in PADDINGS.values() for of in (MEMORIZED, SEEN_ONCE)}
+nearer = None if pair[0] is None or pair[1] is None else student_change(*pair, ENDS["cosine"])
+page.conclude({"C3a": [unseeded(part) for part in (nearer, found.mean(CLUSTERS, FIRST), second.mean(CLUSTERS, SECOND))]}, run)
+cosine, cluster = ({(method, of): told(found.mean(fact, method, of)) for method in PADDINGS.values() for of in (MEMORIZED, SEEN_ONCE)}
+                   for fact in (COSINE, CLUSTERS))  # fmt: skip
 page.answer(
     f"With `<eot>` for padding the cosine between the `<eot>` state and the padding's is {cosine[FIRST, MEMORIZED]}, with `!` {cosine[SECOND, MEMORIZED]}; as",
     f"clusters they are {cluster[FIRST, MEMORIZED]} and {cluster[SECOND, MEMORIZED]} apart (silhouette: 1 is apart, 0 or less mixed).",
@@ -127,7 +130,7 @@ plots.bands(panels, "position behind <eot>", "cosine with the <eot> state", widt
 # Kim and No show planes of states (their Figure 14) and print no number, so that planes are what can stand beside each other: all states of some prompts,
 # of the padding eight a prompt, by the first two principal components and by t-SNE. `<sot>` is the same state for every prompt.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-planes", "caption": "States of the four spans in the plane, by principal components (above) and by t-SNE (below), a column for each padding token. Colour and form tell the span; filled marks are memorized prompts. Look whether triangles (`<eot>`) and diamonds (`<pad>`) lie together; distances between far groups mean nothing in t-SNE."}, "image": {"alt": "States of the four spans in the plane: principal components above, t-SNE below, one column per padding token, memorized prompts filled and titles seen once hollow", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-planes", "caption": "States of the four spans in the plane, by principal components (above) and by t-SNE (below), a column for each padding token. Colour and form tell the span; filled marks are memorized prompts. Look whether diamonds (`<eot>`) and triangles (`<pad>`) lie together; distances between far groups mean nothing in t-SNE."}, "image": {"alt": "States of the four spans in the plane: principal components above, t-SNE below, one column per padding token, memorized prompts filled and titles seen once hollow", "width": "100%"}}
 some = {of: group.prompts.first(n_shown).prompts for of, group in list(found.groups.items())[:2]}
 shown = {padding: encode_prompts(run.substrate, [prompt for prompts in some.values() for prompt in prompts], padding) for padding in PADDINGS}
 planes = {method: {PADDINGS[p]: project(e, method, seed=seed) for p, e in shown.items()} for method in ("pca", "tsne")}
@@ -145,7 +148,7 @@ plots.planes({"PCA": tables["pca"], "t-SNE": tables["tsne"]}, dict(enumerate(of 
 figures = load_prompts("figures").unique()
 chosen = {MEMORIZED: figures.table["kind"] == "memorized", DESCRIPTIONS: figures.table["kind"].str.startswith("non-memorized")}
 for name in towers:
-    if name != run.substrate.name and (tower := at_hand(lambda: page.experiment(substrate=name, n_seeds=1), what=name)):
+    if name != run.substrate.name and (tower := encoder(name)):
         own = Evidence({}, {of: structure(tower.group(figures.select(mask.to_numpy()), label=of)) for of, mask in chosen.items()}, "")
         display(Captioned(own.summary(list(PADDINGS.values()), [COSINE, *FACTS]), f"Text encoder of {name}, prompts of the text's figures"))
 
@@ -205,7 +208,7 @@ page.run_it()
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({f"structure_cosine_{key}": measured(COSINE, method) for key, method in zip(("eot", "bang", "sot"), PADDINGS.values())})
+page.glue({f"structure_cosine_{key}": found.mean(COSINE, method) for key, method in zip(("eot", "bang", "sot"), PADDINGS.values())})
 
 # %% tags=["remove-input"]
 run.provenance()

@@ -147,7 +147,7 @@ def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypa
     (verdict,) = read_verdicts(out)
     assert verdict["claim"] == "C3a" and verdict["verdict"] != "not testable here" and verdict["n_prompts"] == 2
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "sd14: not measured here. The weights of sd14 are missing." in page and "<i>Game" not in page
+    assert "sd14: not measured. The weights of sd14 are missing." in page and "<i>Game" not in page
 
 
 @pytest.mark.slow
