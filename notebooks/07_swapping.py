@@ -97,7 +97,8 @@ page.answer(
     f"With `<eot>` exchanged the share of memorized pairs whose picture stays near the own one is {near[OWN, EOT, MEMORIZED]}, and near the other's",
     f"{near[OTHER, EOT, MEMORIZED]}; with the padding exchanged as well it is {near[OWN, BOTH, MEMORIZED]} and {near[OTHER, BOTH, MEMORIZED]}.",
     f"Of titles of the same kind that were seen once it is {near[OWN, EOT, SEEN_ONCE]} and {near[OTHER, EOT, SEEN_ONCE]}, then",
-    f"{near[OWN, BOTH, SEEN_ONCE]} and {near[OTHER, BOTH, SEEN_ONCE]}: what both kinds share says where a picture's content is kept, and nothing of memorization.",
+    f"{near[OWN, BOTH, SEEN_ONCE]} and {near[OTHER, BOTH, SEEN_ONCE]}: what both kinds share says where the content of a picture is kept,",
+    "and nothing of memorization.",
 )
 print(found.words)
 
