@@ -90,8 +90,9 @@ def everything(group):
     around = aligned(recorded, group)
     for place in (EOT, PAD):
         means = np.nanmean(span_mean(around, SPANS[place]), (2, 3))
-        rows += [table.rows_of(group, f"{name}, step {k}", f"{place} by layer and step", value)
-                 for k, line in enumerate(means) for name, value in zip(short_names(layers), line)]  # fmt: skip
+        cells = {f"{name}, step {k}": value for k, line in enumerate(means) for name, value in zip(short_names(layers), line)}
+        one = table.rows_of(group, "none", f"{place} by layer and step", 0.0)
+        rows.append(pd.concat([one] * len(cells), ignore_index=True).assign(method=list(cells), value=list(cells.values())))
     return table.join(rows)
 
 
