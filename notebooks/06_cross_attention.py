@@ -66,8 +66,8 @@ ENTROPY = {"entropy at the first step": slice(0, 1), "entropy over the last ten 
 
 
 def aligned(values, group):
-    """Attention [..., P, S, 77] at the eleven positions around <eot>, [..., P, S, 11]; NaN where a prompt does not reach."""
-    return np.moveaxis(aligned_at_eot(np.moveaxis(values, -2, 0), group.embedding.tokens), 0, -2)
+    """Attention [..., P, S, 77] at the eleven positions around <eot>, [..., P, S, 11], in even shares (1 of 77); NaN where a prompt does not reach."""
+    return values.shape[-1] * np.moveaxis(aligned_at_eot(np.moveaxis(values, -2, 0), group.embedding.tokens), 0, -2)
 
 
 def at_last_step(group, unedited=None):
@@ -114,12 +114,12 @@ idle = run.substrate.pad_id == PADDINGS["!"]
 falls = {edit: None if idle or (values := fall(edit)) is None else student_mean(values) for edit in EDITS}
 because = {"C6b": "This model pads with ! already, so that two of the three edits do not change the padding."} if idle else {}
 page.conclude({"C6a": [found.contrast(EOT), found.contrast(PAD)], "C6b": list(falls.values())}, run, because)
-at = {(metric, of): told(found.mean(metric, "none", of), 4) for metric in (EOT, PAD) for of in (MEMORIZED, SEEN_ONCE)}
+at = {(metric, of): told(found.mean(metric, "none", of)) for metric in (EOT, PAD) for of in (MEMORIZED, SEEN_ONCE)}
 left = {(metric, of): told(found.share(metric, EDITS[1], of=of)) for metric in (END, PROMPT) for of in (MEMORIZED, SEEN_ONCE)}
 page.answer(
-    f"At the last step `<eot>` draws {at[EOT, MEMORIZED]} of the attention on memorized prompts and a padding position next to it {at[PAD, MEMORIZED]}",
-    f"(an even share is {1 / 77:.3f}); under `!` for padding and `<eot>` zeroed, {left[END, MEMORIZED]} of what was there is left at `<eot>` and padding, and",
-    f"{left[PROMPT, MEMORIZED]} at the prompt.",
+    f"At the last step `<eot>` draws {at[EOT, MEMORIZED]} even shares of the attention (1 of 77 positions) on memorized prompts, and a padding position next",
+    f"to it {at[PAD, MEMORIZED]}; under `!` for padding and `<eot>` zeroed the attention at `<eot>` and padding becomes {left[END, MEMORIZED]} of what it was,",
+    f"and that at the prompt {left[PROMPT, MEMORIZED]}.",
     f"On titles of the same kind that were seen once it is {at[EOT, SEEN_ONCE]} and {at[PAD, SEEN_ONCE]}, then {left[END, SEEN_ONCE]} and",
     f"{left[PROMPT, SEEN_ONCE]}: only what differs between the two belongs to memorization.",
 )
@@ -133,10 +133,10 @@ def at_positions(values):
 
 figure, axes = plt.subplots(1, 1 + len(found.rows), figsize=(4.2 * (1 + len(found.rows)), 3.6))
 curves = {f"{of} ({found.count(of)})": at_positions([found.values(name, "none", of) for name in AT.values()]) for of in found.rows}
-plots.by_position(curves, offsets, "attention per position", "unedited", axes[0])
+plots.by_position(curves, offsets, "attention (even shares)", "unedited", axes[0])
 for axis, of in zip(axes[1:], found.rows):
     curves = {name_of(edit): at_positions([change(name, edit, of) for name in AT.values()]) for edit in EDITS}
-    plots.by_position(curves, offsets, "change of attention per position", of, axis)
+    plots.by_position(curves, offsets, "change of attention (even shares)", of, axis)
     axis.axhline(0, color="black", linewidth=0.8)
 figure.tight_layout();
 
@@ -148,7 +148,7 @@ figure.tight_layout();
 # Attention here is the conditional half's probability, averaged over heads and pixels, at the last step, in the layers that the text shows: those at the
 # finest resolution of the U-Net's down path that have cross-attention (in Stable Diffusion the two 64-pixel layers). Prompts are aligned at `<eot>`. A
 # prompt of fewer than five tokens has no value at the places it does not reach; `<sot>`, which draws attention whatever the prompt, is never counted among
-# the prompt positions.
+# the prompt positions. Attention is told in even shares: 1 is what each of the 77 positions would draw if all drew alike.
 #
 # The edits: padding replaced by `!` when the prompt is encoded; the same with the `<eot>` state set to zero; and 70 % of the padding states set to zero,
 # spread evenly (the text does not say which; evenly treats near and far positions alike). A state set to zero still has its place in the softmax.
@@ -176,7 +176,7 @@ shown = [group.part(4, 1) for group in found.groups.values()]
 maps = [np.moveaxis(aligned_at_eot(np.moveaxis(last_maps(group.experiment, group.embedding, finest), 0, 2), group.embedding.tokens), 2, 0) for group in shown]
 maps, pictures = np.concatenate(maps), np.concatenate([group.pictures()[:, 0] for group in shown])
 limits = 0.0, float(np.nanpercentile(maps, 99))
-print(f"Black to pale yellow: 0 to {limits[1]:.3f} or more of a pixel's attention; an even share is {1 / 77:.3f}. Layers: {', '.join(short_names(finest))}.")
+print(f"Black to pale yellow: 0 to {77 * limits[1]:.0f} even shares of a pixel's attention, or more. Layers: {', '.join(short_names(finest))}.")
 columns = ["eot" if offset == 0 else f"{offset:+d}" for offset in offsets]
 plots.attention_maps(maps, pictures, [prompt for group in shown for prompt in group.prompts.prompts], columns, limits=limits);
 
@@ -191,7 +191,7 @@ by_cell = {(of, metric): found.rows[of][found.rows[of]["metric"] == f"{metric} b
            for metric in (EOT, PAD) for of in found.rows}  # fmt: skip
 panels = {f"{metric}, {of}": np.array([[values[f"{name}, step {k}"] for k in range(len(values) // len(layers))] for name in short_names(layers)])
           for (of, metric), values in by_cell.items()}  # fmt: skip
-plots.heat_maps(panels, short_names(layers), "step (0 is the noisiest)", "attention per position", columns=len(found.rows));
+plots.heat_maps(panels, short_names(layers), "step (0 is the noisiest)", "attention (even shares)", columns=len(found.rows));
 
 # %% [markdown]
 # ## Is it about memorization?
@@ -205,8 +205,8 @@ def apart(edit, of):
     return None if pair[0] is None or pair[1] is None else student_contrast(*pair)
 
 
-lines = {("unedited", metric): {f"minus {of}": told(found.contrast(metric, against=of), 4) for of in others} for metric in (EOT, PAD, PROMPT)}
-lines |= {(name_of(edit), "fall less twice the change at the prompt"): {f"minus {of}": told(apart(edit, of), 4) for of in others} for edit in EDITS}
+lines = {("unedited", metric): {f"minus {of}": told(found.contrast(metric, against=of)) for of in others} for metric in (EOT, PAD, PROMPT)}
+lines |= {(name_of(edit), "fall less twice the change at the prompt"): {f"minus {of}": told(apart(edit, of)) for of in others} for edit in EDITS}
 Captioned(pd.DataFrame(lines).T.rename_axis(["edit", "quantity"]), "Memorized prompts minus others") if others else print(f"other prompts: {NOT_MEASURED}")
 
 # %% [markdown]
@@ -233,12 +233,12 @@ page.what_would_change()
 lines = []
 for of in found.rows:
     for edit in ("none", *EDITS):
-        line = {"prompts": f"{of} ({found.count(of)})", "edit": name_of(edit)} | {name: told(found.mean(name, edit, of), 4) for name in (EOT, PAD, PROMPT)}
+        line = {"prompts": f"{of} ({found.count(of)})", "edit": name_of(edit)} | {name: told(found.mean(name, edit, of)) for name in (EOT, PAD, PROMPT)}
         for name in (EOT, PAD, PROMPT) if edit != "none" else ():
             line[f"{name}, share left"] = told(found.share(name, edit, of=of))
-        line["fall less twice the change at the prompt"] = "" if edit == "none" or (values := fall(edit, of)) is None else student_mean(values).text(4)
+        line["fall less twice the change at the prompt"] = "" if edit == "none" or (values := fall(edit, of)) is None else student_mean(values).text()
         lines.append(line)
-caption = "Attention per position at the last step: means with 95 % intervals, by prompts and edit"
+caption = "Attention per position at the last step, in even shares: means with 95 % intervals, by prompts and edit"
 Captioned(pd.DataFrame(lines).set_index(["prompts", "edit"]), caption, folded=True)
 
 # %% [markdown]
