@@ -58,6 +58,7 @@ from memlib.results import figures as plots
 from memlib.results import table
 from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather
 from memlib.results.figures.interactive import Story, switch_figure
+from memlib.results.figures.style import short
 
 page = Page("B2")
 plots.style()
@@ -152,7 +153,7 @@ HTML(switch_figure(stories, threshold))
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-pictures", "caption": "One row for each prompt of the interactive figure, first seed, made now: guidance begins later from left to right, and never in the last column. Memorized prompts first, then a title that was seen once."}, "image": {"alt": "Pictures with guidance switched on later and later from left to right, one row per prompt: memorized prompts, then a title seen once", "width": "100%"}}
 shown = sorted({round(i) for i in np.linspace(0, len(swept), min(13, len(swept) + 1))})
 titles = [FREE if k == len(swept) else f"step {swept[k]}" for k in shown]
-plots.montage({f"{i + 1}  {story.prompt}": story.pictures[shown] for i, story in enumerate(stories)}, titles);
+plots.montage({short(f"{i + 1}  {story.prompt}", 33): story.pictures[shown] for i, story in enumerate(stories)}, titles);
 
 # %% [markdown]
 # ## The flip that the trace predicts, and the flip that the sweep finds
