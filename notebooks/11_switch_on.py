@@ -107,7 +107,8 @@ page.answer(
     f"{told(found.mean(TRAINING, on_from(last)))} with guidance from step {last}; where it falls below the strict bound and where the trace says lie",
     f"{told(apart, 1)} steps apart (with sign {told(signed, 1)}; below 0: the picture is lost before the transition).",
     f"Their similarity to the picture that plain guidance gives is {own.get(MEMORIZED, NOT_MEASURED)} with guidance from step {half}, that of titles of the",
-    f"same kind that were seen once {own.get(SEEN_ONCE, NOT_MEASURED)}: a fall that both show is no sign of memorization.",
+    f"same kind that were seen once {own.get(SEEN_ONCE, NOT_MEASURED)}: what both have lost by then is no matter of memorization, the difference of",
+    f"{told(found.contrast(ORIGINAL, on_from(half)))} between them is.",
 )
 print(found.words)
 
