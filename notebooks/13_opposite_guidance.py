@@ -81,7 +81,7 @@ def measuring(regimes, edits):
 sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
 anew = measuring([FREE, OPPOSITE], ["none", METHODS[0]])
 found = gather(page.name, run, sets, measuring(REGIMES, ["none", *METHODS, BY_PROGRAM]), profile, n_prompts, anew=anew)
-switch = {(regime, of): found.values("transition", regime, of).astype(int) for regime in REGIMES for of in found.rows}
+switch = {(regime, of): found.values("transition", regime, of).astype(int) for of in found.rows for regime in REGIMES}
 # A run without a local minimum never switches: it counts as the number of steps, later than any other.
 step = {key: np.where(at < 0, steps, at).astype(float) for key, at in switch.items()}
 
@@ -98,10 +98,10 @@ dearest = {what: times.ratio(what, times.extreme(what, [m.title for m in METHODS
 page.conclude({"B5": [change(OPPOSITE, MEMORIZED)], "B8": list(dearest.values())}, run, {"B5": "No run has a transition."})
 share = {key: told(student_mean(at >= 0, (0, 1))) for key, at in switch.items()}
 page.answer(
-    f"With opposite guidance memorized prompts reach the transition {told(change(OPPOSITE, MEMORIZED), 1)} steps later (below 0: sooner); a share of",
+    f"Opposite guidance changes the transition step of memorized prompts by {told(change(OPPOSITE, MEMORIZED), 1)} (below 0: sooner); a share of",
     f"{share[FREE, MEMORIZED]} of runs has one without guidance and {share[OPPOSITE, MEMORIZED]} with it.",
-    f"Titles of the same kind that were seen once: {told(change(OPPOSITE, SEEN_ONCE), 1)} steps, shares of {share[FREE, SEEN_ONCE]} and"
-    f" {share[OPPOSITE, SEEN_ONCE]}." if SEEN_ONCE in found.rows else "",
+    f"Of titles of the same kind that were seen once it changes the step by {told(change(OPPOSITE, SEEN_ONCE), 1)}, and shares of {share[FREE, SEEN_ONCE]} and"
+    f" {share[OPPOSITE, SEEN_ONCE]} have one." if SEEN_ONCE in found.rows else "",
     f"The slowest of the four methods takes {told(dearest['seconds'], 3)} times as long as no mitigation.",
 )
 print(found.words)
