@@ -162,8 +162,8 @@ plots.bands({of: {regime: middle_half(magnitude[regime, of]) for regime in REGIM
             "step (0 is the noisiest)", "magnitude of the difference");  # fmt: skip
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-single", "caption": "Single traces of three memorized prompts, first seed. The mark is the step at which Algorithm 1 switches; a trace without a mark never does."}, "image": {"alt": "Single traces of three memorized prompts without guidance and under opposite guidance of two strengths, with the transition step marked", "width": "100%"}}
-names = found.rows[MEMORIZED].query("metric == 'transition'")["prompt"].unique()[:3]
-plots.marked_traces({regime: [(name, magnitude[regime, MEMORIZED][i, 0], switch[regime, MEMORIZED][i, 0]) for i, name in enumerate(names)]
+first = found.rows[MEMORIZED].query("metric == 'transition'")["prompt"].unique()[:3]
+plots.marked_traces({regime: [(name, magnitude[regime, MEMORIZED][i, 0], switch[regime, MEMORIZED][i, 0]) for i, name in enumerate(first)]
                      for regime in REGIMES}, "magnitude of the difference");  # fmt: skip
 
 # %% [markdown]
@@ -181,6 +181,12 @@ for (regime, of), at in switch.items():
                   "step, median [quartiles]": median_step(at), "change, all pairs": "–" if regime == FREE else told(change(regime, of), 1),
                   "change, where both switch": "–" if regime == FREE else both})  # fmt: skip
 Captioned(pd.DataFrame(lines).set_index(["prompts", "until the transition"]), "The step at which Algorithm 1 switches, and how it changes")
+
+# %% tags=["hide-input"]
+names = found.rows[MEMORIZED].query("metric == 'transition'")["prompt"].unique()[:12]
+by_seed = {f"seed {s}, {regime}": ["never" if k < 0 else str(k) for k in switch[regime, MEMORIZED][: len(names), s]]
+           for s in range(min(2, switch[FREE, MEMORIZED].shape[1])) for regime in (FREE, OPPOSITE)}  # fmt: skip
+Captioned(pd.DataFrame(by_seed, index=pd.Index(names, name="prompt")), "Transition steps of single memorized prompts", folded=True)
 
 # %% [markdown]
 # ## Is it about memorization?
