@@ -90,7 +90,7 @@ plots.dose_response(curves, "copies of a pair in an epoch", "share of pairs repr
 found = {name: {each.figure.name: each for each in kept(name)} for name in models}
 lines = {each.says: {"wanted": each.bar, **{name: f"{told(by[key].estimate)}: {by[key].state}" for name, by in found.items() if key in by}}
          for key, each in figures().items() if any(key in by and by[key].estimate for by in found.values())}  # fmt: skip
-print(f"{len(figures()) - len(lines)} of {len(figures())} figures could not be measured on {' and '.join(models)}.")
+print("; ".join(f"of {len(figures())} figures {sum(each.estimate is not None for each in by.values())} were measured on {name}" for name, by in found.items()) + ".")
 Captioned(pd.DataFrame(lines).T.fillna(NOT_MEASURED).rename_axis("premise"), "Premises, with 95 % intervals (memlib premises)")
 
 # %% [markdown]

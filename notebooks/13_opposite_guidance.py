@@ -150,7 +150,7 @@ Captioned(costs, "What waiting costs: one picture at a time, not from the store,
 #
 # Each column is one prompt with its first seed, made now.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-pictures", "caption": "The original picture, static and dynamic transition points with and without opposite guidance, and the training picture; first memorized prompts, then titles that were seen once. A picture that does not fit its prompt was never guided."}, "image": {"alt": "Original pictures, pictures under static and dynamic transition points with and without opposite guidance, and training pictures, one column per prompt", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-pictures", "caption": "The original picture, static and dynamic transition points with and without opposite guidance, and the training picture; first memorized prompts, then titles that were seen once. Look for memorized pictures that stay, and for what comes instead where they go."}, "image": {"alt": "Original pictures, pictures under static and dynamic transition points with and without opposite guidance, and training pictures, one column per prompt", "width": "100%"}}
 show.sheet(found, ["none", *METHODS]);
 
 # %% [markdown]
