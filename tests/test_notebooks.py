@@ -1,12 +1,15 @@
 """The notebooks on a checkpoint of Stable Diffusion's classes, and with bad input, through plain papermill."""
 
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from memlib.base.errors import InputError
@@ -18,18 +21,44 @@ from memlib.prompts.lengths import read_statistics
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
+SETTINGS = ("MEMLIB_OFFLINE", "MEMLIB_METRICS", "MEMLIB_STORE", "MEMLIB_MODELS", "MEMLIB_DATA", "HF_HUB_CACHE")
+# What a kernel begins a run with: an empty namespace, and the settings that the test made.
+BEGIN = """import os
+for name, value in {settings!r}.items():
+    os.environ.pop(name, None) if value is None else os.environ.update({{name: value}})
+get_ipython().reset(new_session=True)"""
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all of these runs: imports are half of a short run."""
+    manager = KernelManager(kernel_name="python3")
+    yield manager
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
+def offline(monkeypatch, tmp_path, kernel):
     monkeypatch.setenv("MEMLIB_OFFLINE", "1")
     monkeypatch.setenv("MEMLIB_METRICS", str(tmp_path / "metrics"))
     monkeypatch.setenv("MEMLIB_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys.modules[__name__], "running", kernel)
     return tmp_path
 
 
+running = None
+
+
 def execute(name, folder, **parameters):
-    out = folder / f"{name}.ipynb"
-    papermill.execute_notebook(str(NOTEBOOKS / f"{name}.ipynb"), str(out), parameters, kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=False)
+    """Run a notebook through papermill in the kernel of these tests, and return the executed copy."""
+    begin, out = folder / "begin.ipynb", folder / f"{name}.ipynb"
+    if not running.has_kernel:
+        running.start_kernel(env=os.environ | {"OMP_NUM_THREADS": "1"}, extra_arguments=["--log-level=ERROR"])
+    cell = nbformat.v4.new_code_cell(BEGIN.format(settings={key: os.environ.get(key) for key in SETTINGS}))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).metadata), begin)
+    for source, target, given in ((begin, begin, {}), (NOTEBOOKS / out.name, out, parameters)):
+        papermill.execute_notebook(str(source), str(target), given, kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=False, km=running)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,6 +156,28 @@ def test_projections_are_back_after_an_exception_with_what_others_put_there(tiny
         assert "forward" not in vars(layer.to_k) and layer.to_v.forward is theirs
     finally:
         del layer.to_v.forward
+
+
+def test_projections_are_used_in_any_order_of_leaving_and_by_one_thread_alone(tiny):
+    layer = next(m for n, m in tiny.unet.named_modules() if n.endswith("attn2"))
+    text, called = encode_prompts(tiny, ["a cat"]).states, []
+    plain = layer.to_k(text)
+    hook = layer.to_k.register_forward_hook(lambda *_: called.append(1))
+    first, second = TextCache(tiny.unet), TextCache(tiny.unet)
+    try:
+        with torch.no_grad():
+            outer, inner, again = first.used(), second.used(), second.used()
+            for context in (outer, inner, again):
+                context.__enter__()
+            with ThreadPoolExecutor(1) as other:
+                assert torch.equal(other.submit(layer.to_k.forward, text).result(), plain) and not first._seen and not second._seen
+            for context in (outer, again):
+                context.__exit__(None, None, None)
+            assert torch.equal(layer.to_k(text), plain) and layer.to_k in second._seen and layer.to_k not in first._seen
+            inner.__exit__(None, None, None)
+        assert not any("forward" in vars(module) for module in tiny.unet.modules()) and called
+    finally:
+        hook.remove()
 
 
 def test_layouts_and_fused_products_give_the_same_latents(sd1_tiny):

@@ -36,9 +36,6 @@ class FakeSubstrate:
     dtype: torch.dtype = torch.float32
     beta_end: float = 0.012
 
-    def refuse_unnamed_changes(self):
-        pass
-
     def scheduler(self, kind, steps):
         return SimpleNamespace(config={"kind": kind, "beta_end": self.beta_end, "_private": object()})
 

@@ -19,7 +19,7 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 def key(folder, row=0, seed=0, steps=50, guidance=7.5, scheduler="ddim", uncond=UNCOND, dtype=torch.float32, mitigation=None):
     made = {"ddim": DDIMScheduler(**SCHEDULE), "dpm": DPMSolverMultistepScheduler(**SCHEDULE)}
-    substrate = SimpleNamespace(weights_hash="ab" * 32, dtype=dtype, scheduler=lambda kind, steps: made[kind], refuse_unnamed_changes=lambda: None)
+    substrate = SimpleNamespace(weights_hash="ab" * 32, dtype=dtype, scheduler=lambda kind, steps: made[kind])
     embedding = SimpleNamespace(states=STATES[[row]])
     asked = PictureStore(folder).asked(substrate, embedding, [seed], Recipe(steps, guidance, scheduler), uncond=uncond, mitigation=mitigation)
     return asked.keys[0][0]

@@ -1,6 +1,7 @@
 """Filters against hand-made batches and recorded attention, caption changes against their counts, and resume to the bit."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,29 @@ def test_entropy_is_that_of_recorded_attention_and_the_prediction_stays(given):
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
     with pytest.raises(RuntimeError, match="stop"), watched_attention(part.module):
         raise RuntimeError("stop")
+    assert not any("get_attention_scores" in module.__dict__ for module in part.module.modules())
+
+
+def test_attention_is_watched_in_any_order_of_leaving_and_by_one_thread_alone(given):
+    part = part_with(given, "entropy-filter")
+    layers = part.module.attn_processors
+    batch = part.noised(0, [text for _, text, _ in part.examples(0)])
+
+    def step():
+        with torch.no_grad():
+            part.module(batch.noisy, batch.times, batch.states)
+
+    first, second = watched_attention(part.module), watched_attention(part.module)
+    outer, inner = first.__enter__(), second.__enter__()
+    step()
+    assert len(outer) == len(inner) > 0
+    with ThreadPoolExecutor(1) as other:
+        other.submit(step).result()
+    assert len(outer) == len(inner) == sum("attn2" in name for name in layers)
+    first.__exit__(None, None, None)
+    step()
+    assert len(inner) == 2 * len(outer)
+    second.__exit__(None, None, None)
     assert not any("get_attention_scores" in module.__dict__ for module in part.module.modules())
 
 

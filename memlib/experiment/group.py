@@ -18,7 +18,7 @@ from memlib.base.errors import InputError, NotMeasured
 from memlib.base.hashing import digest
 from memlib.experiment import picture_policy as care
 from memlib.experiment import scores
-from memlib.experiment.settings import Edit, Settings
+from memlib.experiment.settings import Edit, Settings, forget_other_models
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations import REGISTRY, Mitigation
 from memlib.prompts.embedding import Embedding, encode_prompts
@@ -40,14 +40,23 @@ class Group:
     label: str
     _pictures: dict[Edit, np.ndarray] = field(default_factory=dict, repr=False)
     _embeddings: dict[Edit, Embedding] = field(default_factory=dict, repr=False)
+    _embedding: Embedding | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    @cached_property
+    @property
     def embedding(self) -> Embedding:
-        """The unedited embedding, N x 77 x width, under the substrate's own padding."""
-        return encode_prompts(self.experiment.substrate, self.prompts.prompts)
+        """The unedited embedding, N x 77 x width, under the substrate's own padding; it can be set to what was encoded elsewhere."""
+        self._forget_other_models()
+        if self._embedding is None:
+            self._embedding = encode_prompts(self.experiment.substrate, self.prompts.prompts)
+        return self._embedding
+
+    @embedding.setter
+    def embedding(self, encoded: Embedding) -> None:
+        self._forget_other_models()
+        self._embedding = encoded
 
     @cached_property
     def descriptions(self) -> list[str]:
@@ -76,6 +85,7 @@ class Group:
 
     def pictures(self, edit: Edit = "none") -> np.ndarray:
         """Pictures under an intervention of `memlib.prompts.interventions` or a mitigation, uint8 [N, S, H, W, 3]."""
+        self._forget_other_models()
         if edit not in self._pictures:
             self._pictures[edit] = self.sample(self._edited(edit), edit if isinstance(edit, Mitigation) else None)
             while len(self._pictures) > 1 and sum(pictures.nbytes for pictures in self._pictures.values()) > HELD_BYTES:
@@ -111,6 +121,7 @@ class Group:
 
     def some_pictures(self, edit: Edit, rows: Sequence[int], n_seeds: int | None = None) -> np.ndarray:
         """The pictures of these prompts alone, with the first `n_seeds` seeds, uint8 [R, S, H, W, 3]; as `pictures`, and no others are made."""
+        self._forget_other_models()
         if edit in self._pictures:
             return self._pictures[edit][list(rows), :n_seeds]
         fewer = copy.copy(self.experiment)
@@ -120,9 +131,16 @@ class Group:
 
     def _edited(self, edit: Edit) -> Embedding:
         """`edited`, once for each edit: a padding that is encoded again takes time."""
+        self._forget_other_models()
         if edit not in self._embeddings:
             self._embeddings[edit] = self.edited(edit)
         return self._embeddings[edit]
+
+    def _forget_other_models(self) -> None:
+        if forget_other_models(self, self.experiment.substrate):
+            self._embedding = None
+            self._pictures.clear()
+            self._embeddings.clear()
 
     def hold(self, edit: Edit, embedding: Embedding) -> None:
         """Take `embedding` for what an edit makes of these prompts, as it was made elsewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,14 @@ class Settings:
         """`memlib.sampling.batches.sample_batches` under these settings, with their seeds and counted in their `cost` unless others are given."""
         options = {"batch_size": self.batch_size, "cost": self.cost, **options}
         return sample_batches(self.substrate, embedding, self.seeds if seeds is None else seeds, self.recipe(guidance), **options)
+
+
+def forget_other_models(holder: Any, substrate: Substrate) -> bool:
+    """Drop the cached properties of `holder` where the model was changed since they were made, and say whether it was; InputError as for `weights_hash`."""
+    now, held = substrate.weights_hash, vars(holder)
+    if held.setdefault("_made_with", now) == now:
+        return False
+    for name in [name for name in held if isinstance(getattr(type(holder), name, None), cached_property)]:
+        del held[name]
+    held["_made_with"] = now
+    return True

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from memlib.base.hashing import digest
-from memlib.models.hooks import of_this_thread
+from memlib.models.hooks import MethodStandIn, of_this_thread
 
 PARTS = ("unet", "vae", "text_encoder")
-SAMPLED = 32  # Values of each tensor that are looked at whenever a name is asked for.
+SAMPLED = 32  # Words of each tensor that are looked at one by one whenever a name is asked for, beside the sum of all.
 # Plain attributes that leave pictures as they are; torch's own and private ones are left out as well, but for those of adapters.
 IDLE = ("gradient_checkpointing", "name_or_path", "warnings_issued")
 ADAPTERS = ("_active_adapter", "_disable_adapters")
@@ -27,8 +27,9 @@ ADAPTERS = ("_active_adapter", "_disable_adapters")
 class LiveState:
     """What the parts of a pipeline held when this was made, for comparison with what they hold now.
 
-    Weights and buffers are compared by their place in memory, by torch's count of writes, and by a few of their values (writing to ``.data``
-    leaves no other trace); where one differs, by the hash of its content, so that a change that was taken back is none.
+    Weights and buffers are compared by their place in memory, by torch's count of writes, and by the sum of all their bits with a few of their
+    values (writing to ``.data`` leaves no other trace): a write past torch that only puts other values of a tensor into another order would be seen
+    at those few alone. Where one differs, by the hash of its content, so that a change that was taken back is none.
     """
 
     def __init__(self, pipe: Any):
@@ -78,11 +79,13 @@ def _mark(tensor: Tensor) -> tuple[Any, ...]:
     """What tells cheaply that a tensor is the same and was not written to."""
     if tensor.is_meta or tensor.is_sparse:
         return (id(tensor),)
-    count = min(SAMPLED, tensor.numel())
-    # Values evenly from its storage, whatever its layout; NaN is no difference.
-    values = tensor.as_strided((count,), (tensor.numel() // count,)) if count else tensor.flatten()
+    octets = tensor.contiguous().reshape(-1).view(torch.uint8)
+    octets = octets.clone() if octets.storage_offset() % 8 else octets
+    rest = len(octets) % 8
+    words = octets[: len(octets) - rest].view(torch.int64)  # eight octets at once, as fast as memory gives them; overflow does no harm
+    values = int(words.sum()), words[:: len(words) // SAMPLED + 1].tolist(), octets[len(octets) - rest :].tolist()
     writes = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), writes, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, str(values.double().tolist())
+    return tensor.data_ptr(), writes, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, values
 
 
 def _content(tensor: Tensor) -> str:
@@ -119,13 +122,25 @@ def _only_listens(hook: Any) -> bool:
     return getattr(hook, "__module__", "").startswith("transformers.") and getattr(hook, "__qualname__", "").endswith("output_capturing_hook")
 
 
+def _forward(module: nn.Module) -> Any:
+    """What a module has in the place of its class's `forward`; what memlib has put there (`TextCache`) changes no value and is looked through."""
+    found = vars(module).get("forward")
+    return found.own if isinstance(found, MethodStandIn) else found
+
+
+def _processor(module: nn.Module) -> Any:
+    """A module's attention processor, as this thread's calls find it (`memlib.sampling.attention.taps`)."""
+    found = getattr(module, "processor", None)
+    return getattr(found, "of_this_thread", found)
+
+
 def _calls(pipe: Any) -> dict[str, tuple[Any, ...]]:
     """How each module is called: its class, its hooks, what stands in for its `forward`, and the class of its attention."""
     return {
         name: (
             type(module), tuple(filter(of_this_thread, module._forward_pre_hooks.values())),
             tuple(hook for hook in module._forward_hooks.values() if of_this_thread(hook) and not _only_listens(hook)),
-            vars(module).get("forward"), type(getattr(module, "processor", None)),
+            _forward(module), type(_processor(module)),
         )
         for name, module in _modules(pipe)
     }  # fmt: skip

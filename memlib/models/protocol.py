@@ -24,10 +24,10 @@ class Substrate(Protocol):
 
     @property
     def weights_hash(self) -> str:
-        """A text that differs for every model that gives other pictures: SHA-256 (64 hex digits) of a loaded one's weights and configurations."""
+        """A text that differs for every model that gives other pictures: SHA-256 (64 hex digits) of a loaded one's weights and configurations.
 
-    def refuse_unnamed_changes(self) -> None:
-        """Raise InputError where it was changed since it was loaded in a way that `weights_hash` cannot tell."""
+        Every key of the store that depends on the model has it. Raises InputError where the model was changed in a way that no text can tell.
+        """
 
     @property
     def revision(self) -> str | None:

@@ -7,12 +7,9 @@ precision makes them differ from batch to batch anyway. `memlib bench sampling` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
+from memlib.models.hooks import answering
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -102,38 +100,22 @@ def watched(unet: Any) -> bool:
     return bool(unet._forward_pre_hooks or unet._forward_hooks)
 
 
-_CHANGING: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-
-
 class TextCache:
     """Keys and values of the text in every cross-attention layer of a U-Net, projected once as long as text and weights stay the same.
 
     They stand in for the layers' own only within `used`. A text is the same if it lies in the same memory, which is held here so that no
     other can take its place, and was not written to. Hooks of the projections are called every time. Where a gradient is taken, and for
-    tensors of inference mode, which do not count how often they were written to, nothing is kept. Threads that share a U-Net take turns in `used`.
+    tensors of inference mode, which do not count how often they were written to, nothing is kept. Other threads that share the U-Net see nothing of it.
     """
 
     def __init__(self, unet: Any):
-        self._turn = _CHANGING.setdefault(unet, RLock())
-        self._layers = [module for module in unet.modules() if isinstance(module, Attention) and module.is_cross_attention]
+        layers = [module for module in unet.modules() if isinstance(module, Attention) and module.is_cross_attention]
+        self._projections = [projection for layer in layers for projection in (layer.to_k, layer.to_v)]
         self._seen: dict[torch.nn.Module, tuple[list[Tensor], list[tuple[Any, ...]], Tensor]] = {}
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Use what is kept, and keep what is new, within."""
-        replaced: list[tuple[torch.nn.Module, Callable[..., Tensor] | None]] = []
-        with self._turn:
-            try:
-                for layer in self._layers:
-                    for projection in (layer.to_k, layer.to_v):
-                        replaced.append((projection, projection.__dict__.get("forward")))
-                        projection.forward = partial(self._project, projection, projection.forward)
-                yield
-            finally:
-                for projection, own in reversed(replaced):
-                    del projection.forward
-                    if own is not None:  # a library's that was put in the place of the class's
-                        projection.forward = own
+    def used(self) -> AbstractContextManager[None]:
+        """Use what is kept, and keep what is new, within; contexts may be left in any order."""
+        return answering(self._projections, "forward", self._project)
 
     def _project(self, projection: torch.nn.Module, forward: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
         tensors = [text, *projection.parameters()]

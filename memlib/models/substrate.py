@@ -55,18 +55,17 @@ class Substrate:
 
     @property
     def weights_hash(self) -> str:
-        """That of what was loaded, or of that and all that was changed in place since: 64 hex digits for a loaded model."""
-        assert self.state is not None
-        return named(self.loaded_hash, self.state.changes(self.pipe))
+        """That of what was loaded, or of that and all that was changed in place since: 64 hex digits for a loaded model.
 
-    def refuse_unnamed_changes(self) -> None:
-        """Raise InputError where a part is called otherwise than it was loaded, by a hook for instance: no name could tell its pictures apart."""
+        Raises InputError where a part is called otherwise than it was loaded, by a hook for instance: no name could tell what it makes apart.
+        """
         assert self.state is not None
         if part := self.state.unnamed(self.pipe):
             raise InputError(
-                f"{self.name} was changed after it was loaded, and what calls {part} now has no name that the store could keep pictures under: take "
-                "the change back, or sample with memlib.sampling.batches.sample, which keeps nothing."
+                f"{self.name} was changed after it was loaded, and what calls {part} now has no name that the store could keep pictures or scores under: "
+                "take the change back, or sample with memlib.sampling.batches.sample, which keeps nothing."
             )
+        return named(self.loaded_hash, self.state.changes(self.pipe))
 
     @property
     def tokenizer(self) -> Any:

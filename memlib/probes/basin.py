@@ -25,6 +25,7 @@ from tqdm import tqdm
 from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.experiment.group import Group
+from memlib.experiment.settings import forget_other_models
 from memlib.sampling.batches import decode, uncond_states
 from memlib.sampling.loop import SINGLE_STEP, trajectory
 from memlib.sampling.recipe import picture_recipe
@@ -93,6 +94,7 @@ class Basin:
     def pictures(self, step: int, kind: str, radii: Sequence[float]) -> np.ndarray:
         """Where guidance leads from the displaced latents before `step`: uint8 [R, N, S, H, W, 3]; radius 0 is the plain picture."""
         x, shown, absent = self.group.experiment, dict[str, np.ndarray](), dict[str, tuple[float, int, int]]()
+        forget_other_models(self, x.substrate)
         names = [[[self._key(step, kind, r, row, seed) if r else "" for seed in x.seeds] for row in range(len(self.group))] for r in radii]
         for r, radius in enumerate(radii):
             for row in range(len(self.group)) if radius else ():
@@ -123,6 +125,7 @@ class Basin:
     def unguided_distance(self) -> np.ndarray:
         """Distance of the zero-guidance trajectory of the same seed from the guided one, in norms of the noise, [N, S, K]."""
         x = self.group.experiment
+        forget_other_models(self, x.substrate)
         key = {"basin": VERSION, "distance": "zero guidance", "steps": list(self.steps), "seeds": list(x.seeds), "cond": self._rows, **self._recipe}
 
         def compute() -> np.ndarray:
@@ -193,8 +196,7 @@ class Basin:
 
     def _number(self, what: Any, row: int, seed: int) -> int:
         """A seed for this prompt, seed, draw and purpose, the same in every run."""
-        ids = self.group.embedding.tokens.ids[row].tolist()
-        return int(digest({"basin": what, "prompt": ids, "seed": seed, "draw": self.draw})[:15], 16)
+        return int(digest({"basin": what, "prompt": self._ids[row], "seed": seed, "draw": self.draw})[:15], 16)
 
     def _level(self, step: int) -> float:
         x = self.group.experiment
@@ -215,6 +217,10 @@ class Basin:
     def _recipe(self) -> dict[str, Any]:
         x = self.group.experiment
         return picture_recipe(x.substrate, self._uncond, x.recipe())
+
+    @cached_property
+    def _ids(self) -> list[list[int]]:
+        return self.group.embedding.tokens.ids.tolist()
 
     @cached_property
     def _rows(self) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor
 
+from memlib.base.errors import InputError
 from memlib.base.hashing import digest
 from memlib.models.protocol import Substrate
 from memlib.models.speed import speed_of
@@ -97,17 +98,20 @@ def begun(substrate: Substrate, batch: Batch, cost: Cost) -> tuple[int, Tensor]:
     length = unguided_steps(batch.rule, substrate.scheduler(batch.scheduler, batch.steps))
     if not length:
         return 0, batch.latents
+    try:
+        recipe = digest(picture_recipe(substrate, batch.uncond, Recipe(batch.steps, 0.0, batch.scheduler)))
+    except InputError:  # a model without a name, for a hook on another part of it: pictures are made, and nothing is kept
+        return 0, batch.latents
     cost.evaluations += length * len(batch.latents)
-    return length, _passed(substrate, batch, length)
+    return length, _passed(substrate, batch, length, recipe)
 
 
-def _passed(substrate: Substrate, batch: Batch, length: int) -> Tensor:
-    """Unguided latents of a batch before step `length`, each seed's continued from where it was left."""
+def _passed(substrate: Substrate, batch: Batch, length: int, recipe: str) -> Tensor:
+    """Unguided latents of a batch before step `length`, each seed's continued from where it was left under `recipe`."""
     unet, full = substrate.unet, len(batch.latents)
     if unet not in _KEPT or not _KEPT[unet].belongs_to(unet):
         _KEPT[unet] = Kept(unet)
     passed = _KEPT[unet].passed
-    recipe = digest(picture_recipe(substrate, batch.uncond, Recipe(batch.steps, 0.0, batch.scheduler)))
     nothing = torch.empty(0, *batch.latents.shape[1:])
     own = {seed: passed.get((recipe, seed), nothing) for seed in batch.seeds}
     for start in sorted({len(latents) for latents in own.values() if len(latents) < length}):

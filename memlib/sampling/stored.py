@@ -97,7 +97,6 @@ class PictureStore(Store):
         seeds = [int(seed) for seed in seeds]
         if not seeds or not len(embedding.states):
             raise InputError("Sampling needs at least one prompt and one seed: pass some of each.")
-        substrate.refuse_unnamed_changes()
         shared = picture_recipe(substrate, uncond_states(substrate, uncond), recipe, self.version)
         if mitigation is not None:
             shared["mitigation"] = mitigation.key

@@ -15,6 +15,7 @@ from memlib.base.errors import InputError, NotMeasured
 from memlib.base.hashing import digest
 from memlib.base.numbers import is_whole
 from memlib.experiment.run import Experiment
+from memlib.experiment.settings import forget_other_models
 from memlib.mitigations import Mitigation, get
 from memlib.probes.attack.loss import DenoisingLoss
 from memlib.probes.attack.reach import Reach, reach, times_with_guidance
@@ -100,6 +101,7 @@ class Attack:
         if not is_whole(restarts, 1):
             raise InputError(f"{restarts!r} restarts are not possible: use a whole number of at least 1.")
         x, shape = self.experiment, (len(targets), restarts)
+        forget_other_models(self, x.substrate)
         # One at a time, so that the last digits of states, and with them the keys, do not depend on the other prompts.
         parts = [encode_prompts(x.substrate, prompt) for prompt in targets.prompts]
         starts = torch.stack([start_states(x.substrate, part, start, restarts)[0] for part in parts])
@@ -126,6 +128,7 @@ class Attack:
     def pictures(self, states: Tensor, embedding: Embedding) -> np.ndarray:
         """Return what `states` [A, 77, d] give under the mitigation, uint8 [A, S, H, W, 3], with the budget's seeds and steps."""
         x, m = self.experiment, self.mitigation
+        forget_other_models(self, x.substrate)
         given = embedding.replace(states.detach().float().cpu())
         given = given if self.reach.text else m.apply(x.substrate, given)
         recipe = Recipe(self.budget.sampling_steps, m.guidance(x.guidance), x.scheduler)

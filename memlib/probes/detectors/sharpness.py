@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -84,37 +82,31 @@ def product_norm(unet: Any, text: Tensor, latents: Tensor, t: Any, difference: T
     return product.flatten(1).norm(dim=1)
 
 
-@contextmanager
-def differentiable(substrate: Substrate) -> Iterator[Any]:
-    """Give a copy of `substrate` whose U-Net runs in float32 with plain attention; precision and processors come back at the end."""
-    unet, dtype = substrate.unet, substrate.dtype
-    processors = dict(unet.attn_processors)
+def differentiable(substrate: Substrate) -> Any:
+    """Return a copy of `substrate` with a U-Net of its own that runs in float32 with plain attention; the substrate's is left as it is."""
     exact: Any = copy.copy(substrate)
-    exact.dtype = torch.float32
-    try:
-        unet.set_attn_processor(AttnProcessor())
-        torch.nn.Module.to(unet, torch.float32)  # diffusers' own `to` warns of a change of precision, which here is undone
-        yield exact
-    finally:
-        torch.nn.Module.to(unet, dtype)
-        unet.set_attn_processor(processors)
+    exact.dtype, exact.pipe = torch.float32, copy.copy(exact.pipe)
+    exact.pipe.unet = copy.deepcopy(substrate.unet)
+    exact.unet.set_attn_processor(AttnProcessor())
+    torch.nn.Module.to(exact.unet, torch.float32)  # diffusers' own `to` warns of a change of precision
+    return exact
 
 
 @torch.no_grad()
 def _sharpness(substrate: Substrate, batch: Batch, cost: Cost, *, steps: int, as_published: bool) -> dict[str, np.ndarray]:
     parts = []
-    with differentiable(substrate) as exact:
-        schedule = exact.scheduler("ddim", batch.steps)
-        for start in range(0, len(batch.rows), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            cond, latents = batch.embedding.states[part], batch.latents[part]
-            text = torch.cat([batch.uncond.expand(len(cond), -1, -1), cond]).to(exact.device, torch.float32)
-            norms = []
-            for step in islice(trajectory(exact, cond, batch.uncond, latents, batch.steps, batch.rule, "ddim", cost=cost), steps):
-                factor = gap_factor(schedule.config.prediction_type, float(schedule.alphas_cumprod[int(step.t)]), as_published)
-                difference = step.noise_cond - step.noise_uncond
-                # The factor enters twice: the Jacobian is that of the gap, and so is the direction.
-                norms.append(factor**2 * product_norm(exact.unet, text, step.latents, step.t, difference).cpu())
-                cost.evaluations += 2 * JVP_EVALUATIONS * len(cond)
-            parts.append(torch.stack(norms, 1))
+    exact = differentiable(substrate)
+    schedule = exact.scheduler("ddim", batch.steps)
+    for start in range(0, len(batch.rows), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        cond, latents = batch.embedding.states[part], batch.latents[part]
+        text = torch.cat([batch.uncond.expand(len(cond), -1, -1), cond]).to(exact.device, torch.float32)
+        norms = []
+        for step in islice(trajectory(exact, cond, batch.uncond, latents, batch.steps, batch.rule, "ddim", cost=cost), steps):
+            factor = gap_factor(schedule.config.prediction_type, float(schedule.alphas_cumprod[int(step.t)]), as_published)
+            difference = step.noise_cond - step.noise_uncond
+            # The factor enters twice: the Jacobian is that of the gap, and so is the direction.
+            norms.append(factor**2 * product_norm(exact.unet, text, step.latents, step.t, difference).cpu())
+            cost.evaluations += 2 * JVP_EVALUATIONS * len(cond)
+        parts.append(torch.stack(norms, 1))
     return {"norm": torch.cat(parts).numpy()}

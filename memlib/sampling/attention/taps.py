@@ -116,6 +116,11 @@ class TappedProcessor:
         self.layer, self.original = layer, original
         self.taps: list[tuple[int, Tap]] = []
 
+    @property
+    def of_this_thread(self) -> Any:
+        """What the layer does for this thread's calls: itself, or the processor that it stands in for where all taps are other threads'."""
+        return self if any(thread == get_ident() for thread, _ in self.taps) else self.original
+
     # The parameters' names are those of diffusers' processors: Attention.forward looks at them.
     def __call__(
         self,

@@ -8,7 +8,7 @@ them, whatever the scale of its score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.base.registry import enter
+from memlib.models.hooks import answering
 from memlib.sampling.attention.record import cross_attention_layers, entropy
 from memlib.training.minisd.mitigations.base import Noised, TrainingMitigation
 
@@ -115,21 +116,10 @@ def watched_attention(unet: nn.Module) -> Iterator[list[Tensor]]:
     """
     shares: list[Tensor] = []
 
-    def watch(layer: Any) -> None:
-        plain = layer.get_attention_scores
+    def scores(layer: Any, plain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        probabilities = plain(*args, **kwargs)
+        shares.append(probabilities.detach().unflatten(0, (-1, layer.heads)).mean((1, 2), dtype=torch.float32))
+        return probabilities
 
-        def scores(*args: Any, **kwargs: Any) -> Tensor:
-            probabilities = plain(*args, **kwargs)
-            shares.append(probabilities.detach().unflatten(0, (-1, layer.heads)).mean((1, 2), dtype=torch.float32))
-            return probabilities
-
-        layer.get_attention_scores = scores
-
-    layers = list(cross_attention_layers(unet).values())
-    try:
-        for layer in layers:
-            watch(layer)
+    with answering(cross_attention_layers(unet).values(), "get_attention_scores", scores):
         yield shares
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("get_attention_scores", None)
