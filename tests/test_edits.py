@@ -1,11 +1,10 @@
-"""What pages show of edits: contrasts and numbers for the prose, and a line where nothing is measured."""
+"""What pages show of edits: dots, pictures, and a line where nothing is measured."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from memlib.judging.estimates import group_difference, mean_interval
 from memlib.results import edits
 
 
@@ -19,26 +18,9 @@ class Group:
     def score(self, name, edit="none"):
         return self.scores.get(edit)
 
-    def mean(self, name, edit="none"):
-        values = self.score(name, edit)
-        return None if values is None else mean_interval(values)
-
 
 KNOWN = Group("memorized", b=[[0.9, 0.7], [0.8, 0.8]], c=[[0.1, 0.1], [0.3, 0.3]])
 OTHER = Group("not memorized", b=[[0.4, 0.4], [0.2, 0.2]])
-
-
-def test_the_contrast_is_memorized_minus_others_or_not_measured():
-    found = edits.contrast(KNOWN, OTHER, ["b", "c"])["memorized minus not memorized"]
-    assert found.iloc[0] == group_difference(KNOWN.scores["b"], OTHER.scores["b"]).text(2) and found.iloc[0].startswith("0.50 [")
-    assert found.iloc[1] == "not measured" and found.index[0].startswith("(b) ")
-
-
-def test_numbers_have_the_names_that_the_prose_asks_for():
-    found = edits.numbers(KNOWN, OTHER, {"first": "b", "second": "c"})
-    assert {name: None if one is None else round(one.value, 3) for name, one in found.items()} == {
-        "sim_first_mem": 0.8, "sim_first_other": 0.3, "sim_second_mem": 0.2, "sim_second_other": None,
-    }  # fmt: skip
 
 
 def test_dots_are_one_a_prompt_with_the_threshold_and_none_without_scores(capsys):

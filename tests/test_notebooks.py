@@ -110,9 +110,9 @@ def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     out = execute("13_opposite_guidance", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_pictures=1, n_timed=2, steps=4)
     transition, cost = read_verdicts(out)
     assert (transition["claim"], cost["claim"]) == ("B5", "B8")
-    assert cost["quantities"]["evaluations_to_none"]["value"] == 1 and cost["verdict"] != "not testable here"
-    shares = [transition["quantities"].get(name, {"value": 0})["value"] for name in ("share_with_transition", "share_with_transition_opposite")]
-    assert (transition["verdict"] == "not testable here") == (sum(shares) == 0)
+    # Two turns and two prompts decide nothing; what they show is there all the same.
+    assert cost["quantities"]["no further evaluations"]["value"] == 1 and cost["verdict"] == "undecided"
+    assert transition["verdict"] == ("undecided" if transition["quantities"] else "not testable here")
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     shown = "".join(str(o["data"].get("text/html", "")) for cell in nbformat.read(out, 4).cells for o in cell.get("outputs", []) if "data" in o)
     assert "not measured" in page and "&lt;i&gt;Game" in shown and "<i>Game" not in shown

@@ -16,7 +16,6 @@ from memlib.experiment.group import Group, edit_name
 from memlib.experiment.page import NOT_MEASURED, told
 from memlib.experiment.settings import Edit
 from memlib.experiment.tables import long_table
-from memlib.judging.estimates import Estimate, group_difference
 from memlib.mitigations import Mitigation
 from memlib.prompts.interventions import INTERVENTIONS
 from memlib.results.evidence import MEMORIZED, Evidence
@@ -44,22 +43,6 @@ def dots(groups: Sequence[Group], edits: Sequence[Edit], score: str = ORIGINAL, 
         return None
     named = labels or {edit_name(key): f"({key})\n{INTERVENTIONS[key].label}" for key in edits if isinstance(key, str) and key != "none"}
     return distributions(table, score, groups[0].experiment.thresholds.get("copy_threshold"), labels=named)
-
-
-def contrast(known: Group, other: Group, edits: Sequence[str], score: str = ORIGINAL) -> pd.DataFrame:
-    """Mean of a score on memorized prompts minus that on others, with its interval, one row for each intervention."""
-
-    def difference(edit: str) -> Estimate | None:
-        first, second = known.score(score, edit), other.score(score, edit)
-        return None if first is None or second is None else group_difference(first, second)
-
-    rows = {f"({key}) {INTERVENTIONS[key].label}": told(difference(key)) for key in edits}
-    return pd.DataFrame({"memorized minus not memorized": rows})
-
-
-def numbers(known: Group, other: Group, edits: Mapping[str, Edit], score: str = ORIGINAL) -> dict[str, Estimate | None]:
-    """Means of a score by edit and kind of prompt, for the prose: ``sim_<name>_mem`` and ``sim_<name>_other``."""
-    return {f"sim_{name}_{kind}": group.mean(score, edit) for name, edit in edits.items() for kind, group in (("mem", known), ("other", other))}
 
 
 def name_of(edit: Edit) -> str:
