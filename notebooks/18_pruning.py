@@ -25,9 +25,9 @@ profile = "check"  # check: tables from the reference run, a few prompts measure
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
 control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
 not_memorized = "not memorized"  # the second contrast, of another kind of caption: likewise
-n_prompts = 8  # at most so many prompts of each set, where they are measured now
-n_seen_once = 4  # of them, titles seen once
-n_others = 6  # of them, descriptions
+n_prompts = 8  # at most so many memorized prompts, where they are measured now
+n_seen_once = 4  # at most so many titles seen once
+n_others = 6  # at most so many descriptions
 n_seeds = 2  # seeds 0, 1, ... for every prompt, where they are measured now
 n_together = 8  # memorized prompts whose finds are removed at once, and each alone while descriptions are drawn
 n_damaged = 3  # descriptions drawn with what was found for each single memorized prompt removed
@@ -104,7 +104,6 @@ def everything(group):
     if group.label == MEMORIZED:
         rows = [scoring(["none", *own.values(), *chance.values()], SCORES)(group), scoring(together.values(), SCORES)(known)]
         return join([*rows, counts(group), overlaps(group)])
-    group = group.part({SEEN_ONCE: n_seen_once}.get(group.label, n_others))
     rows = [scoring(["none", *own.values(), *([] if group.label == SEEN_ONCE else together.values())], SCORES)(group), counts(group)]
     return join([*rows, scoring(removing.values(), SCORES)(group.part(n_damaged, 1))] if group.label == DESCRIPTIONS else rows)
 
@@ -125,8 +124,10 @@ def less(kind):
     return (None, None) if same is None else (student_change(same, again, (0, 1)), student_ratio(same, again) if again.mean() > 0 else None)
 
 
-sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
-found = gather(page.name, run, sets, everything, profile, n_prompts, {MEMORIZED: 4, SEEN_ONCE: 1, DESCRIPTIONS: 0}, anew)
+wanted = ((MEMORIZED, memorized, n_prompts), (SEEN_ONCE, control, n_seen_once), (DESCRIPTIONS, not_memorized, n_others))
+groups = {label: run.control(prompts, None if profile == "check" else count, label) for label, prompts, count in wanted}
+sets = {label: "none" if group is None else group.prompts for label, group in groups.items()}
+found = gather(page.name, run, sets, everything, profile, None, {MEMORIZED: 4, SEEN_ONCE: 1, DESCRIPTIONS: 0}, anew)
 shares = [share for kind in KINDS if (share := less(kind)[1]) is not None]
 page.conclude(
     {

@@ -73,11 +73,10 @@ for name, (place, ending) in others.items():
         absent[name] = str(error)
         print(f"{name}: {error}")
 budget = Budget(attack_steps, attack_samples, every=attack_every, sampling_steps=check_steps)
-counts = {MEMORIZED: n_prompts, SEEN_ONCE: n_seen_once, DESCRIPTIONS: n_others}
 # The prompts are the same ones, chosen for the model before fine-tuning.
-chosen = {label: run.control(prompts, None, label) for label, prompts in ((MEMORIZED, memorized), (SEEN_ONCE, control), (DESCRIPTIONS, not_memorized))}
-sets = {label: "none" if group is None else run.group(group.prompts, counts[label]).prompts if profile != "check" else group.prompts
-        for label, group in chosen.items()}  # fmt: skip
+wanted = ((MEMORIZED, memorized, n_prompts), (SEEN_ONCE, control, n_seen_once), (DESCRIPTIONS, not_memorized, n_others))
+groups = {label: run.control(prompts, None if profile == "check" else count, label) for label, prompts, count in wanted}
+sets = {label: "none" if group is None else group.prompts for label, group in groups.items()}
 
 
 def attacked(group):

@@ -181,7 +181,8 @@ class Page:
         sources = self._namespace.get("In", [])
         cell = next((source for source in sources if re.search(r"^substrate = ", source, re.MULTILINE) and "#" in source), "")
         found = re.findall(r"^(\w+) = (.*?)  # (.*)$", cell, re.MULTILINE)
-        print(f".venv/bin/papermill notebooks/{self.name}.ipynb out.ipynb -p substrate sd14 -p n_prompts 4")
+        fewer = " -p n_prompts 4" if any(name == "n_prompts" for name, *_ in found) else ""
+        print(f".venv/bin/papermill notebooks/{self.name}.ipynb out.ipynb -p substrate sd14{fewer}")
         lines = [{"parameter": name, "here": repr(self._namespace.get(name)), "default": value, "meaning": words} for name, value, words in found]
         return Captioned(
             pd.DataFrame(lines, columns=["parameter", "here", "default", "meaning"]).set_index("parameter"), "Parameters (papermill -p name value)"
