@@ -88,7 +88,7 @@ def attacked(group):
 
 
 def everything(group):
-    return join([scoring(["none"], SCORES)(group), attacked(group) if group.label == MEMORIZED else None])
+    return join([scoring(["none"], SCORES)(group), *([attacked(group)] if group.label == MEMORIZED else [])])
 
 
 few = {MEMORIZED: 4, SEEN_ONCE: 1, DESCRIPTIONS: 1}
