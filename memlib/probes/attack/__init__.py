@@ -18,6 +18,6 @@ from memlib.probes.attack.reach import reach
 from memlib.probes.attack.runs import Attack, Attacked
 from memlib.probes.attack.search import Budget
 from memlib.probes.attack.starts import STARTS, start_states
-from memlib.probes.attack.targets import Targets, controls, targets
+from memlib.probes.attack.targets import Targets, never_seen, targets
 
-__all__ = ["STARTS", "Attack", "Attacked", "Budget", "Targets", "controls", "reach", "start_states", "targets"]
+__all__ = ["STARTS", "Attack", "Attacked", "Budget", "Targets", "never_seen", "reach", "start_states", "targets"]
