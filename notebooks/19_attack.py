@@ -85,7 +85,8 @@ for label, prompts in ((MEMORIZED, memorized), (SEEN_ONCE, control)):
 if data.held_out is not None:
     captions = load_prompts(data.sets["not memorized"])
     sets[NEVER] = captions if profile == "check" else captions.first(n_controls)
-found = gather(page.name, run, sets, everything, profile, None, {MEMORIZED: 4, SEEN_ONCE: 0, NEVER: 0}, lambda group: attacks.begun(group, budget, ["none", "wanda"]))
+few = {MEMORIZED: 4, SEEN_ONCE: 0, NEVER: 0}
+found = gather(page.name, run, sets, everything, profile, None, few, lambda group: attacks.begun(group, budget, ["none", "wanda"]))
 
 
 def steps_of(name, start="prompt", of=MEMORIZED):
