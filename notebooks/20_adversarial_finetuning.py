@@ -124,7 +124,7 @@ page.answer(
     f"{reached.get('adversarial', NOT_MEASURED)} after adversarial and {reached.get('plain', NOT_MEASURED)} after plain fine-tuning on the same surrogates.",
     f"Without any memory of them, in the model trained without the duplicates, it is {reached.get('dedup', NOT_MEASURED)}.",
     f"Adversarial fine-tuning leaves a share of {told(kept('adversarial', ALIGNMENT))} of the alignment of descriptions,",
-    f"and of titles of the same kind that were seen once {told(kept('adversarial', ALIGNMENT, SEEN_ONCE))}.",
+    f"and {told(kept('adversarial', 'quality', SEEN_ONCE))} of the quality of titles of the same kind that were seen once.",
 )
 print(found["before"].words + (" The other models likewise." if len(found) > 1 else ""))
 
