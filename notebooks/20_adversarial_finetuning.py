@@ -182,7 +182,7 @@ plots.montage(strips, [prompt for group in shown["before"] for prompt in group.p
 # steps of fine-tuning and is a level line. Models of rounds are measured as they stood in training; the last one is kept with the project in rounded form,
 # so that its figures above may differ a little.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-20-rounds", "caption": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on descriptions, over steps of fine-tuning, with 95 % intervals. Compare adversarial with plain fine-tuning, and both with the level line of the model trained without the duplicates."}, "image": {"alt": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on other prompts, over steps of adversarial and of plain fine-tuning, beside the model trained without duplicates", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-20-rounds", "caption": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on descriptions, over steps of fine-tuning, with 95 % intervals. Each panel has its own scale. Compare adversarial with plain fine-tuning, and both with the level line of the model trained without the duplicates."}, "image": {"alt": "Shares of memorized pictures brought back by the attack and given by the prompt alone, and alignment and quality on other prompts, over steps of adversarial and of plain fine-tuning, beside the model trained without duplicates", "width": "100%"}}
 def as_rounds(name):
     """This page's rows of a model as those of the table of rounds."""
     evidence, flags = found[name], {start: success(name, start) for start in STARTS}
@@ -203,7 +203,7 @@ for title, level in (remedy_rounds.estimates(as_rounds("dedup")) if curves and a
 if curves:
     print(f"{block['rounds']} rounds of {block['steps']} steps; in each step {block['batch']} ordinary pictures and as many surrogates; a round's search has",
           f"{block['search']['steps']} steps from each start.", "" if alike else "Step 0 is left out: this page ran with other settings.")  # fmt: skip
-    plots.bands(curves, "steps of fine-tuning", "share, or mean score", width=3.3)
+    plots.bands(curves, "steps of fine-tuning", "share, or mean score", width=3.3, sharey=False)
 else:
     print("Not measured here: `memlib finetune --recipe adversarial --keep-rounds`, and `--recipe surrogates`, keep a folder for each round.")
 
