@@ -165,7 +165,7 @@ for name, title in MODELS.items():
         if label != MEMORIZED and steps_of(name) is not None:
             p = apart(steps_of(name), steps_of(name, of=label), budget.steps)
             words = "not to be told" if np.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
-            print(f"Log-rank test, {title}, {MEMORIZED} against {label}: p {words}")
+            print(f"Log-rank test, {title}, {MEMORIZED} against {label}, those that the prompt gives counted as step 0: p {words}")
 
 # %% [markdown]
 # ## The pictures

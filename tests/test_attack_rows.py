@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 
 from memlib.base.errors import InputError
 from memlib.probes.attack import Attacked, Budget, Targets, never_seen
-from memlib.probes.attack import targets as module
 from memlib.prompts.sets import PromptSet
 from memlib.results import attacks
 from memlib.results.attacks import BEGIN, DISTANCE, HIGHEST, LINE, NEVER, STEPS, after_pruning, method_of, rows_from, where_triggers_lie
@@ -55,7 +55,8 @@ def attacked(aims, runs):
 @pytest.fixture(autouse=True)
 def captions(monkeypatch):
     known = PromptSet("captions", ("x", "b", "a", "c"), pd.DataFrame({"prompt": list("xbac")}), "a test", "none")
-    monkeypatch.setattr(module, "load_prompts", lambda name: known)
+    # The package's name for this module is that of a function in it.
+    monkeypatch.setattr(sys.modules["memlib.probes.attack.targets"], "load_prompts", lambda name: known)
 
     class Attack:
         def __init__(self, experiment, budget, name="none"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def after_pruning(group: Group, budget: Budget, n_elsewhere: int) -> pd.DataFram
     aims = aims_of(group)
     if aims is None:
         return join([])
-    x, few, known = group.experiment, group.part(n_elsewhere), group.label == MEMORIZED
+    x, few, known = _run(group), group.part(n_elsewhere), group.label == MEMORIZED
     rows = [rows_from(group, name, Attack(x, budget, name).run(aims)) for name in ("none", *PRUNED)]
     starts = ("other", "random") if known else ("other",) if group.label == NEVER else ()
     rows += [rows_from(few, name, Attack(x, budget, name).run(aims.first(n_elsewhere), start), start) for name in PRUNED for start in starts]
@@ -71,7 +72,7 @@ def under_mitigations(group: Group, budget: Budget, names: Sequence[str]) -> pd.
     aims = aims_of(group)
     if aims is None:
         return join([])
-    every = survey(group.experiment, budget, names, aims)
+    every = survey(_run(group), budget, names, aims)
     for name, reason in every.left_out.items():
         print(f"{name} is not attacked: {reason}")
     rows = [rows_from(group, f"under {name}", one) for name, one in every.under.items()]
@@ -80,7 +81,7 @@ def under_mitigations(group: Group, budget: Budget, names: Sequence[str]) -> pd.
 
 def where_triggers_lie(group: Group, budget: Budget, restarts: int) -> pd.DataFrame:
     """Attacks without any mitigation from other prompts and random points, distances by DISTANCES, and similarity on the line between two triggers."""
-    aims, x = aims_of(group), group.experiment
+    aims, x = aims_of(group), _run(group)
     if aims is None:
         return join([])
     attack = Attack(x, budget)
@@ -99,5 +100,10 @@ def where_triggers_lie(group: Group, budget: Budget, restarts: int) -> pd.DataFr
 def begun(group: Group, budget: Budget, names: Sequence[str]) -> pd.DataFrame:
     """The test before the first step of an attack alone: what the prompt gives under each mitigation. Seconds in place of minutes."""
     aims, first = aims_of(group), replace(budget, steps=0)
-    found = {} if aims is None else {name: Attack(group.experiment, first, name).run(aims).best[:, 0] for name in names}
+    found = {} if aims is None else {name: Attack(_run(group), first, name).run(aims).best[:, 0] for name in names}
     return join(rows_of(group, method_of(name), BEGIN, values, n=1) for name, values in found.items())
+
+
+def _run(group: Group) -> Any:
+    """The `Experiment` of a group, which it knows by its settings alone."""
+    return group.experiment
