@@ -73,6 +73,9 @@ def execute(name, folder, **parameters):
         ("08_mitigations", ["C5a", "C5b", "C5c", "C5e"]),
         ("11_switch_on", ["B2"]),
         ("12_basin", ["B10"]),
+        ("18_pruning", ["D1", "D4"]),
+        ("19_attack", ["D2", "D3"]),
+        ("20_adversarial_finetuning", ["D5"]),
     ],
 )
 def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, claims, sd1_tiny, offline):
