@@ -15,37 +15,18 @@
 # ---
 
 # %% [markdown]
-# # Exchanging `<eot>` and padding between prompts
+# # Does a prompt with another prompt's padding give that prompt's picture?
 #
-# **Claim C7** · `clip`, Appendix A.3, Figure 11 {cite:p}`clip`
-#
-# If padding carries the picture, then a prompt that is given another prompt's padding should give that prompt's picture.
-# `clip` shows it for two prompts: exchanging the `<eot>` states does nothing, exchanging `<eot>` and padding exchanges the
-# pictures. Here it is done for **all ordered pairs** of a set of prompts, memorized ones and, for contrast, others.
-#
-# The text does not say what happens where two prompts differ in length. The rule taken (`memlib.prompts.interventions.swap`):
-# positions are counted from `<eot>`. The other prompt's `<eot>` state goes to the own `<eot>` position, its padding states from
-# left to right to the own padding positions; what is left over of a longer padding is dropped, a shorter one starts again at its
-# first state. Start and prompt states stay the prompt's own.
+# Claim C7 of Kim and No, Appendix A.3 and Figure 11 {cite:p}`clip`.
 
-# %%
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-
-from memlib.experiment.page import Page, told
-from memlib.judging.equivalence import pair_interval
-from memlib.prompts.interventions import swap
-from memlib.results import figures as plots
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few pairs measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 18  # at most so many prompts of each set are drawn, as in the other notebooks
-n_exchanged = 7  # the first so many of them are exchanged, each with every other
-n_seeds = 2  # seeds 0, 1, ... of the unedited pictures
-n_seeds_exchanged = 1  # the first so many of them for the exchanges
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "none"  # a second contrast, of another kind of caption: likewise
+n_prompts = None  # at most so many prompts of each set, each with a partner from the whole set; None: all
+n_seeds = 1  # seeds 0, 1, ... for every pair, where they are measured now
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance; 1 is none
 scheduler = "ddim"  # ddim, dpm, euler
@@ -53,147 +34,170 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from memlib.base.errors import InputError
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.bounded import student_change
+from memlib.prompts.interventions import swap
+from memlib.results import figures as plots
+from memlib.results import table
+from memlib.results.evidence import DESCRIPTIONS, ENDS, MEMORIZED, SEEN_ONCE, gather
+
 page = Page("C7")
 plots.style()
 run = page.experiment()
-known, other = groups = [group.part(n_exchanged, n_seeds_exchanged) for group in run.pair(memorized, not_memorized, n_prompts)]
-exchanges = {"eot": "<eot> exchanged", "eot+pad": "<eot> and padding exchanged"}
+OWN, OTHER, EOT, BOTH = "similarity to own picture", "similarity to the other's picture", "<eot> exchanged", "<eot> and padding exchanged"
+EXCHANGES = {EOT: "eot", BOTH: "eot+pad"}
+sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
+rings = {label: ring for label, prompts in sets.items() if (ring := run.control(prompts, None, label)) is not None}
+
+
+def exchanged(group):
+    """Pictures [P, S, H, W, 3] of each prompt of a group, of its partner in the whole set, and under each exchange with it."""
+    ring, seeds = rings[group.label], len(group.experiment.seeds)
+    if len(ring) < 2:
+        raise InputError(f"The set of {group.label} prompts has {len(ring)} prompt: states are exchanged between two or more.")
+    own = [ring.prompts.prompts.index(prompt) for prompt in group.prompts.prompts]
+    order = np.random.default_rng(0).permutation(len(ring)).tolist()  # neighbours in a set are often alike
+    others = [order[(order.index(row) + 1) % len(ring)] for row in own]
+    needed = sorted({*own, *others})
+    made = ring.some_pictures("none", needed, seeds)
+    pictures = {"own picture": made[[needed.index(row) for row in own]], "other's picture": made[[needed.index(row) for row in others]]}
+    both, partners = ring.embedding.select([*own, *others]), [*range(len(own), 2 * len(own))]
+    return pictures | {name: group.sample(swap(both, partners * 2, what).select(list(range(len(own))))) for name, what in EXCHANGES.items()}
+
+
+def similarities(group):
+    """Similarity to the own and to the partner's picture under the same seed, of each exchange and of the unedited picture."""
+    if not run.metrics.copy.available:
+        return table.empty()
+    vectors = {name: run.metrics.copy(pictures) for name, pictures in exchanged(group).items()}
+    targets, made = {OWN: vectors.pop("own picture"), OTHER: vectors.pop("other's picture")}, vectors
+    return table.join(table.rows_of(group, method, metric, (found * target).sum(-1))
+                      for method, found in {"unedited": targets[OWN], **made}.items() for metric, target in targets.items())  # fmt: skip
+
+
+found = gather(page.name, run, sets, similarities, profile, n_prompts)
+
+
+def nearer(first, second, method, of=MEMORIZED):
+    """Similarity to one picture minus that to the other under an exchange, or None."""
+    pair = found.values(first, method, of), found.values(second, method, of)
+    return None if pair[0] is None or pair[1] is None else student_change(*pair, ENDS["similarity"])
+
+
+page.conclude({"C7": [nearer(OWN, OTHER, EOT), nearer(OTHER, OWN, BOTH), found.mean(OWN, EOT), found.mean(OTHER, BOTH)]}, run)
+near = {(metric, method, of): told(found.above(metric, method, "near", of)) for metric in (OWN, OTHER) for method in EXCHANGES for of in (MEMORIZED, SEEN_ONCE)}
+page.answer(
+    f"With `<eot>` exchanged the share of memorized pairs whose picture stays near the own one is {near[OWN, EOT, MEMORIZED]}, and near the other's",
+    f"{near[OTHER, EOT, MEMORIZED]}; with the padding exchanged as well it is {near[OWN, BOTH, MEMORIZED]} and {near[OTHER, BOTH, MEMORIZED]}.",
+    f"Of titles of the same kind that were seen once it is {near[OWN, EOT, SEEN_ONCE]} and {near[OTHER, EOT, SEEN_ONCE]}, then",
+    f"{near[OWN, BOTH, SEEN_ONCE]} and {near[OTHER, BOTH, SEEN_ONCE]}: what both kinds share says where the content of a picture is kept,",
+    "and nothing of memorization.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-key", "caption": "Similarity of each exchanged picture to the picture of its own prompt and to that of the prompt whose states it was given, one dot for each pair (mean over seeds). Below the diagonal the own picture is the nearer one, above it the other's; in the lower left corner it is neither. Dashed: the bound for near. Compare the panels, and the two kinds of prompt."}, "image": {"alt": "Similarity to the own picture against similarity to the other prompt's picture, one dot per pair, with end states exchanged and with end and padding states exchanged", "width": "100%"}}
+pairs = {(of, method): [found.values(metric, method, of) for metric in (OWN, OTHER)] for of in found.rows for method in EXCHANGES}
+if all(values is not None for pair in pairs.values() for values in pair):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), sharex=True, sharey=True)
+    for axis, method in zip(axes, EXCHANGES):
+        for colour, mark, of in zip(plots.COLOURS, "os^", found.rows):
+            axis.plot(*(values.mean(1) for values in pairs[of, method]), mark, ms=4, alpha=0.6, color=colour, label=f"{of} ({found.count(of)})")
+        axis.axline((0, 0), slope=1, color="black", linewidth=0.8)
+        axis.axhline(found.bounds["near"], color="#777777", linewidth=0.8, linestyle="--")
+        axis.axvline(found.bounds["near"], color="#777777", linewidth=0.8, linestyle="--")
+        axis.set(title=method, xlabel=OWN, ylabel=OTHER if method == EOT else "")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="lower center")
+    figure.tight_layout(rect=(0, 0.07, 1, 1));
+else:
+    print(f"similarity: {NOT_MEASURED}")
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# If the padding carries the picture, a prompt that is given another prompt's padding should give that prompt's picture. Kim and No show it for two prompts:
+# exchanging the `<eot>` states does nothing, exchanging `<eot>` and padding exchanges the pictures. Here all prompts of a set stand in a ring,
+# in an order drawn once, and each is given the states of the next one, so that each gives once and takes once.
+#
+# The text does not say what happens where two prompts differ in length. The rule taken: positions are counted from `<eot>`. The other prompt's `<eot>`
+# state goes to the own `<eot>` position, its padding states from left to right to the own padding positions; what is left over of a longer padding is
+# dropped, a shorter one starts again at its first state. Start and prompt states stay the prompt's own.
+#
+# ## Reported beside measured
+#
+# Kim and No show pictures of two prompts (their Figure 11) and print no number; their figure can only be set beside the pictures below.
+#
+# ## The pictures
+#
+# Each column is one prompt with its first seed, made now. A similarity says how near a picture stays to one of two, not what it turns into: look for
+# columns that turn into a third picture.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-pictures", "caption": "The picture of each prompt, the picture of the prompt whose states it is given, and the exchanges; first memorized prompts, then titles that were seen once."}, "image": {"alt": "Own picture, other prompt's picture, picture with the end state exchanged, and with end and padding states exchanged, one column per prompt: memorized prompts, then titles seen once", "width": "100%"}}
+shown = [group.part(8, 1) for group in found.groups.values()]
+sheets = [exchanged(group) for group in shown]
+rows = {name: np.concatenate([sheet[name][:, 0] for sheet in sheets]) for name in sheets[0]}
+plots.montage(rows, [prompt for group in shown for prompt in group.prompts.prompts]);
+
+# %% [markdown]
+# ## Is it about memorization?
+#
+# Where an interval holds zero, the exchange treats both kinds of prompt alike, and what it does is no matter of memorization. Unedited, the similarity to
+# the other's picture says how alike the pictures of two prompts are anyway.
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds)
+others = [of for of in found.rows if of != MEMORIZED]
+lines = [{"states": method, "similarity": metric} | {f"minus {of}": told(found.contrast(metric, method, against=of)) for of in others}
+         for method in ("unedited", *EXCHANGES) for metric in (OWN, OTHER) if (method, metric) != ("unedited", OWN)]  # fmt: skip
+caption = "Memorized prompts minus others"
+Captioned(pd.DataFrame(lines).set_index(["states", "similarity"]), caption) if others else print(f"other prompts: {NOT_MEASURED}")
 
 # %% [markdown]
-# ## All ordered pairs
+# ## What was asked
 #
-# Row $i$, column $j$ of a table is the prompt $i$ with states of the prompt $j$, under the same seed.
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
 
-# %%
-def exchanged(group, what):
-    """Pictures [P, P, S, H, W, 3] of every prompt with every other prompt's states; the diagonal is the unedited picture."""
-    count, own = len(group), group.pictures()
-    pictures = np.stack([own] * count, axis=1)
-    for shift in range(1, count):
-        partners = [(row + shift) % count for row in range(count)]
-        made = group.sample(swap(group.embedding, partners, what))
-        for row, partner in enumerate(partners):
-            pictures[row, partner] = made[row]
-    return pictures
-
-
-pictures = {(group.label, what): exchanged(group, what) for group in groups for what in exchanges}
-
-# %% mystnb={"image": {"alt": "Memorized prompts exchanged in pairs: own picture, other prompt's picture, picture with the end state exchanged, picture with end and padding states exchanged", "width": "100%"}}
-def rows(group):
-    count = len(group)
-    partners = np.array([(row + 1) % count for row in range(count)])
-    own = np.arange(count)
-    return {
-        "own picture": group.pictures()[:, 0],
-        "other's picture": group.pictures()[partners, 0],
-        **{f"{label}": pictures[group.label, what][own, partners, 0] for what, label in exchanges.items()},
-    }
-
-
-plots.montage(rows(known), known.prompts.prompts, "Memorized prompts, each with the states of the next");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized, exchanged in pairs in the same way", "width": "100%"}}
-plots.montage(rows(other), other.prompts.prompts, "Prompts that are not memorized, each with the states of the next");
+# %% tags=["hide-input"]
+page.criteria()
 
 # %% [markdown]
-# ## The figures
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# Intervals take pairs as independent, although each prompt stands in two of them: once it gives and once it takes. Where prompts that keep their own
+# picture also hand it on, the true intervals are wider than those shown. What a miniature cannot say stands under [](../book/substrates.md).
 #
-# Similarity of each exchanged picture to the picture of its own prompt and to that of the other one, means over ordered pairs. The
-# pairs of one prompt are not independent; the intervals (95 %) come from a bootstrap that draws prompts, and with
-# them all pairs between those drawn.
+# ## All numbers
 
-# %%
-def similarities(group, what):
-    """Similarity to the own and to the other prompt's picture, two arrays [P, P, S]; None where the copy metric is not at hand."""
-    metric, count = run.metrics.copy, len(group)
-    if not metric.available or count < 2:
-        return None
-    vectors, originals = metric(pictures[group.label, what]), metric(group.pictures())
-    return np.einsum("ijsd,isd->ijs", vectors, originals), np.einsum("ijsd,jsd->ijs", vectors, originals)
-
-
-measured = {(group.label, what): similarities(group, what) for group in groups for what in exchanges}
-
-
-def estimate(label, what, which):
-    """Interval over pairs of the similarity to the own picture, to the other's, or of a difference."""
-    found = measured[label, what]
-    if found is None:
-        return None
-    own, others = found
-    return pair_interval({"own": own, "other": others, "own - other": own - others, "other - own": others - own}[which])
-
-
-table = pd.DataFrame(
-    [
-        {
-            "prompts": f"{group.label} ({len(group)})", "exchange": label,
-            **{f"similarity to {which} picture": told(estimate(group.label, what, which)) for which in ("own", "other")},
-        }
-        for group in groups
-        for what, label in exchanges.items()
-    ]
-).set_index(["prompts", "exchange"])
-table
+# %% tags=["hide-input"]
+numbers = found.summary(["unedited", *EXCHANGES], [OWN, OTHER])
+for bound in ("near", "strict"):
+    for metric in (OWN, OTHER):
+        numbers[f"pairs at or above the bound “{bound}”, {metric}"] = [
+            told(found.above(metric, method, bound, of)) for of in found.rows for method in ("unedited", *EXCHANGES)
+        ]
+Captioned(numbers, "Means and shares with 95 % intervals, by prompts and exchange", folded=True)
 
 # %% [markdown]
-# `clip` reports no figures for this, only pictures of two prompts (Figure 11, *reported*).
+# ## Run it
 
-# %% mystnb={"image": {"alt": "Similarity to the own picture against similarity to the other prompt's picture, one dot per ordered pair, by exchange and kind of prompt", "width": "100%"}}
-if measured["memorized", "eot"] is not None:
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), sharex=True, sharey=True)
-    for axis, (what, label) in zip(axes, exchanges.items()):
-        for colour, group in zip(plots.COLOURS, groups):
-            own, others = (values.mean(-1)[~np.eye(len(group), dtype=bool)] for values in measured[group.label, what])
-            axis.plot(own, others, "o", ms=3.5, alpha=0.7, color=colour, label=group.label)
-        axis.axline((0, 0), slope=1, color="black", linewidth=0.8)
-        axis.set(title=label, xlabel="similarity to own picture", ylabel="similarity to other's picture" if what == "eot" else "")
-    axes[0].legend(frameon=False)
-    figure.tight_layout()
+# %% tags=["hide-input"]
+page.run_it()
 
-# %% [markdown]
-# Below the diagonal the prompt's own picture is the nearer one, above it the other prompt's.
-#
-# ## Verdict
-
-# %%
-quantities = {
-    "own_minus_other_eot": estimate("memorized", "eot", "own - other"),
-    "other_minus_own_both": estimate("memorized", "eot+pad", "other - own"),
-    "similarity_own_eot": estimate("memorized", "eot", "own"),
-    "similarity_other_both": estimate("memorized", "eot+pad", "other"),
-}
-page.judge(quantities, run);
-
-# %%
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({"pairs": str(len(known) * (len(known) - 1))})
-page.glue(
-    {
-        f"{short}_{which}_{name}": estimate(group.label, what, which)
-        for name, group in (("mem", known), ("other", other))
-        for short, what in (("eot", "eot"), ("both", "eot+pad"))
-        for which in ("own", "other")
-    }
-)
+page.glue({f"{short}_{key}_{kind}": found.mean(metric, method, of)
+           for short, method in (("eot", EOT), ("both", BOTH)) for key, metric in (("own", OWN), ("other", OTHER))
+           for kind, of in (("mem", MEMORIZED), ("other", SEEN_ONCE))})  # fmt: skip
 
-# %% [markdown]
-# On this substrate C7 {glue:text}`verdict_C7`, over {glue:text}`pairs` ordered pairs of memorized prompts. With `<eot>` exchanged, the
-# similarity to the own picture is {glue:text}`eot_own_mem` and to the other's {glue:text}`eot_other_mem`; with padding as well it is
-# {glue:text}`both_own_mem` and {glue:text}`both_other_mem`. On prompts that are not memorized: {glue:text}`eot_own_other` and
-# {glue:text}`eot_other_other`, then {glue:text}`both_own_other` and {glue:text}`both_other_other`. Where both kinds behave alike, the
-# experiment says where a picture's content is kept, and nothing about memorization.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

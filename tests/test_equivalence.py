@@ -1,10 +1,10 @@
-"""Equivalence, relative changes and intervals over pairs, against closed forms and cases made by hand."""
+"""Equivalence and relative changes, against closed forms and cases made by hand."""
 
 import numpy as np
 import pytest
 
 from memlib.base.errors import InputError
-from memlib.judging.equivalence import equivalence, pair_interval, relative_change
+from memlib.judging.equivalence import equivalence, relative_change
 from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 
 
@@ -46,33 +46,3 @@ def test_relative_change_is_the_paired_difference_in_units_of_the_baseline():
     assert relative_change(first, second, base=2.0).value == pytest.approx(plain.value / 2)
     with pytest.raises(InputError, match="must be positive"):
         relative_change(first, second - 10)
-
-
-def test_pairs_by_hand():
-    values = np.array([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [5.0, 6.0, 9.0]])
-    estimate = pair_interval(values)
-    assert estimate.value == pytest.approx(21 / 6) and estimate.n_prompts == 3
-    assert 1 <= estimate.low < estimate.value < estimate.high <= 6
-    assert pair_interval(np.full((4, 4, 2), 0.7)).low == pytest.approx(0.7)
-    # Two prompts: every drawing that has a pair has both, so that an interval would have no width.
-    two = pair_interval([[0, 1.0], [3.0, 0]])
-    assert two.value == pytest.approx(2.0) and np.isnan(two.low) and np.isnan(two.high)
-
-
-def test_intervals_over_pairs_cover_where_those_that_take_pairs_as_independent_do_not():
-    draw = np.random.default_rng(2)
-    covered, naive = [], []
-    for _ in range(200):
-        giver, taker = draw.normal(size=(2, 14))
-        values = giver[:, None] + taker[None]
-        estimate = pair_interval(values, resamples=400, generator=draw)
-        covered.append(estimate.low <= 0 <= estimate.high)
-        apart = mean_interval(values[~np.eye(14, dtype=bool)], resamples=400, generator=draw)
-        naive.append(apart.low <= 0 <= apart.high)
-    assert np.mean(covered) > 0.85 > 0.6 > np.mean(naive)
-
-
-@pytest.mark.parametrize("values", [np.zeros((3, 4)), np.zeros((1, 1)), np.zeros(5), np.full((3, 3), np.nan)])
-def test_bad_pairs_are_named(values):
-    with pytest.raises(InputError, match=r"[Pp]airs"):
-        pair_interval(values)

@@ -90,7 +90,7 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
 def test_attention_is_measured_on_a_stable_diffusion_folder(sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
-    sets = {"memorized": str(prompts), "not_memorized": str(prompts)}
+    sets = {"memorized": str(prompts), "control": str(prompts)}
     verdicts = read_verdicts(execute("06_cross_attention", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, steps=2))
     assert [v["claim"] for v in verdicts] == ["C6a", "C6b"] and all(v["n_prompts"] for v in verdicts)
 
@@ -176,7 +176,7 @@ def test_structure_runs_on_a_stable_diffusion_folder(sd1_tiny, offline, monkeypa
     (verdict,) = read_verdicts(out)
     assert verdict["claim"] == "C3a" and verdict["verdict"] != "not testable here" and verdict["n_prompts"] == 2
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
-    assert "sd14: not measured here. The weights of sd14 are missing." in page and "<i>Game" not in page
+    assert "sd14: not measured. The weights of sd14 are missing." in page and "<i>Game" not in page
 
 
 @pytest.mark.slow

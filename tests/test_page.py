@@ -118,7 +118,20 @@ def test_settings_are_the_notebook_s_own_parameters():
     assert found.settings == {"substrate": "minisd-v1", "steps": 3}
 
 
+def test_the_command_names_parameters_that_the_page_has(capsys):
+    lists = Page("C3b")
+    lists._namespace = {"In": ["", "refetch = False  # True: fetch\nlabels = None  # a file", "x = 1  # no parameter"], "refetch": True}
+    shown = lists.run_it().frame
+    assert list(shown.index) == ["refetch", "labels"] and shown.loc["refetch", ["here", "default", "meaning"]].tolist() == ["True", "False", "True: fetch"]
+    assert capsys.readouterr().out == ".venv/bin/papermill notebooks/04_token_lengths.ipynb out.ipynb\n"
+    model = Page("C7")
+    model._namespace = {"In": ["", 'substrate = "minisd-v1"  # a model\nn_prompts = 3  # prompts'], "n_prompts": 3}
+    model.run_it()
+    assert capsys.readouterr().out.endswith(".ipynb -p substrate sd14 -p n_prompts 4\n")
+
+
 def test_words_for_numbers():
+    assert told(Estimate(0.0, 0.0, 0.0, 3398, 0)) == "0.00" and told(Estimate(1.0, 1.0, 1.0, 30, 2)) == "1.00 [1.00, 1.00]"
     assert told(None) == "not measured" and told(around(0.5), 3) == "0.500 [0.480, 0.520]"
 
 

@@ -13,7 +13,6 @@ from memlib.prompts.structure import (
     cosines_behind_eot,
     effective_rank,
     eot_cosines,
-    eot_pad_cosine,
     project,
     silhouettes,
     span_cosines,
@@ -47,7 +46,7 @@ def test_cosines_are_those_of_the_angles_whatever_the_lengths():
     for span, degrees in (("sot", 180), ("pr", 60), ("eot", 0), ("pad", 30)):
         expected = torch.full((int(getattr(tokens, span).sum()),), math.cos(math.radians(degrees)))
         torch.testing.assert_close(cosines[getattr(tokens, span)], expected)
-    torch.testing.assert_close(eot_pad_cosine(embedding), torch.full((2,), math.cos(math.pi / 6)))
+    torch.testing.assert_close(span_cosines(embedding)[:, 2, 3], torch.full((2,), math.cos(math.pi / 6)))
 
 
 def test_places_behind_eot_count_from_each_prompts_own():
@@ -79,7 +78,7 @@ def test_span_cosines_by_hand():
     states = embedding.states.clone()
     states[0, 1] = at(30)
     assert span_cosines(Embedding(states, embedding.tokens))[0, 1, 1].item() == pytest.approx(0.5)
-    assert math.isnan(eot_pad_cosine(embedding)[2]) and not math.isnan(eot_pad_cosine(embedding)[1])
+    assert math.isnan(span_cosines(embedding)[:, 2, 3][2]) and not math.isnan(span_cosines(embedding)[:, 2, 3][1])
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,10 @@ class Page:
     def run_it(self) -> Captioned:
         """The command that runs this notebook elsewhere, and its parameters with what each means."""
         sources = self._namespace.get("In", [])
-        cell = next((source for source in sources if re.search(r"^substrate = ", source, re.MULTILINE) and "#" in source), "")
-        found = re.findall(r"^(\w+) = (.*?)  # (.*)$", cell, re.MULTILINE)
-        print(f".venv/bin/papermill notebooks/{self.name}.ipynb out.ipynb -p substrate sd14 -p n_prompts 4")
+        # The first cell that explains what it assigns: some pages have no substrate.
+        found = next((lines for source in sources if (lines := re.findall(r"^(\w+) = (.*?)  # (.*)$", source, re.MULTILINE))), [])
+        examples = {"substrate": "sd14", "n_prompts": "4"}
+        print(f".venv/bin/papermill notebooks/{self.name}.ipynb out.ipynb", *(f"-p {name} {examples[name]}" for name, *_ in found if name in examples))
         lines = [{"parameter": name, "here": repr(self._namespace.get(name)), "default": value, "meaning": words} for name, value, words in found]
         return Captioned(
             pd.DataFrame(lines, columns=["parameter", "here", "default", "meaning"]).set_index("parameter"), "Parameters (papermill -p name value)"

@@ -14,7 +14,7 @@ import numpy as np
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_number
-from memlib.judging.estimates import Drawing, Estimate, bootstrap_weights, paired_difference, percentile_interval
+from memlib.judging.estimates import Drawing, Estimate, paired_difference
 
 OUTCOMES = ("equivalent", "lower", "higher", "open")
 
@@ -63,28 +63,3 @@ def relative_change(first: Any, second: Any, base: float | None = None, **drawin
         raise InputError(f"A change cannot be expressed as a share of {base:.3g}: the baseline's mean must be positive.")
     scaled = (np.asarray(first, dtype=float) / base, np.asarray(second, dtype=float) / base)
     return paired_difference(*scaled, **drawing)
-
-
-def pair_interval(values: Any, **drawing: Unpack[Drawing]) -> Estimate:
-    """Return the mean over ordered pairs of prompts of `values` [P, P], or [P, P, S], with its interval; the diagonal is not used.
-
-    The pairs of one prompt are not independent, whether it stands first or second. The bootstrap draws prompts, and
-    each pair weighs as often as both its prompts were drawn together (a drawing in which a prompt meets only itself is
-    left out). `n_prompts` is P. Two prompts have no interval (NaN). Raises InputError for another shape or fewer than two prompts.
-    """
-    table = np.asarray(values, dtype=float)
-    seeds = table.shape[2] if table.ndim == 3 else 1
-    if table.ndim not in (2, 3) or table.shape[0] != table.shape[1] or len(table) < 2:
-        raise InputError(f"Pairs need values of shape [prompts, prompts], at least 2 x 2, not {table.shape}.")
-    pairs = table.mean(2) if table.ndim == 3 else table
-    off = ~np.eye(len(pairs), dtype=bool)
-    if not np.isfinite(pairs[off]).all():
-        raise InputError("Some pairs have no finite value: measure them all.")
-    pairs = np.where(off, pairs, 0.0)
-    weights = bootstrap_weights(len(pairs), **drawing)
-    totals = np.einsum("ri,ij,rj->r", weights, pairs, weights, optimize=True)
-    together = 1 - (weights**2).sum(1)
-    kept = together > 1e-9  # what is left is zero but for rounding where one prompt alone was drawn
-    # Two prompts make one pair, and every drawing that counts is the same.
-    least = 2 if len(pairs) > 2 else 0
-    return percentile_interval(pairs.sum() / off.sum(), totals[kept] / together[kept], len(pairs), seeds, least=least)

@@ -37,9 +37,11 @@ class Estimate:
     level: float = LEVEL
 
     def text(self, digits: int = 2) -> str:
-        """Return for instance ``0.55 [0.51, 0.59]``, with `digits` decimals."""
+        """Return for instance ``0.55 [0.51, 0.59]``, with `digits` decimals; of what was counted in full, without seeds, the value alone."""
         if np.isnan(self.value):
             return "not measured"
+        if not self.n_seeds and self.low == self.value == self.high:
+            return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} [no interval]" if np.isnan(self.low) or np.isnan(self.high) else f"{self:.{digits}f}"
 
     def __str__(self) -> str:

@@ -29,11 +29,6 @@ def eot_cosines(embedding: Embedding) -> Tensor:
     return torch.einsum("npd,nd->np", states, eot)
 
 
-def eot_pad_cosine(embedding: Embedding) -> Tensor:
-    """Return [N]: the mean cosine of a prompt's <eot> state with its padding states; NaN without padding."""
-    return _masked_mean(eot_cosines(embedding), embedding.tokens.pad)
-
-
 def cosines_behind_eot(embedding: Embedding, offsets: Sequence[int]) -> Tensor:
     """Return [N, K]: cosine of the <eot> state with the state K places behind it (before it where negative).
 

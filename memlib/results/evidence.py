@@ -35,8 +35,8 @@ from memlib.sampling.batches import SAMPLER_VERSION
 
 Measurement = Callable[[Group], pd.DataFrame]
 MEMORIZED, SEEN_ONCE, DESCRIPTIONS = "memorized", "titles seen once", "descriptions"
-# Scores that have ends, for their intervals.
-ENDS: dict[str, Ends] = {"similarity to original": (0.0, 1.0), "similarity to training": (0.0, 1.0)}
+# The first word of scores that have ends, for their intervals: of pictures, and of states of a text encoder.
+ENDS: dict[str, Ends] = {"similarity": (0.0, 1.0), "cosine": (-1.0, 1.0), "silhouette": (-1.0, 1.0)}
 CHECKED = {MEMORIZED: 4, SEEN_ONCE: 2, DESCRIPTIONS: 0}  # prompts that a check measures anew, with one seed: half a minute of a core
 
 
@@ -59,12 +59,12 @@ class Evidence:
 
     def mean(self, metric: str, edit: Edit = "none", of: str = MEMORIZED) -> Estimate | None:
         values = self.values(metric, edit, of)
-        return None if values is None else student_mean(values, ENDS.get(metric))
+        return None if values is None else student_mean(values, ENDS.get(metric.split()[0]))
 
     def change(self, metric: str, edit: Edit, baseline: Edit = "none", of: str = MEMORIZED) -> Estimate | None:
         """Mean under `edit` minus under `baseline`, paired by prompt and seed."""
         first, second = self.values(metric, edit, of), self.values(metric, baseline, of)
-        return None if first is None or second is None else student_change(first, second, ENDS.get(metric))
+        return None if first is None or second is None else student_change(first, second, ENDS.get(metric.split()[0]))
 
     def share(self, metric: str, edit: Edit, baseline: Edit = "none", of: str = MEMORIZED) -> Estimate | None:
         """Mean under `edit` as a share of that under `baseline`, paired by prompt and seed."""
@@ -74,7 +74,7 @@ class Evidence:
     def contrast(self, metric: str, edit: Edit = "none", of: str = MEMORIZED, against: str = SEEN_ONCE) -> Estimate | None:
         """Mean of one group minus that of another under the same edit: whether an effect is about memorization."""
         first, second = self.values(metric, edit, of), self.values(metric, edit, against)
-        return None if first is None or second is None else student_contrast(first, second, ENDS.get(metric))
+        return None if first is None or second is None else student_contrast(first, second, ENDS.get(metric.split()[0]))
 
     def above(self, metric: str, edit: Edit = "none", bound: str = "lax", of: str = MEMORIZED) -> Estimate | None:
         """Share of prompts whose mean over seeds is at or above a bound of the registration by name, with Wilson's interval."""
@@ -134,14 +134,14 @@ def scoring(edits: Sequence[Edit], metrics: Sequence[str]) -> Measurement:
 
 def gather(
     page: str, run: Experiment, sets: Mapping[str, str | PromptSet], measurement: Measurement, profile: str = "check", n_prompts: int | None = None,
-    checked: Mapping[str, int] = CHECKED, anew: Measurement | None = None,
+    checked: Mapping[str, int | None] = CHECKED, anew: Measurement | None = None,
 ) -> Evidence:  # fmt: skip
     """Measure groups of prompts, or take the reference run's rows and check some of them, as `profile` says (see the module).
 
     `page` is the notebook's name; `sets` has by label a prompt set as `memlib.experiment.Experiment.control` takes it ("auto" for what was seen
     once, "none" for no such group); at most `n_prompts` of each are measured live or for the reference. A check measures `checked` prompts of each
-    label (2 where it is not named), by the measurement `anew` where that is less than all. Raises InputError for another profile, and where rows
-    measured anew differ from the reference by more than TOLERANCE.
+    label (2 where it is not named, None for all, 0 for none), by the measurement `anew` where that is less than all. Raises InputError for another
+    profile, and where rows measured anew differ from the reference by more than TOLERANCE.
     """
     if profile not in PROFILES:
         raise InputError(f"Unknown profile {profile!r}: use one of {', '.join(PROFILES)}.")
@@ -151,7 +151,7 @@ def gather(
     whole = {label: group for label, prompts in sets.items() if (group := run.control(prompts, None, label)) is not None}
     kept = {label: fitting(rows, group) for label, group in whole.items()} if profile == "check" and len(rows := read(path)) else {}
     if all(len(rows) for rows in kept.values()) and kept:
-        few = {label: run.group(whole[label].prompts, count, label).part(None, 1) for label in whole if (count := checked.get(label, 2))}
+        few = {label: run.group(whole[label].prompts, count, label).part(None, 1) for label in whole if (count := checked.get(label, 2)) != 0}
         now = {label: (anew or measurement)(group) for label, group in few.items()}
         found = require_agreement(join(now.values()), join(kept.values()), path)
         return Evidence(few, kept, _words(few, kept, found), bounds)

@@ -44,7 +44,7 @@ def ecdf(lengths: Mapping[str, np.ndarray], xlabel: str, limit: float | None = N
          dashed: Sequence[str] = ()) -> Figure:  # fmt: skip
     """Share of values at or below x, one curve per label; those in `dashed` are drawn broken, `limit` as a line."""
     figure, axis = plt.subplots(figsize=(6.6, 3.9))
-    for colour, (label, values) in zip(sns.color_palette("colorblind", len(lengths)), lengths.items()):
+    for colour, (label, values) in zip(sns.color_palette("dark", len(lengths)), lengths.items()):
         x = np.sort(values)
         axis.step(np.r_[0, x], np.arange(len(x) + 1) / len(x), where="post", color=colour, label=f"{label} ({len(x):,})",
                   linestyle="--" if label in dashed else "-", linewidth=1.6)  # fmt: skip

@@ -73,8 +73,10 @@ def planes(grid: Mapping[str, Mapping[str, pd.DataFrame]], groups: Mapping[int, 
                 axis.set_ylabel(label)
             if r == 0:
                 axis.set_title(column)
+    for name, inside in zip(names[:2], ("#666666", "none")):
+        axes[0][0].scatter([], [], s=34, linewidths=0.7, edgecolors="#666666", facecolors=inside, label=name)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=4, loc="lower center")
+    figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="lower center")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
