@@ -22,7 +22,7 @@
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, sd14, sd21, or a folder with a diffusers pipeline: the pre-trained model
-profile = "check"  # check: take the reference run and measure a share of it anew; reference: measure and keep what it lacks; live: measure all now
+profile = "check"  # check: tables from the reference run, a few pictures measured anew; live: all measured now; reference: and kept
 small_model = "auto"  # model of scenario 1; auto: the substrate's own, or a folder written by memlib.training.finetune
 large_model = "auto"  # model of scenario 1b, likewise
 class_model = "auto"  # model of scenario 2
@@ -33,7 +33,7 @@ not_memorized = "not memorized"  # the second contrast, of another kind of capti
 scenarios = None  # of small, large, class, duplicated, pretrained; None: all of them
 methods = None  # names of mitigations; None: all that are registered
 only_pretrained = ["amg", "bright-ending", "han-batch", "han-sample", "nemo", "prss", "sail", "wanda"]  # in the last scenario alone; None: everywhere
-checked = ["none", "pad-mask"]  # methods that a check measures anew in every scenario, on two prompts
+checked = ["none", "pad-mask"]  # methods that a check measures anew in every scenario, on the prompts that are shown
 shown = ["none", "pad-swap", "pad-mask", "random-token", "dynamic-transition", "dynamic-transition-opposite"]  # methods whose pictures are shown
 strengths = True  # every strength of a method in the curves; False: its registered setting alone, everywhere
 swept = ["pretrained"]  # scenarios in which strengths are tried; None: all of them
@@ -65,59 +65,84 @@ from memlib.results import figures as plots
 from memlib.results import times as bench
 from memlib.results.effects import loss_share, shares_of_effect, shortfall
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_with_changed
-from memlib.results.evidence import MEMORIZED, SEEN_ONCE, Evidence
-from memlib.results.measure import further, measure
+from memlib.results.evidence import MEMORIZED, SEEN_ONCE, Evidence, gather, scoring
+from memlib.results.measure import scored
 from memlib.results.orders import listed, orders, tally
 from memlib.results.pareto import areas, rank
-from memlib.results.scenarios import SCENARIOS, SIMILARITY, each, placed, strips, summary
+from memlib.results.scenarios import SCENARIOS, SIMILARITY, TRANSITION, at_transition, each, strips, summary, transition_under
 from memlib.results.settings import KEPT, LEFT, alternatives, compared, curves, settings_of
-from memlib.results.table import SCORES, join, matrix, path_of, read
+from memlib.results.table import SCORES, join, matrix, of_methods, rows_of
 
 page = Page("A3", "B7", "C5d")
 plots.style()
-NONE, REN, OTHERS, FEW = get("none"), get("ren"), "not memorized", (2, 1)
+NONE, REN, OTHERS = get("none"), get("ren"), "not memorized"
 chosen = [NONE, *(get(name) for name in (REGISTRY if methods is None else methods) if name != "none")]
 dear = {get(name).name for name in only_pretrained or ()}
 by_name, families = {m.name: m for m in chosen}, {m.name: m.family for m in chosen}
+waiting = [m for m in chosen if m.name.startswith(("static-transition", "dynamic-transition"))]
+rewriting = [m for m in chosen if m.name in ("random-token", "random-number")]
 models = {"small": small_model, "large": large_model, "class": class_model, "duplicated": duplicated_model}
-kept = {"profile": profile, "reference": path_of("all_mitigations", substrate)}
-if profile == "check" and len(there := read(kept["reference"])):  # what the reference run measured stands, whatever the parameters say
-    by_set = there[there["prompt"] != ""].groupby("prompt_set")[["prompt", "seed"]].nunique()
-    n_prompts, n_seeds, n_other_seeds = int(by_set["prompt"].max()), int(by_set["seed"].max()), int(by_set.loc[OTHERS, "seed"])
+
+
+def placed(begins):
+    """The methods, static transitions at the median of the scenario's own steps."""
+    return [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in chosen]
+
+
+def by_picture(key, begins):
+    """What is measured of a scenario's prompts, then of others: registered settings, strengths on few seeds, and what texts do otherwise."""
+    own, sweeps = key == "pretrained", strengths and (swept is None or key in swept)
+
+    def rows(group):
+        if group.label == SEEN_ONCE:
+            return scored(group.part(None, n_other_seeds), [NONE, REN], [KEPT, "quality"])
+        if group.label == OTHERS:
+            group, extra = group.part(None, n_other_seeds), []
+        else:
+            begins.update({m: transition_under(m, group) for m in waiting})
+            extra = [rows_of(group, m, TRANSITION, steps_found) for m, steps_found in begins.items()]
+        here = [m for m in placed(begins) if own or m.name not in dear]
+        few, every = group.part(None, n_swept_seeds if sweeps else None), [setting for m in here for setting in settings_of(m, sweeps)]
+        extra += [scored(group, here, evaluations=True), scored(few, every, [LEFT, KEPT, BY_CHANCE])]
+        if own and group.label != OTHERS:
+            others_do = [m for *_, ours, theirs in alternatives(here) for m in (ours, theirs) if m not in here]
+            extra += [scored(few, others_do, evaluations=True), scored(group, ["a"], ["quality"])]
+            changed = {m: alignment_with_changed(group, m) for m in rewriting}
+            extra += [rows_of(group, m, WITH_CHANGED, found) for m, found in changed.items() if found is not None]
+        return join(extra)
+
+    return rows
 
 
 def measured(key, group):
-    """What is measured in one scenario: registered settings, strengths, and on the pre-trained model other prompts as well."""
-    run, few = group.experiment, group.part(None, n_swept_seeds if strengths else None)
-    here, guided = placed(chosen, group, **kept)
-    share, every = [m for m in here if m.name in checked], [setting for m in here for setting in settings_of(m, strengths)]
-    seen = [m for m in here if m.name in shown]
-    # A check measures nothing of what is not for this scenario: it is the reference's, or left out.
-    spared = [] if key == "pretrained" else [m for m in here if m.name in dear]
-    unswept = [] if swept is None or key in swept else [m for m in every if m not in here or m.name in dear]
-    rows, check = measure(group, here, share=share, spared=spared, evaluations=True, few=FEW, **kept)
-    left, _ = measure(few, every, [LEFT, KEPT, BY_CHANCE], share=(), spared=unswept, **kept)
-    r = SimpleNamespace(rows=rows, methods=here, guided=guided, check=check, curves=curves(left, left, here, strengths), model=run.substrate.name,
-                        prompts=group.prompts.prompts, threshold=run.thresholds.get("copy_threshold"), provenance=run.provenance())  # fmt: skip
-    if key == "pretrained":
-        other = run.group(not_memorized, n_prompts, OTHERS).part(None, n_other_seeds)
-        r.others, r.others_check = measure(other, here, share=share, evaluations=True, few=FEW, **kept)
-        also, _ = measure(other.part(None, n_swept_seeds if strengths else None), every, [KEPT, BY_CHANCE], share=(), **kept)
-        r.other_curves, r.other_prompts = curves(left, also, here, strengths), other.prompts.prompts
-        r.pictures, r.other_pictures = strips(group, seen, n_shown), strips(other, seen, n_shown)
-        found, rewriting = alternatives(here), [m for m in here if m.name in ("random-token", "random-number")]
-        both, _ = measure(few, [m for *_, ours, theirs in found for m in (ours, theirs)], share=(), evaluations=True, **kept)
-        changed = [further(group, m, WITH_CHANGED, lambda m=m: alignment_with_changed(group, m), **kept) for m in rewriting]
-        r.differences = compared(both, found, [SIMILARITY, KEPT, "quality"]), compared(join([rows, *changed]), [], [SIMILARITY, KEPT], rewriting)
-        spoiled, _ = measure(group, ["a"], ["quality"], share=(), **kept)
-        once = run.control(control, n_prompts, SEEN_ONCE)
-        titles = {} if once is None else {SEEN_ONCE: measure(once.part(None, n_other_seeds), [NONE, REN], [KEPT, "quality"], share=(), **kept)[0]}
-        r.evidence = Evidence({}, {MEMORIZED: join([rows, spoiled]), **titles, OTHERS: r.others}, "")
+    """The evidence of one scenario, its curves over strengths, and a few pictures; on the pre-trained model of other prompts as well."""
+    run, label, own = group.experiment, group.label, key == "pretrained"
+    sets = {label: group.prompts, **({SEEN_ONCE: control, OTHERS: not_memorized} if own else {})}
+    anew = scoring([m for m in chosen if m.name in checked], [SIMILARITY, KEPT, "quality"])
+    fewest = {label: n_shown, SEEN_ONCE: 0, OTHERS: n_shown}
+    found = gather(page.name, run, sets, by_picture(key, {}), profile, n_prompts, fewest, anew)
+    begins = {m: found.values(TRANSITION, m, label) for m in waiting}
+    here = placed(begins)
+
+    def first(of):  # strengths have fewer seeds
+        few = found.rows[of]["seed"].isna() | (found.rows[of]["seed"] < n_swept_seeds).fillna(False)
+        return found.rows[of][few.to_numpy(bool)]
+
+    seen, few = [m for m in here if m.name in shown], found.groups[label]
+    guided = {m.title: steps_found >= 0 for m, steps_found in begins.items() if m.name.startswith("dynamic")}
+    r = SimpleNamespace(found=found, rows=of_methods(found.rows[label], here), methods=here, guided=guided, curves=curves(first(label), first(label), here, strengths),
+                        model=run.substrate.name, prompts=few.prompts.prompts, pictures=strips(few, seen, n_shown),
+                        threshold=run.thresholds.get("copy_threshold"), provenance=run.provenance())  # fmt: skip
+    if own:
+        other = found.groups[OTHERS]
+        r.others, r.other_curves = of_methods(found.rows[OTHERS], here), curves(first(label), first(OTHERS), here, strengths)
+        r.other_pictures, r.other_prompts = strips(other, seen, n_shown), other.prompts.prompts
+        r.differences = compared(first(label), alternatives(here), [SIMILARITY, KEPT, "quality"]), compared(found.rows[label], [], [SIMILARITY, KEPT], rewriting)
     return r
 
 
 with redirect_stdout(StringIO()) as said:
-    found = each(measured, models, scenarios, memorized=memorized, n_prompts=n_prompts, **page.settings)
+    found = each(measured, models, scenarios, memorized=memorized, n_prompts=None, **page.settings)
 pre = found.get("pretrained")
 run = page.experiment(n_seeds=1)
 EDITS = ("pad-swap", "pad-swap-eot-mask", "pad-mask")
@@ -126,7 +151,7 @@ needed = {} if pre is None else {m.name: float(v[0]) for m in pre.methods if (v 
 quick = [by_name[name] for name, rows in needed.items() if name in ("none", "ren", *EDITS) or rows <= needed["none"]]
 taken = bench.times(bench.Sampler(run.substrate, steps, guidance, scheduler), quick, run.group(memorized, n_timed or bench.TURNS).prompts.prompts, n_timed)
 cost, in_all = taken.against(EDITS, ["sot-pad"]), {key: (r.rows, r.methods) for key, r in found.items()}
-e = Evidence({}, {}, "") if pre is None else pre.evidence
+e = Evidence({}, {}, "") if pre is None else pre.found
 page.conclude({
     "A3": [e.change(SIMILARITY, REN, NONE), e.share(KEPT, REN, NONE), e.share(KEPT, REN, NONE, SEEN_ONCE),
            loss_share(e, "quality", REN, "a", MEMORIZED, NONE), taken.ratio("seconds", "ren")],
@@ -140,7 +165,7 @@ page.answer(
     f"Prompts that are not memorized keep {told(e.share(KEPT, get('pad-mask'), NONE, OTHERS))}, {told(e.share(KEPT, REN, NONE, OTHERS))} and",
     f"{told(e.share(KEPT, get('pad-swap'), NONE, OTHERS))} of their alignment.",
 )
-print("" if pre is None else pre.check.words().split(". ", 1)[-1])
+print("" if pre is None else pre.found.words)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-key", "caption": "What is left of the training picture (better to the left) against the alignment that is kept (better above), a panel for each scenario. A method is a curve over its strengths in the colour of its family, the strongest filled; the star is no mitigation. Settings that no other one beats in both are joined by steps and have names and 95 % intervals. In the last panel alignment is that of prompts that are not memorized: memorized titles do not say what their picture shows, so that this panel is the one that tells."}, "image": {"alt": "Similarity to training left against alignment with the prompt kept, a panel for each scenario, each mitigation a curve over its strengths in the colour of its family", "width": "100%"}}
 HARM = "4, alignment of prompts not memorized"
@@ -248,13 +273,12 @@ page.what_would_change()
 print(said.getvalue())
 for key, r in found.items():
     display(Captioned(summary(r.rows, r.methods, SCORES, r.guided, r.threshold).rename_axis("method"), f"Scenario {SCENARIOS[key].label}, model {r.model}", folded=True))
-    print(r.check.words())
+    print(r.found.words)
 
 # %% tags=["hide-input"]
 if pre is not None:
     shown_here = summary(pre.others, pre.methods, ("similarity to original", KEPT, "quality")).rename_axis("method")
     display(Captioned(shown_here, "Prompts that are not memorized", folded=True))
-    print(pre.others_check.words())
 
 # %% tags=["hide-input"]
 differences = pd.concat(pre.differences) if pre is not None else pd.DataFrame(columns=["point", "method"])

@@ -23,7 +23,6 @@ from memlib.results.scenarios import (
     earlier_methods,
     own_methods,
     place,
-    placed,
     scenario_group,
     strips,
     summary,
@@ -175,13 +174,12 @@ def test_earlier_methods_are_compared_with_the_better_of_the_texts_own():
     assert shares["random-token"] == {}
 
 
-def test_static_transitions_are_placed_and_dynamic_ones_say_where_they_begin(tiny_group):
+def test_static_transitions_are_placed_at_the_median_of_the_groups_own(tiny_group):
     group = tiny_group(2, 3)
-    moved, guided = placed([get("none"), get("static-transition"), get("dynamic-transition")], group)
-    assert [m.name for m in moved] == ["none", "static-transition", "dynamic-transition"]
     steps = transition_under(get("static-transition"), group)
+    moved = [get("none"), at_transition(get("static-transition"), steps)]
     assert moved[1].params["step"] == (int(np.median(steps[steps >= 0])) if (steps >= 0).any() else get("static-transition").params["step"])
-    assert list(guided) == ["dynamic-transition"] and guided["dynamic-transition"].shape == (2, 2)
+    assert at_transition(get("static-transition"), np.array([[4, -1], [8, 6]])).params["step"] == 6 and steps.shape == (2, 2)
     assert distances(group, moved) == {}
     shown = strips(group, moved, 1)
     assert list(shown) == [m.title for m in moved] and np.array_equal(shown["none"][0], group.pictures(get("none"))[0, 0])

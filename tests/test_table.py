@@ -11,9 +11,8 @@ from memlib.experiment.run import Experiment
 from memlib.judging.estimates import mean_interval, paired_difference
 from memlib.mitigations import REGISTRY, get
 from memlib.models.substrate import load
-from memlib.results import measure as module
 from memlib.results.evaluations import BY_CHANCE, EVALUATIONS, WITH_CHANGED, alignment_by_chance, alignment_with_changed, counted
-from memlib.results.measure import Checked, fitting, further, measure
+from memlib.results.measure import scored
 from memlib.results.scenarios import SCENARIOS, place
 from memlib.results.table import (
     COLUMNS,
@@ -187,8 +186,8 @@ def test_unet_rows_of_pictures_made_elsewhere_are_counted_on_one_prompt(group, s
 
 
 def test_what_cannot_be_used_or_measured_says_so(group):
-    found, checked = measure(group, [get("none"), get("amg"), get("pad-swap")], evaluations=True)
-    assert list(dict.fromkeys(found["method"])) == ["none", "amg", "pad-swap"] == list(checked.now)
+    found = scored(group, [get("none"), get("amg"), get("pad-swap")], evaluations=True)
+    assert list(dict.fromkeys(found["method"])) == ["none", "amg", "pad-swap"]
     assert set(found["metric"]) == {EVALUATIONS, ""} and change(found, "quality", get("pad-swap")) is None
     shown = summarise(found, ["similarity to training"])
     assert shown.loc["amg", "note"].startswith("not measured: ") and shown.loc["pad-swap", "similarity to training"] == "not measured"
@@ -198,7 +197,7 @@ def test_what_cannot_be_used_or_measured_says_so(group):
 
 def test_scores_are_those_of_the_metrics(judged):
     changed = get("random-number")
-    found, _ = measure(judged, [get("none"), get("pad-swap"), changed], [ALIGNMENT, BY_CHANCE, WITH_CHANGED])
+    found = scored(judged, [get("none"), get("pad-swap"), changed], [ALIGNMENT, BY_CHANCE, WITH_CHANGED])
     means = [judged.pictures(edit).reshape(2, 2, -1).mean(2) / 255 for edit in (get("pad-swap"), get("none"))]
     assert np.allclose(matrix(found, ALIGNMENT, get("none")), means[1] - np.array([[5], [11]]))
     assert change(found, ALIGNMENT, get("pad-swap")).value == pytest.approx((means[0] - means[1]).mean())
@@ -209,90 +208,10 @@ def test_scores_are_those_of_the_metrics(judged):
     assert (longer < plain).all() and set(found.loc[found["metric"] == WITH_CHANGED, "method"]) == {"random-number"}
 
 
-def test_a_reference_run_goes_on_where_it_was_stopped(judged, tmp_path, monkeypatch):
-    path, asked = tmp_path / "page-m.parquet", []
-    once = module._measured
-
-    def stopping(group, method, *rest):
-        asked.append(method.name)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return once(group, method, *rest)
-
-    monkeypatch.setattr(module, "_measured", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        measure(judged, METHODS, [ALIGNMENT], profile="reference", reference=path)
-    found, checked = measure(judged, METHODS, [ALIGNMENT], profile="reference", reference=path)
-    assert asked == ["none", "pad-mask", "pad-mask", "ren"] and (checked.kept, checked.now) == (("none",), ("pad-mask", "ren"))
-    pd.testing.assert_frame_equal(read(path), found)
-    live, _ = measure(judged, METHODS, [ALIGNMENT])
-    assert np.array_equal(live["value"], found["value"])
-
-
-def test_a_check_takes_the_reference_and_measures_a_share_of_it_anew(judged, tmp_path, monkeypatch):
-    path = tmp_path / "page-m.parquet"
-    whole, _ = measure(judged, METHODS, [ALIGNMENT], profile="reference", reference=path, evaluations=True)
-    found, checked = measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path, share=METHODS[:2], evaluations=True)
-    pd.testing.assert_frame_equal(found, whole)
-    assert checked.now == ("none", "pad-mask") and checked.kept == ("none", "pad-mask", "ren") and (checked.compared, checked.apart) == (2, 0)
-    assert checked.words().startswith("From the reference run: none, pad-mask, ren. 2 methods measured again differ from it by at most 0 standard deviations.")
-    more, checked = measure(judged, [*METHODS, get("pad-swap")], [ALIGNMENT], profile="check", reference=path)
-    assert checked.now == ("none", "pad-swap") and "Measured now alone: pad-swap." in checked.words() and len(more) > len(found) - 3
-    moved = whole.assign(value=whole["value"].where((whole["method"] != "none") | (whole["metric"] != ALIGNMENT), whole["value"] + 2.0))
-    write(path, moved)
-    with pytest.raises(InputError, match=r"differs from the reference run page-m\.parquet by [0-9.]+ standard deviations, more than 0\.1"):
-        measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path)
-    with pytest.raises(InputError, match="Unknown profile 'fast': use one of live, reference, check"):
-        measure(judged, METHODS, profile="fast")
-    assert Checked(("none",), ()).words() == "Everything was measured now."
-
-
-def test_a_check_of_a_few_prompts_compares_these_alone(judged, tmp_path, monkeypatch):
-    path, asked = tmp_path / "page-m.parquet", []
-    whole, _ = measure(judged, METHODS, [ALIGNMENT], profile="reference", reference=path)
-    once = module._measured
-    monkeypatch.setattr(module, "_measured", lambda group, *rest: asked.append((rest[0].name, len(group), len(group.experiment.seeds))) or once(group, *rest))
-    found, checked = measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path, share=METHODS[:2], few=(1, 1))
-    pd.testing.assert_frame_equal(found, whole)
-    assert asked == [("none", 1, 1), ("pad-mask", 1, 1)] and (checked.now, checked.compared, checked.apart) == ((), 2, 0)
-    write(path, whole.assign(value=whole["value"] + 2.0))
-    with pytest.raises(InputError, match="differs from the reference run"):
-        measure(judged, METHODS, [ALIGNMENT], profile="check", reference=path, few=(1, 1))
-
-
-def test_other_values_than_scores_are_kept_and_found_again(judged, tmp_path):
-    path, method, values = tmp_path / "page-m.parquet", get("none"), np.arange(len(judged) * len(judged.experiment.seeds)).reshape(len(judged), -1)
-
-    def rows(profile, measured):
-        return further(judged, method, "step", lambda: measured, profile, path)
-
-    assert np.array_equal(matrix(rows("live", values), "step", method), values) and not path.exists()
-    pd.testing.assert_frame_equal(rows("reference", values), rows("check", values + 1))
-    assert np.array_equal(matrix(rows("live", values + 1), "step", method), values + 1)
-    assert rows("live", None).empty
-
-
-def test_rows_of_another_experiment_or_method_are_not_taken(judged, monkeypatch):
-    found, _ = measure(judged, METHODS, [ALIGNMENT])
-    taken = fitting(found, judged, METHODS, [ALIGNMENT])
-    pd.testing.assert_frame_equal(taken, found)
-    for column, value in {"training": "x", "steps": 3, "guidance": 1.0, "scheduler": "dpm", "prompt_set": "others"}.items():
-        assert fitting(found.assign(**{column: value}), judged, METHODS, [ALIGNMENT]).empty
-    assert fitting(found[found["seed"] == 0], judged, METHODS, [ALIGNMENT]).empty and len(fitting(found, judged.part(1, 1), METHODS, [ALIGNMENT])) == 3
-    assert set(fitting(found.iloc[1:], judged, METHODS, [ALIGNMENT])["method"]) == {"pad-mask", "ren"}
-    facts = json.loads(found["run"].iloc[0])
-    for other in ({"sampler version": SAMPLER_VERSION + 1}, {"metrics": facts["metrics"] | {"alignment": "other"}}):
-        assert fitting(found.assign(run=json.dumps(facts | other)), judged, METHODS, [ALIGNMENT]).empty
-    monkeypatch.setattr(type(get("ren")), "version", get("ren").version + 1)
-    wanted = [METHODS[0], get("pad-mask", fraction=0.3), METHODS[2]]
-    assert set(fitting(found, judged, wanted, [ALIGNMENT])["method"]) == {"none"}
-
-
 @pytest.mark.parametrize("key", list(SCENARIOS))
 def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_as_it_is_now(key):
-    found = read(path_of("all_mitigations", "minisd-v1"))
     name, _ = place(key, "minisd-v1")
-    found = found[found["substrate"] == name]
+    found = read(path_of("16_all_mitigations", name))
     assert set(found["training"]) == {load(name, "cpu").weights_hash[:12]}
     assert all(json.loads(run)["sampler version"] == SAMPLER_VERSION and "dirty" not in run for run in set(found["run"]))
     # Where a static transition is put hangs on the scenario, so that its rows have other parameters than the registered one.
@@ -312,7 +231,7 @@ def test_what_the_project_keeps_has_every_mitigation_as_it_is_now_on_the_model_a
     ],
 )
 def test_rows_of_the_first_reference_run_are_those_of_the_files_that_it_was_kept_in_before(substrate, prompt_set, method, metric, mean, count):
-    found = read(path_of("all_mitigations", "minisd-v1"))
+    found = read(path_of("16_all_mitigations", substrate))
     found = found[(found["substrate"] == substrate) & (found["prompt_set"] == prompt_set)]
     values = matrix(found, metric, get(method))
     assert values.size == count and values.mean() == pytest.approx(mean, abs=1e-12)

@@ -29,11 +29,12 @@ from memlib.judging.estimates import Estimate, bootstrap, wilson
 from memlib.judging.judge import registration
 from memlib.prompts.sets import PromptSet
 from memlib.results.comparison import TOLERANCE, Comparison, require_agreement
-from memlib.results.measure import PROFILES, scored
+from memlib.results.measure import scored
 from memlib.results.table import KEYS, fingerprints, join, matrix, path_of, prompt_names, read, write
 from memlib.sampling.batches import SAMPLER_VERSION
 
 Measurement = Callable[[Group], pd.DataFrame]
+PROFILES = ("live", "reference", "check")
 MEMORIZED, SEEN_ONCE, DESCRIPTIONS = "memorized", "titles seen once", "descriptions"
 # The first word of scores that have ends, for their intervals: of pictures, and of states of a text encoder.
 ENDS: dict[str, Ends] = {"similarity": (0.0, 1.0), "cosine": (-1.0, 1.0), "silhouette": (-1.0, 1.0)}

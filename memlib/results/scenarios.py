@@ -28,7 +28,6 @@ from memlib.mitigations import REGISTRY, Mitigation
 from memlib.models.catalogue import SUBSTRATES, locate
 from memlib.probes.transitions import trace
 from memlib.results.evaluations import EVALUATIONS
-from memlib.results.measure import further
 from memlib.results.table import matrix, summarise
 from memlib.sampling.guidance import as_rule
 
@@ -151,20 +150,6 @@ def each(measured: Callable[[str, Group], Any], models: Mapping[str, str], keys:
         del group
         gc.collect()
     return found
-
-
-def placed(methods: Sequence[Mitigation], group: Group, profile: str = "live", reference: Path = Path()) -> tuple[list[Mitigation], dict[str, np.ndarray]]:
-    """Return the methods with static transitions at the group's own point (`at_transition`), and in which pictures guidance begins under the
-    methods that wait for a transition, bool [P, S] by title. Transition steps are kept as rows of the file `reference`
-    (`memlib.results.measure.further`)."""
-
-    def transition(m: Mitigation) -> np.ndarray:
-        rows = further(group, m, TRANSITION, lambda: transition_under(m, group), profile, reference)
-        return np.asarray(matrix(rows, TRANSITION, m)).astype(int)
-
-    begins = {m: transition(m) for m in methods if m.name.startswith(("static-transition", "dynamic-transition"))}
-    moved = [at_transition(m, begins[m]) if m.name.startswith("static") else m for m in methods]
-    return moved, {m.title: steps >= 0 for m, steps in begins.items() if m.name.startswith("dynamic")}
 
 
 def distances(group: Group, methods: Sequence[Mitigation]) -> dict[str, tuple[float, float]]:

@@ -4,7 +4,7 @@ One row is one score: of a substrate and its training, a prompt of a prompt set 
 protocol. Rows live in Parquet files under ``data/scores``, one for each page and substrate; the file's metadata says for each run that wrote
 rows its commit, hardware, versions and metrics. Nothing in them is typed or edited by hand.
 
-`memlib.results.measure.measure` makes rows from a group of prompts, `append` and `read` keep them, `matrix`, `estimate` and `summarise` compute
+`memlib.results.measure.scored` makes rows from a group of prompts, `append` and `read` keep them, `matrix`, `estimate` and `summarise` compute
 from them.
 """
 
@@ -180,6 +180,13 @@ def matrix(rows: pd.DataFrame, metric: str, method: Edit | tuple[str, str] | Non
     if len(rows) != values.size or np.isnan(values).any():
         raise InputError(f"Rows of {metric!r} are not one for each of {shape[0]} prompts and {shape[1]} seeds: choose one method, prompt set and training.")
     return values[:, 0] if rows["seed"].isna().all() else values
+
+
+def of_methods(rows: pd.DataFrame, methods: Iterable[Edit]) -> pd.DataFrame:
+    """Return the rows under these methods, with just these parameters, in the order of the methods."""
+    order = {name: place for place, name in enumerate(map(name_of, methods))}
+    places = pd.Series([order.get(name, -1) for name in zip(rows["method"], rows["params"], strict=True)], index=rows.index, dtype=int)
+    return rows.loc[places[places >= 0].sort_values(kind="stable").index]
 
 
 def estimate(rows: pd.DataFrame, metric: str, method: Edit | None = None, of: Callable[[np.ndarray], Estimate] = mean_interval) -> Estimate | None:

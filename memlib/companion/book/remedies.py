@@ -147,7 +147,7 @@ class Remedies:
 
 def read(substrate: str) -> Remedies:
     """The kept table of a substrate; without scenarios where there is none."""
-    rows = read_rows(path_of("all_mitigations", substrate))
+    rows = read_rows(path_of("16_all_mitigations", substrate))
     if rows.empty:
         return Remedies()
     keys = ["prompt_set", "method", "params", "metric"]

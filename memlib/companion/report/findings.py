@@ -29,7 +29,7 @@ from memlib.probes.detectors.base import NEEDS
 from memlib.probes.detectors.evaluation import Evaluation, evaluate
 from memlib.prompts.sets import PromptSet
 from memlib.results.evaluations import BY_CHANCE
-from memlib.results.measure import measure
+from memlib.results.measure import scored
 from memlib.results.table import join
 
 SIMILARITY, CHANGED, AGREEMENT = "similarity to training", "similarity to original", "alignment with prompt"
@@ -146,7 +146,7 @@ def _mitigations(found: Findings, methods: Sequence[Mitigation], each: float, pa
 
 
 def _rows(group: Group, method: Mitigation, metrics: Sequence[str], evaluations: bool = False) -> pd.DataFrame:
-    return measure(group, [method], metrics, evaluations=evaluations)[0]
+    return scored(group, [method], metrics, evaluations)
 
 
 def _detectors(found: Findings, others: Group, chosen: Sequence[Detector], each: float, pace: Pace) -> None:
