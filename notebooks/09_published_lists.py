@@ -15,32 +15,15 @@
 # ---
 
 # %% [markdown]
-# # The published lists: Webster 500 and MemBench
+# # Do the results hold on the lists that other work reports?
 #
-# **Claim C8** · `clip`, Appendix A.2, Tables 7 and 8 {cite:p}`clip`
-#
-# Most earlier work reports on the 500 candidate captions of {cite:t}`webster2023extraction`, without sorting out those that do
-# not reproduce; {cite:t}`hong2025membench` add 3,000 prompts found by search. `clip` runs its mitigation and earlier ones on
-# both lists and finds the picture of its main table again.
-#
-# Both lists belong to Stable Diffusion 1.4. This page measures when it is run with `-p substrate sd14` (a GPU and a few hours; an
-# interrupted run goes on from the store), and leaves its scores in `data/scores`, from where every later build shows it. On any
-# other substrate it shows the paper's figures, *reported*, and what has been measured so far.
+# Claim C8 of Kim and No, Appendix A.2, Tables 7 and 8 {cite:p}`clip`.
 
-# %%
-import pandas as pd
-from IPython.display import display
-
-from memlib.experiment.page import Page, reported_at, told
-from memlib.mitigations import REGISTRY
-from memlib.prompts.sets import load_prompts
-from memlib.results import table
-from memlib.results.measure import measure as scored
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # sd14 measures; others show what is reported and what was measured before
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 webster = "webster500"  # the two lists: names, or files (csv, txt, jsonl)
-membench = "membench"
+membench = "membench"  # likewise
 n_prompts = None  # at most so many prompts of each list; None: all 500 and all 3,000
 n_seeds = 10  # seeds 0, 1, ... for every prompt
 at_once = 50  # prompts held in memory at once
@@ -52,105 +35,126 @@ dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, 
 batch_size = None  # pictures at once; None: from free memory
 measure = "auto"  # auto: on sd14 only; True: also on a folder of one's own with such a model; False: show only
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+import pandas as pd
+
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import NOT_MEASURED, Page, reported_at, told
+from memlib.mitigations import REGISTRY
+from memlib.results import figures as plots
+from memlib.results import table
+from memlib.results.evidence import Evidence, gather
+from memlib.results.measure import scored
+
 page = Page("C8")
+plots.style()
 run = page.experiment()
-LISTS = {"webster": webster, "membench": membench}
-TITLES = {"webster": "Webster 500", "membench": "MemBench 3000"}
-METRICS = {"similarity to original": "sscd_to_original", "alignment": "clip_score", "quality": "aesthetic"}
-measuring = run.substrate.name == "sd14" if measure == "auto" else bool(measure)
+WEBSTER, MEMBENCH = "Webster 500", "MemBench 3000"
+LISTS, PLACES = {WEBSTER: webster, MEMBENCH: membench}, {"Table 7": WEBSTER, "Table 8": MEMBENCH, "Table 4": "458 memorized"}
+SCORES = {"similarity to original": "sscd_to_original", "alignment": "clip_score", "quality": "aesthetic"}
+SIMILARITY, ALIGNMENT, QUALITY = SCORES
+figures = reported_at("clip", PLACES)
+figures = figures[figures["metric"].isin(SCORES.values())].assign(list=figures["place"].map(PLACES))
+reported = figures.set_index(["list", "method", "metric"])["value"]
+METHODS = {key: m for m in REGISTRY.values() for key in m.reported if key in set(figures["method"])}
+OURS = "pad_swap_mask_eot"
+
+
+def in_parts(group):
+    """The measurement of every method; prompts pass through memory a few at a time."""
+    starts = range(0, len(group), at_once)
+    parts = (group.experiment.group(group.prompts.select(range(at, min(at + at_once, len(group)))), None, group.label) for at in starts)
+    return table.join(scored(part, METHODS.values(), list(SCORES)) for part in parts)
+
+
+def judged(found):
+    """The parts of the claim in their order."""
+    def change(score, first, second, of=WEBSTER):
+        return found.change(score, METHODS[first], METHODS[second], of)
+    lower = [change(SIMILARITY, other, OURS) for other in ("wen", "rta", "rna")]
+    return [*lower, change(ALIGNMENT, OURS, "ren"), change(QUALITY, OURS, "ren"), change(SIMILARITY, "wen", OURS, MEMBENCH)]
+
+
+here = run.substrate.name == "sd14" if measure == "auto" else bool(measure)
+kept = table.kept(page.name)
+found = {name: Evidence({}, {of: rows[rows["prompt_set"] == of] for of in LISTS}, "") for name, rows in kept.items() if name != run.substrate.name}
+for name, elsewhere in found.items():
+    page.conclude({"C8": judged(elsewhere)}, name)
+if here:
+    found[run.substrate.name] = gather(page.name, run, LISTS, in_parts, profile, n_prompts, dict.fromkeys(LISTS, 2))
+because = "Its metrics are not at hand." if here else "Both lists belong to Stable Diffusion 1.4, and no run of it is kept: not measured here."
+page.conclude({"C8": judged(found[run.substrate.name])} if here else {}, run, {"C8": because})
+said = {key: " and ".join(f"{reported[of, key, 'sscd_to_original']:.2f}" for of in LISTS) for key in (OURS, "wen", "ren")}
+ours = {name: " and ".join(told(by.mean(SIMILARITY, METHODS[OURS], of)) for of in LISTS) for name, by in found.items()}
+page.answer(
+    f"Kim and No report a similarity to the original of {said[OURS]} on the two lists under `!` padding with `<eot>` set to zero, {said['wen']} for Wen and others",
+    f"and {said['ren']} for Ren and others; {' '.join(f'measured on {name}: {values}.' for name, values in ours.items()) or 'none of it was measured here.'}",
+    "Of which prompts are of the lists' kind and were seen once nothing is known, so that this page has no matched contrast.",
+)
+print(*(by.words for by in found.values() if by.words), sep="\n", end="")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-key", "caption": "Similarity to the original picture on the two published lists and on Kim and No's own 458 memorized prompts, as reported (diamonds: SSCD, Stable Diffusion 1.4) and as far as measured (dots with 95 % intervals). Lower is better. Compare the order of methods from list to list: the text's own tables differ in it."}, "image": {"alt": "Reported similarity to the original picture by method on Webster's 500 prompts, MemBench's 3,000 and the text's own 458 memorized prompts", "width": "100%"}}
+def row(of, key):
+    return f"{METHODS[key].title if key in METHODS else key}, {of}"
+
+
+values = {row(of, key): reported[of, key, "sscd_to_original"] for of in PLACES.values() for key in METHODS if (of, key, "sscd_to_original") in reported}
+measured = {name: {row(of, key): by.mean(SIMILARITY, m, of) for of in LISTS for key, m in METHODS.items()} for name, by in found.items()}
+plots.beside(values, measured, SIMILARITY);
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
-
-# %% tags=["hide-input"]
-page.show_claims()
-
-# %% [markdown]
-# ## Reported
+# Most earlier work reports on the 500 candidate captions of {cite:t}`webster2023extraction`, without sorting out those that do not reproduce;
+# {cite:t}`hong2025membench` add 3,000 prompts found by search. Kim and No run their mitigation and earlier ones on both lists and speak of a "favorable
+# trade-off". Their tables differ in order: Ren and others stand below their method in Tables 7 and 8 and above it in Table 4.
 #
-# `clip`'s figures on both lists, and its Table 4 (458 memorized prompts) for the order to compare with. Similarity is SSCD to the
-# picture of the unedited embedding. The text's own tables differ in order: Ren et al. stand below `clip`'s method in Tables 7 and 8
-# and above it in Table 4.
-
-# %%
-figures = reported_at("clip", ("Table 4", "Table 7", "Table 8"))
-figures = figures[figures["metric"].isin(METRICS.values())]
-methods = {key: m for m in REGISTRY.values() for key in m.reported if key in set(figures["method"])}  # those of the tables
-figures.pivot_table(index="method", columns=["metric", "place"], values="value").round(2).astype(object).fillna("not reported")
-
-# %% [markdown]
-# ## Measured
-
-# %%
-def measured(name):
-    """Measure every method on one list and keep its rows; prompts pass through memory a few at a time."""
-    prompts = load_prompts(LISTS[name])
-    if n_prompts is not None and n_prompts < len(prompts):
-        prompts = prompts.sample(n_prompts, seed=0)
-    for start in range(0, len(prompts), at_once):
-        group = run.group(prompts.select(range(start, min(start + at_once, len(prompts)))), None, TITLES[name])
-        rows, _ = scored(group, methods.values(), list(METRICS))
-        table.append(table.path_of("published_lists", run.substrate.name), rows)
-
-
-def verdict_on(on, rows=None, why=""):
-    """The verdict of C8 on a run, or on the substrate of kept rows."""
-    quantities = {}
-    for name, title in TITLES.items() if rows is not None else ():
-        pairs = {"ren_minus_ours": ("ren", "pad_swap_mask_eot"), "wen_minus_ren": ("wen", "ren")}
-        of = rows[rows["prompt_set"] == title]
-        for pair, (one, other) in pairs.items():
-            there = one in methods and other in methods
-            quantities[f"{name}_{pair}"] = table.change(of, "similarity to original", methods[one], methods[other]) if there else None
-    return page.judge(quantities, on, not_testable_because={"C8": why}, show=False)["C8"]
-
-
-for name in LISTS if measuring else ():
-    measured(name)
-kept = table.kept("published_lists")
-others = [verdict_on(name, rows) for name, rows in kept.items() if name != run.substrate.name or not measuring]
-if measuring:
-    verdict = verdict_on(run, kept[run.substrate.name])
-else:
-    verdict = verdict_on(run, why="Both lists belong to Stable Diffusion 1.4: not measured here.")
-
-# %%
-lines = []
-for place, title in (("Table 7", TITLES["webster"]), ("Table 8", TITLES["membench"])):
-    reported = figures[figures["place"] == place].set_index(["method", "metric"])["value"]
-    for key in dict.fromkeys([*reported.index.get_level_values("method"), *methods]):
-        for score, metric in METRICS.items():
-            value = f"{reported[key, metric]:.2f}" if (key, metric) in reported else "not reported"
-            line = {"list": title, "method": key, "score": score, "reported by clip": value}
-            for name, rows in kept.items():
-                of = rows[rows["prompt_set"] == title]
-                line[f"measured on {name}"] = told(table.estimate(of, score, methods[key]) if key in methods else None)
-            lines.append(line if kept else line | {"measured": "not measured here"})
-pd.DataFrame(lines).set_index(["list", "method", "score"])
+# This page is an appendix: both lists belong to Stable Diffusion 1.4. It measures when it is run with `-p substrate sd14 -p profile reference` (a GPU and a
+# few hours; an interrupted run goes on from the store), and leaves its scores in `data/scores`, from where every later book takes them.
+#
+# ## Reported beside measured
 
 # %% tags=["hide-input"]
-for name, rows in kept.items():
-    print(f"{name}: {' '.join(table.sources(rows))}")
-print(f"{len(kept)} measured runs are kept so far.")
+wide = figures.pivot_table(index="method", columns=["metric", "list"], values="value").round(2).astype(object).fillna("–")
+wide.index = pd.Index([METHODS[key].title if key in METHODS else key for key in wide.index], name="method")
+wide.columns = [f"{next(score for score, name in SCORES.items() if name == metric)}, {of}" for metric, of in wide.columns]
+Captioned(wide, "What Kim and No report on the two lists, and on their own 458 memorized prompts")
 
 # %% [markdown]
-# ## Verdict
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
 
-# %%
-display(*others, verdict)
+# %% tags=["hide-input"]
+page.criteria()
 
-# %%
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# ## All numbers
+#
+# A method that is registered later joins the next run, and what the store holds is not sampled again.
+
+# %% tags=["hide-input"]
+lines = [{"list": of, "method": m.title, **{f"{score}, {name}": told(by.mean(score, m, of)) for name, by in found.items() for score in SCORES}}
+         for of in LISTS for m in METHODS.values()]  # fmt: skip
+print(*(f"{name}: {' '.join(table.sources(rows))}" for name, rows in kept.items()), f"{len(kept)} measured runs are kept so far.", sep="\n")
+Captioned(pd.DataFrame(lines).set_index(["list", "method"]), "Means with 95 % intervals", folded=True) if found else print(f"Scores: {NOT_MEASURED}.")
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({"substrate_C8": run.substrate.name, "kept_C8": ", ".join(kept) or "none"})
-page.glue({"registered_C8": ", ".join(key for key in methods if key != "none")})
+page.glue({"substrate_C8": run.substrate.name})
 
-# %% [markdown]
-# On {glue:text}`substrate_C8`, C8 is {glue:text}`verdict_C8`. Substrates measured so far: {glue:text}`kept_C8`. Methods that a run measures
-# today: {glue:text}`registered_C8`; one that is registered later joins the next run, and what the store holds is not sampled again.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

@@ -15,49 +15,21 @@
 # ---
 
 # %% [markdown]
-# # Guidance switched on later
+# # Does the trace tell when guidance stops copying?
 #
-# **Claim B2** · `basin`, Section 4, Figures 2 and 4 {cite:p}`basin`
-#
-# Sampling starts under zero guidance, so that the prompt has no say, and guidance is switched on at some step. `basin` claims that the
-# picture flips: switched on before the pull of the prompt drops, guidance brings out the memorized picture; switched on
-# after it, a picture that fits the prompt and is no copy. The drop is read from the trace under zero guidance alone, the norm of
-# conditional minus unconditional prediction, as its first local minimum (Algorithm 1). So the trace predicts, before any
-# guidance is used, at which step the picture flips. Here that prediction is tested against the flip, for every prompt and seed.
-#
-# The criterion below was fixed in `data/claims.yml` before anything ran. `basin` shows single prompts and gives no count; the contrast with
-# prompts that are **not** memorized, which have no training picture, uses similarity to their own picture under plain guidance.
+# Claim B2, Section 4, Figures 2 and 4 of Jain and others {cite:p}`basin`.
 
-# %%
-from dataclasses import replace
-
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-from IPython.display import HTML
-
-from memlib.experiment.page import NOT_MEASURED, Page, told
-from memlib.experiment.tables import mean_of_those
-from memlib.judging.estimates import mean_interval
-from memlib.models.devices import device_of
-from memlib.models.speed import Speed
-from memlib.models.substrate import load
-from memlib.probes.flips import Flips
-from memlib.probes.switch_on import REFERENCE_STEPS, sweep, swept_score, switch_steps
-from memlib.probes.transitions import VARIANTS, trace
-from memlib.results import figures as plots
-from memlib.results.figures.interactive import Story, switch_figure
-from memlib.results.figures.style import short
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 6  # at most so many memorized prompts
-n_others = 3  # at most so many prompts that are not memorized
-n_seeds = 2  # seeds 0, 1, ... for every prompt
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "none"  # a second contrast, of another kind of caption: likewise
+n_prompts = 24  # at most so many prompts of each set, where they are measured now
+n_seeds = 1  # seeds 0, 1, ... for every prompt, where they are measured now
 every = 2  # guidance is switched on at steps 0, every, 2 every, ...
-n_shown = 4  # memorized prompts in the interactive figure, beside one other
+coarser = 4  # prompts of the contrast are swept at every so-manieth of these steps
+n_shown = 3  # memorized prompts in the interactive figure, beside one that was seen once
 steps = 50  # denoising steps
 guidance = 7.5  # classifier-free guidance once it is on
 scheduler = "ddim"  # ddim, dpm, euler
@@ -65,198 +37,207 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.bounded import student_mean
+from memlib.models.devices import device_of
+from memlib.models.speed import Speed
+from memlib.models.substrate import load
+from memlib.probes.flips import Flips
+from memlib.probes.switch_on import REFERENCE_STEPS, sweep, swept_score, switch_steps
+from memlib.probes.transitions import VARIANTS, trace
+from memlib.results import figures as plots
+from memlib.results import table
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather
+from memlib.results.figures.interactive import Story, switch_figure
+from memlib.results.figures.style import short
+
 page = Page("B2")
 plots.style()
 # Before the switch the prompt does not count: these steps are done once for all prompts and switches with a seed (see memlib.sampling.prefix).
-sharing = replace(Speed.on(device_of(device)), skip_unused=True, shared_prefix=True)
-run = page.experiment(loaded=load(substrate, device, dtype, sharing))
-known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
-groups = [known, other]
+run = page.experiment(loaded=load(substrate, device, dtype, replace(Speed.on(device_of(device)), skip_unused=True, shared_prefix=True)))
 swept = switch_steps(steps, every)
-switches = [*swept, steps]  # the last one never comes: zero guidance to the end, shown for comparison
-threshold = run.thresholds.get("copy_threshold")
+few_steps, last = swept[::coarser], swept[-1]
+TRAINING, ORIGINAL, FREE = "similarity to training", "similarity to original", "no guidance"
+
+
+def on_from(step):
+    return FREE if step == steps else f"guidance from step {step}"
+
+
+def sweeping(in_full):
+    """The measurement of where guidance from each step leads, and of the transition in the trace without guidance; `in_full` of memorized prompts."""
+    def measured(group):
+        at = [*(swept if in_full and group.label == MEMORIZED else few_steps), steps]
+        pictures, recorded = sweep(group, at), trace(group, 0.0)
+        rows = [table.rows_of(group, on_from(k), score, values[..., i]) for score in (TRAINING, ORIGINAL)
+                if (values := swept_score(group, score, pictures)) is not None for i, k in enumerate(at)]  # fmt: skip
+        return table.join([*rows, *(table.rows_of(group, FREE, f"transition, {v}", recorded.transition(v)) for v in VARIANTS)])
+    return measured
+
+
+sets = {MEMORIZED: memorized, SEEN_ONCE: control, DESCRIPTIONS: not_memorized}
+found = gather(page.name, run, sets, sweeping(True), profile, n_prompts, {MEMORIZED: 4, SEEN_ONCE: 1, DESCRIPTIONS: 1}, sweeping(False))
+threshold = found.bounds.get("strict")
+predicted = {v: found.values(f"transition, {v}", FREE).astype(int) for v in VARIANTS}
+similarity = [found.values(TRAINING, on_from(k)) for k in swept]
+flips = None if threshold is None or any(v is None for v in similarity) else Flips(np.stack(similarity, -1), swept, predicted["text"], threshold, steps)
+
+
+def mean_of(values):
+    """Mean over the prompts that have a value, None where none has."""
+    return None if flips is None or not np.isfinite(values).any() else student_mean(values, missing="drop")
+
+
+signed = mean_of(flips.error() if flips else np.nan)
+apart = mean_of(abs(flips.error()) if flips else np.nan)
+page.conclude({"B2": [found.mean(TRAINING, on_from(0)), found.mean(TRAINING, on_from(last)), apart]}, run)
+half = few_steps[len(few_steps) // 2]
+own = {of: told(found.mean(ORIGINAL, on_from(half), of)) for of in found.rows if half}
+page.answer(
+    f"The similarity of memorized prompts to their training picture is {told(found.mean(TRAINING, on_from(0)))} with guidance from the first step and",
+    f"{told(found.mean(TRAINING, on_from(last)))} with guidance from step {last}; where it falls below the strict bound and where the trace says lie",
+    f"{told(apart, 1)} steps apart (with sign {told(signed, 1)}; below 0: the picture is lost before the transition).",
+    f"Their similarity to the picture that plain guidance gives is {own.get(MEMORIZED, NOT_MEASURED)} with guidance from step {half}, that of titles of the",
+    f"same kind that were seen once {own.get(SEEN_ONCE, NOT_MEASURED)}: what both have lost by then is no matter of memorization, the difference of",
+    f"{told(found.contrast(ORIGINAL, on_from(half)))} between them is.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-key", "caption": "What guidance reaches that is switched on late, by the step at which it begins; bands are 95 % intervals over prompts, the last point is without guidance. Left: similarity to the training picture, with the strict bound (dashed) and the lax one (dotted). Right: similarity to the picture of the same noise under plain guidance, which every prompt has. Look for the step of the fall, and for a fall without memorization."}, "image": {"alt": "Similarity to the training picture, and to the picture under plain guidance, by the step at which guidance begins: memorized prompts and titles seen once", "width": "100%"}}
+def curve(score, of):
+    """A score's mean by switch-on step."""
+    return {k: mean for k in [*swept, steps] if (mean := found.mean(score, on_from(k), of)) is not None}
+
+
+panels = {f"{score} picture": {of: points for of in found.rows if (points := curve(score, of))} for score in (TRAINING, ORIGINAL)}
+panels = {title: curves for title, curves in panels.items() if curves}
+figure = plots.bands(panels, "step at which guidance begins", "similarity", (-0.05, 1.05)) if panels else print(f"similarity: {NOT_MEASURED}")
+for bound, style in (("strict", "--"), ("lax", ":")) if panels else ():
+    figure.axes[0].axhline(found.bounds[bound], color="black", linewidth=1, linestyle=style)
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# Sampling starts without guidance, so that the prompt has no say, and guidance is switched on at some step. Jain and others say that the picture flips:
+# switched on before the *transition point*, guidance brings out the memorized picture, after it one that fits the prompt and is no copy. The transition
+# is read from the trace without guidance alone, the norm of conditional minus unconditional prediction: one step after its first local minimum
+# (Algorithm 1). So the trace predicts, before any guidance is used, where the picture flips. The text shows single prompts and gives no count, so that
+# nothing reported can stand beside ours.
+#
+# ## Try it
+#
+# Choose a prompt and drag the step from which guidance is on (the arrow keys work too). The upper curve is the trace without guidance, from which the
+# transition is predicted; the lower one what the sweep found. Without scripts, the rows below show the same.
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds, quantities=True)
+stories = []
+for of, group in found.groups.items():
+    few = group.part(n_shown if of == MEMORIZED else 1, 1)
+    pictures, recorded = sweep(few, [*swept, steps]), trace(few, 0.0)
+    score = TRAINING if of == MEMORIZED and few.training is not None else ORIGINAL
+    values = swept_score(few, score, pictures)
+    stories += [Story(prompt, of, run.seeds[0], [*swept, steps], pictures[i, 0], None if values is None else values[i, 0], recorded.difference[i, 0],
+                      recorded.times, recorded.transition()[i, 0], score, None if few.training is None else few.training[i][0])
+                for i, prompt in enumerate(few.prompts.prompts)]  # fmt: skip
+HTML(switch_figure(stories, threshold))
 
 # %% [markdown]
 # ## The pictures
-#
-# One row per prompt, first seed, guidance switched on later from left to right; in the last column it never is.
 
-# %%
-pictures = {group.label: sweep(group, switches) for group in groups}
-traces = {group.label: trace(group, 0.0) for group in groups}
-scores = {
-    (group.label, name): swept_score(group, f"similarity to {name}", pictures[group.label])
-    for group in groups
-    for name in ("training", "original")
-}
-
-
-def strip(group, count=8, columns=13):
-    """The first prompts' pictures of the first seed, and the columns they belong to."""
-    chosen = sorted(set(np.linspace(0, len(switches) - 1, min(columns, len(switches))).round().astype(int)))
-    rows = {
-        short(f"{i + 1}  {prompt}", 33): pictures[group.label][i, 0, chosen]
-        for i, prompt in enumerate(group.prompts.prompts[:count])
-    }
-    return rows, ["never" if switches[k] == steps else f"step {switches[k]}" for k in chosen]
-
-# %% mystnb={"image": {"alt": "Memorized prompts: one row of pictures per prompt, guidance switched on later and later from left to right", "width": "100%"}}
-plots.montage(*strip(known), "Memorized prompts");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized: one row of pictures per prompt, guidance switched on later and later from left to right", "width": "100%"}}
-plots.montage(*strip(other), "Prompts that are not memorized");
-
-# %% [markdown]
-# ## Try it
-#
-# Choose a prompt and a seed and drag the step from which guidance is on (the arrow keys work too). The upper curve is the trace under
-# zero guidance, from which the transition is predicted; the lower one what the sweep found. Without scripts, the rows
-# above and the curves below show the same.
-
-# %% tags=["hide-input"]
-measure = {group.label: "training" if scores[group.label, "training"] is not None else "original" for group in groups}
-predicted = {group.label: traces[group.label].transition() for group in groups}
-
-
-def stories(group, count):
-    """The first prompts of a group, every seed, for the interactive figure."""
-    label, kind = group.label, measure[group.label]
-    for i, prompt in enumerate(group.prompts.prompts[:count]):
-        for s, seed in enumerate(run.seeds):
-            found = scores[label, kind]
-            yield Story(
-                prompt, label, seed, switches, pictures[label][i, s], None if found is None else found[i, s], traces[label].difference[i, s],
-                traces[label].times, predicted[label][i, s], f"similarity to {kind}", None if group.training is None else group.training[i][0],
-            )  # fmt: skip
-
-
-HTML(switch_figure([*stories(known, n_shown), *stories(other, 1)], threshold))
-
-# %% [markdown]
-# ## The curves
-#
-# Mean over prompts and seeds with 95 % intervals by bootstrap over prompts. *To original* compares with the picture of the same seed under
-# plain guidance; at step 0 that is the same picture.
-
-# %%
-def curve(label, name):
-    """Similarity by switch-on step; None where it cannot be measured."""
-    found = scores[label, name]
-    return None if found is None else {k: mean_interval(found[..., i]) for i, k in enumerate(switches)}
-
-
-curves = {(group.label, name): curve(group.label, name) for group in groups for name in ("training", "original")}
-some = [switches[i] for i in np.unique(np.linspace(0, len(switches) - 1, 11).round().astype(int))]
-pd.DataFrame(
-    {
-        f"{label}, to {name}": {("never" if k == steps else f"step {k}"): told(None if points is None else points[k]) for k in some}
-        for (label, name), points in curves.items()
-    }
-)
-
-# %% mystnb={"image": {"alt": "Similarity to training and to the original against the step at which guidance starts, with bands, memorized beside not memorized, and the copy threshold", "width": "100%"}}
-panels = {
-    f"{group.label} ({len(group)} prompts, {n_seeds} seeds)": {
-        f"to {name}": curves[group.label, name] for name in ("original", "training") if curves[group.label, name] is not None
-    }
-    for group in groups
-}
-if all(panels.values()):
-    figure = plots.bands(panels, "step at which guidance starts", "copy similarity")
-    for axis in figure.axes:
-        axis.axhline(threshold, color="black", linewidth=1, linestyle="--")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-pictures", "caption": "One row for each prompt of the interactive figure, first seed, made now: guidance begins later from left to right, and never in the last column. Memorized prompts first, then a title that was seen once."}, "image": {"alt": "Pictures with guidance switched on later and later from left to right, one row per prompt: memorized prompts, then a title seen once", "width": "100%"}}
+shown = sorted({round(i) for i in np.linspace(0, len(swept), min(13, len(swept) + 1))})
+titles = [FREE if k == len(swept) else f"step {swept[k]}" for k in shown]
+plots.montage({short(f"{i + 1}  {story.prompt}", 33): story.pictures[shown] for i, story in enumerate(stories)}, titles);
 
 # %% [markdown]
 # ## The flip that the trace predicts, and the flip that the sweep finds
 #
-# *Found* is the switch-on step at which similarity to training first falls below the copy threshold, linear between swept steps.
-# *Predicted* is the step at which `basin`'s Algorithm 1 would switch guidance on, one after the first local minimum of the trace under zero
-# guidance. The table counts the runs that lack one or the other; the error is found minus predicted in steps of a 50-step
-# schedule: below zero the picture stopped being a copy before the predicted step.
+# *Found* is the step at which similarity to the training picture first falls below the strict bound, linear between swept steps; *predicted* is the step
+# of Algorithm 1. The distance counts where there are both. Other readings of the same traces are those of the published program
+# ([discrepancies](../book/discrepancies)); the yardstick is one step for all, the mean of those found, which knows the answer on average: a prediction
+# that looks at the trace should be nearer than that.
 
-# %%
-steps_predicted, to_training = predicted[known.label], scores[known.label, "training"]
-flips = None if to_training is None else Flips(to_training[..., : len(swept)], swept, steps_predicted, threshold, steps)
-facts = {
-    "runs (prompts x seeds)": steps_predicted.size,
-    "found: similarity falls below the threshold": NOT_MEASURED if flips is None else int(flips.crosses.sum()),
-    "of these, above it again later on": NOT_MEASURED if flips is None else int(flips.comes_back.sum()),
-    "predicted: the trace has a local minimum": int((steps_predicted >= 0).sum()),
-    "found step, mean": told(flips and mean_of_those(flips.found), 1),
-    "predicted step, mean": told(mean_of_those(np.where(steps_predicted < 0, np.nan, steps_predicted)), 1) if (steps_predicted >= 0).any() else "none",
-    "error, mean (50-step schedule)": told(flips and mean_of_those(flips.error()), 1),
-    "error without its sign, mean": told(flips and mean_of_those(np.abs(flips.error())), 1),
-    "not memorized: predicted": f"{int((predicted[other.label] >= 0).sum())} of {predicted[other.label].size}",
-}
-pd.DataFrame({"memorized": facts})
-
-# %% mystnb={"image": {"alt": "Switch-on step at which the picture stops being a copy against the step predicted by the trace, one dot per prompt and seed, with the line of equality and the margin", "width": "70%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-flips", "caption": "The step at which the picture stops being a copy against the step that the trace predicts, one dot for each prompt and seed; the band is what the claim allows. Dots below the line: the picture is lost before the predicted step."}, "image": {"alt": "Step at which the picture stops being a copy against the step predicted by the trace, with the line of equality and a band around it", "width": "70%"}}
 if flips is not None and flips.both.any():
-    both = flips.both
-    prompt_of = np.broadcast_to(np.arange(len(known))[:, None], both.shape)[both]
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
-    margin = next(c.threshold for c in page.claims["B2"].criteria if c.quantity == "error") * steps / REFERENCE_STEPS
-    line = np.array([0, steps])
+    line, margin = np.array([0, steps]), page.verdicts["B2"].parts[2].bound * steps / REFERENCE_STEPS
     axis.fill_between(line, line - margin, line + margin, color="0.88", label=f"within {margin:g} steps")
-    axis.plot(line, line, color="black", linewidth=0.8)
-    axis.scatter(steps_predicted[both], flips.found[both], c=prompt_of, cmap="tab10", s=28, alpha=0.85, edgecolor="black", linewidth=0.4)
-    axis.set(xlabel="predicted by the trace (step)", ylabel="found by the sweep (step)", xlim=(0, steps), ylim=(0, steps),
-             title="One dot per run, one colour per prompt")  # fmt: skip
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.tight_layout()
+    axis.plot(line, line, color="black", linewidth=0.8, label="found where predicted")
+    axis.scatter(predicted["text"][flips.both], flips.found[flips.both], s=28, alpha=0.7, edgecolor="black", linewidth=0.4, label="a prompt and seed")
+    axis.set(xlabel="predicted by the trace (step)", ylabel="found by the sweep (step)", xlim=(0, steps), ylim=(0, steps))
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.tight_layout();
+else:
+    print(f"Flips: {NOT_MEASURED}")
 
-# %% [markdown]
-# Other readings of the same traces: the published code's way to find the transition (see [the discrepancies](../book/discrepancies)),
-# and, as a yardstick, one step for all, the mean of those found (so it knows the answer on average). A prediction that looks at the
-# trace should be nearer than that.
-
-# %%
-def reading(expected):
-    """Runs with a prediction, and the mean error with and without its sign."""
-    wrong = flips.error(expected)
-    return [int((flips.crosses & (expected >= 0)).sum()), told(mean_of_those(wrong), 1), told(mean_of_those(np.abs(wrong)), 1)]
-
-
-readings = {f"trace, {v}": [NOT_MEASURED] * 3 if flips is None else reading(traces[known.label].transition(v)) for v in VARIANTS}
+# %% tags=["hide-input"]
+readings = {f"trace, {v}": step for v, step in predicted.items()}
 if flips is not None and flips.crosses.any():
-    readings["one step for all (mean of those found)"] = reading(np.full(flips.found.shape, np.nanmean(flips.found)))
-pd.DataFrame(readings, index=["runs with both", "error", "error without its sign"]).T
+    readings["one step for all, the mean of those found"] = np.full(flips.found.shape, np.nanmean(flips.found))
+lines = {name: {"predicted": f"{(step >= 0).sum()} of {step.size}", "both": str((flips.crosses & (step >= 0)).sum()) if flips else NOT_MEASURED,
+                "steps apart": told(mean_of(abs(flips.error(step)) if flips else np.nan), 1),
+                "found minus predicted": told(mean_of(flips.error(step) if flips else np.nan), 1)} for name, step in readings.items()}  # fmt: skip
+if flips is not None:
+    print(f"Of {flips.found.size} runs {flips.crosses.sum()} stop being copies at some step, {flips.comes_back.sum()} of them are copies again later on.")
+Captioned(pd.DataFrame(lines).T.rename_axis("prediction"), "Flips predicted and found, memorized prompts, in steps of a 50-step schedule")
 
 # %% [markdown]
-# ## Verdict
+# ## Is it about memorization?
+#
+# The picture of any prompt depends on when guidance begins. Where an interval holds zero, memorized prompts and others depend on it alike; titles seen once
+# are the matched contrast, the same kind of caption.
 
-# %%
-quantities = page.unmeasured() if flips is None else flips.quantities()
-page.judge(quantities, run);
+# %% tags=["hide-input"]
+others = [of for of in found.rows if of != MEMORIZED]
+lines = {on_from(k): {f"{score}, minus {of}": told(found.contrast(score, on_from(k), against=of)) for score in (ORIGINAL, TRAINING) for of in others}
+         for k in [*few_steps, steps]}  # fmt: skip
+Captioned(pd.DataFrame(lines).T.rename_axis("guidance"), "Memorized prompts minus others") if others else print("There are no other prompts.")
 
-# %%
+# %% [markdown]
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
+
+# %% tags=["hide-input"]
+page.criteria()
+
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# A run that never falls below the bound, or whose trace has no minimum, has no distance and is left out of the third part; the table above counts them.
+# What a miniature cannot say stands under [](../book/substrates.md).
+#
+# ## All numbers
+
+# %% tags=["hide-input"]
+lines = {f"{of} ({found.count(of)}), {score}": {on_from(k): told(points[k]) for k in points} for of in found.rows for score in (TRAINING, ORIGINAL)
+         if (points := curve(score, of))}  # fmt: skip
+caption = "Means with 95 % intervals, by the step at which guidance begins; not every step was swept for each kind of prompts"
+Captioned(pd.DataFrame(lines).fillna("–").rename_axis("guidance"), caption, folded=True) if lines else print(NOT_MEASURED)
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-half, last = switches[len(swept) // 2], swept[-1]
-page.glue({f"b2_{name}": told(value, 1 if name == "error" else 2) for name, value in quantities.items()})
-for group, kind in ((known, "mem"), (other, "other")):
-    points = curves[group.label, "original"]
-    page.glue({f"b2_original_{name}_{kind}": points and points[k] for name, k in (("half", half), ("last", last))})
-page.glue({"b2_half": str(half), "b2_last": str(last), "b2_signed": told(flips and mean_of_those(flips.error()), 1)})
-page.glue({"b2_runs": NOT_MEASURED if flips is None else f"{int(flips.both.sum())} of {steps_predicted.size}"})
+page.glue({"b2_error": apart, "b2_signed": signed})
 
-# %% [markdown]
-# On this substrate B2 {glue:text}`verdict_B2`. Similarity to training is {glue:text}`b2_similarity_first` with guidance from step 0 on and
-# {glue:text}`b2_similarity_last` from step {glue:text}`b2_last` on. In {glue:text}`b2_runs` runs the picture flips and the trace has a
-# transition; there the two lie {glue:text}`b2_error` steps apart (with sign, found minus predicted, {glue:text}`b2_signed`).
-#
-# The picture of a prompt that is not memorized depends on the switch as well: its similarity to the picture under plain guidance is
-# {glue:text}`b2_original_half_other` with guidance from step {glue:text}`b2_half` on, and that of memorized prompts
-# {glue:text}`b2_original_half_mem`. A falling curve alone is therefore no sign of memorization. MiniSD's memorized captions are titles and its other prompts descriptions, so that the two groups differ in wording too.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

@@ -15,56 +15,22 @@
 # ---
 
 # %% [markdown]
-# # Pruning, and what it finds
+# # Does pruning cut a memory out, and does it find it in one place?
 #
-# **Claims D1 and D4** · `dori`, a summary of *Finding Dori* {cite:p}`dori`
-#
-# If the memory of a picture sat in a few weights, one could cut these out. Two published methods look for them:
-#
-# - **NeMo** {cite:p}`hintersdorf2024nemo` looks for *neurons*, output channels of the value projections of cross-attention. A memorized
-#   prompt gives predictions of the noise that resemble each other whatever the noise; neurons whose activation by the prompt stands out are
-#   blocked until they no longer do, and released again where they are not needed.
-# - **Wanda**-type pruning {cite:p}`chavhan2024subspace` looks for *single weights* of the feed-forward layers: those whose size times the
-#   norm of their input is among the highest of a row with the memorized prompt, and more than with other prompts, during the first fifth of
-#   sampling.
-#
-# Published thresholds belong to Stable Diffusion 1. Elsewhere they are quantiles of prompts that are not memorized.
-#
-# - **D1** Removing the weights found stops the prompt from bringing up its training picture.
-# - **D4** Weights found from different triggers of one picture disagree, and these triggers activate the model differently.
-#
-# A sceptic asks for two things more: whether as many weights *drawn at random* from the same layers do the same, and what
-# removing the weights of all memorized prompts at once does to other prompts. The next page [attacks the pruned models](19_attack).
-# The criteria were fixed in `data/claims.yml` before anything ran.
+# Claims D1 and D4 of a summary of *Finding Dori* {cite:p}`dori`, on two methods that it prunes with {cite:p}`hintersdorf2024nemo,chavhan2024subspace`.
 
-# %%
-import numpy as np
-import pandas as pd
-from IPython.display import display
-
-from memlib.base.errors import InputError, NotMeasured
-from memlib.experiment.page import NOT_MEASURED, Page
-from memlib.experiment.tables import summary
-from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import mean_interval
-from memlib.mitigations import get
-from memlib.mitigations.pruning import PrunedFor
-from memlib.mitigations.weights.weight_sets import union
-from memlib.probes.attack import Attack, Budget, targets
-from memlib.probes.locality import agreement, found_for, removed, sizes
-from memlib.probes.triggers import trigger_embedding
-from memlib.prompts.embedding import encode_prompts
-from memlib.results import edits as show
-from memlib.results import figures as plots
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-not_memorized = "not memorized"  # the contrast: likewise
-n_prompts = 8  # at most so many memorized prompts
-n_others = 6  # at most so many prompts that are not memorized
-n_seeds = 2  # seeds 0, 1, ... for every prompt
-n_damaged = 3  # of them, drawn with what was found for each single memorized prompt removed
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+not_memorized = "not memorized"  # the second contrast, of another kind of caption: likewise
+n_prompts = 8  # at most so many memorized prompts, where they are measured now
+n_seen_once = 4  # at most so many titles seen once
+n_others = 6  # at most so many descriptions
+n_seeds = 2  # seeds 0, 1, ... for every prompt, where they are measured now
+n_together = 8  # memorized prompts whose finds are removed at once, and each alone while descriptions are drawn
+n_damaged = 3  # descriptions drawn with what was found for each single memorized prompt removed
 n_triggered = 3  # pictures whose triggers are compared
 n_triggers = 2  # triggers from other prompts for each of these, beside its own prompt
 attack_steps = 40  # steps of the attack that finds triggers
@@ -76,188 +42,247 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+import numpy as np
+import pandas as pd
+
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.bounded import student_change, student_mean, student_ratio
+from memlib.mitigations import get
+from memlib.mitigations.pruning import PrunedFor
+from memlib.mitigations.weights.weight_sets import union
+from memlib.probes.attack import Attack, Budget, targets
+from memlib.probes.locality import CHANCE, COMPARED, REPEAT, SAME, agreement, found_for, removed, sizes
+from memlib.probes.triggers import trigger_embedding
+from memlib.prompts.embedding import encode_prompts
+from memlib.results import edits as show
+from memlib.results import figures as plots
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, gather, scoring
+from memlib.results.table import join, matrix, rows_of
+
 page = Page("D1", "D4")
 plots.style()
 run = page.experiment()
-known, other = run.group(memorized, n_prompts, "memorized"), run.group(not_memorized, n_others, "not memorized")
-methods = {name: get(name) for name in ("nemo", "wanda")}
-at_random = {name: get(name, random=0) for name in methods}
-# All at once: the memorized prompts of this page, so that what is removed for them is what was found for each.
-all_at_once = {name: get(name, scope="all", count=len(known)) for name in methods} if memorized == "memorized" else {}
+TRAINING, ORIGINAL, ALIGNMENT, UNITS, OVERLAP = "similarity to training", "similarity to original", "alignment with prompt", "units found", "overlap"
+SCORES, KINDS = [TRAINING, ORIGINAL, ALIGNMENT, "quality"], ("activations", "nemo", "wanda")
+own = {name: get(name) for name in ("nemo", "wanda")}
+chance = {name: get(name, random=0) for name in own}
+n_together = min(n_together, n_prompts or n_together)
+known = run.group(memorized, n_together, MEMORIZED)
+together = {name: get(name, scope="all", count=n_together) for name in own} if memorized == "memorized" else {}
+removing = {(name, prompt): PrunedFor(name, prompt) for prompt in known.prompts.prompts for name in own}
+
+
+def triggered(group):
+    """By prompt its own embedding and those that an attack from other prompts finds for its picture, where it finds any."""
+    aims = targets(group)
+    if aims is None or not run.metrics.copy.available:
+        return {}
+    found = Attack(run, Budget(attack_steps, attack_samples, every=10, sampling_steps=steps)).run(aims.first(n_triggered), "other", n_triggers)
+    triggers = {p: (encode_prompts(run.substrate, p), trigger_embedding(run.substrate, found, row)) for row, p in enumerate(found.targets.prompts)
+                if found.succeeded[row].any()}  # fmt: skip
+    return {prompt: [first, *(others.select([i]) for i in range(len(others)))] for prompt, (first, others) in triggers.items()}
+
+
+def overlaps(group):
+    """Overlaps of what is found from the triggers of a picture, where something is."""
+    triggers, rows = triggered(group), []
+    for kind in KINDS if len(triggers) > 1 else ():
+        found = agreement(run.substrate, list(triggers.values()), kind)
+        usable = np.isfinite(found[SAME]) & np.isfinite(found[REPEAT])
+        few = run.group(group.prompts.select([group.prompts.prompts.index(p) for p in triggers]), None, group.label)
+        rows += [rows_of(few, f"{kind}: {what}", OVERLAP, np.where(usable, values, np.nan), n=1) for what, values in found.items()]
+    return join(rows)
+
+
+def counts(group, names=tuple(own)):
+    return join(rows_of(group, own[name], UNITS, sizes(group, name), n=1) for name in names)
+
+
+def everything(group):
+    if group.label == MEMORIZED:
+        rows = [scoring(["none", *own.values(), *chance.values()], SCORES)(group), scoring(together.values(), SCORES)(known)]
+        return join([*rows, counts(group), overlaps(group)])
+    rows = [scoring(["none", *own.values(), *([] if group.label == SEEN_ONCE else together.values())], SCORES)(group), counts(group)]
+    return join([*rows, scoring(removing.values(), SCORES)(group.part(n_damaged, 1))] if group.label == DESCRIPTIONS else rows)
+
+
+def anew(group):
+    """What a search of seconds finds; NeMo's takes many times as long, and is looked at for one prompt."""
+    cheap = ["none", own["wanda"], *([chance["wanda"]] if group.label == MEMORIZED else [])]
+    return join([scoring(cheap, SCORES)(group), counts(group, ["wanda"]), *([counts(group.part(1), ["nemo"])] if group.label == MEMORIZED else [])])
+
+
+def overlap(kind, what):
+    return found.values(OVERLAP, f"{kind}: {what}")
+
+
+def less(kind):
+    """Overlap of two triggers minus that of one trigger found twice, and the first as a share of the second."""
+    same, again = overlap(kind, SAME), overlap(kind, REPEAT)
+    return (None, None) if same is None else (student_change(same, again, (0, 1)), student_ratio(same, again) if again.mean() > 0 else None)
+
+
+wanted = ((MEMORIZED, memorized, n_prompts), (SEEN_ONCE, control, n_seen_once), (DESCRIPTIONS, not_memorized, n_others))
+groups = {label: run.control(prompts, None if profile == "check" else count, label) for label, prompts, count in wanted}
+sets = {label: "none" if group is None else group.prompts for label, group in groups.items()}
+found = gather(page.name, run, sets, everything, profile, None, {MEMORIZED: 4, SEEN_ONCE: 1, DESCRIPTIONS: 0}, anew)
+shares = [share for kind in KINDS if (share := less(kind)[1]) is not None]
+page.conclude(
+    {
+        "D1": [*(found.mean(TRAINING, own[name]) for name in own), *(found.change(TRAINING, own[name], chance[name]) for name in own)],
+        "D4": [*(less(kind)[0] for kind in KINDS), max(shares, key=lambda share: share.value, default=None)],
+    },
+    run,
+)
+pair = {label: [told(found.mean(ORIGINAL, own[name], label)) for name in own] for label in (MEMORIZED, SEEN_ONCE)}
+page.answer(
+    f"Similarity of memorized pictures to training is {told(found.mean(TRAINING))} without pruning, {told(found.mean(TRAINING, own['nemo']))} with",
+    f"the neurons found for each prompt blocked ({told(found.mean(TRAINING, chance['nemo']))} with as many at random) and",
+    f"{told(found.mean(TRAINING, own['wanda']))} with the weights found removed ({told(found.mean(TRAINING, chance['wanda']))} at random).",
+    "Of titles of the same kind that were seen once, with what is found for each removed, similarity to the original is",
+    f"{pair[SEEN_ONCE][0]} (neurons) and {pair[SEEN_ONCE][1]} (weights), of memorized prompts {pair[MEMORIZED][0]} and {pair[MEMORIZED][1]}.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-key", "caption": "Similarity to the training picture by kind of pruning, one dot for each memorized prompt (mean over seeds), boxes for quartiles. Dots below the line are hidden from their prompt. Compare what was found with as much drawn at random from the same layers."}, "image": {"alt": "Similarity to the training picture by kind of pruning, one dot per memorized prompt, with the lax bound", "width": "100%"}}
+rows = ["none", *own.values(), *chance.values(), *together.values()]
+show.by_prompt(found, rows, TRAINING);
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
-
-# %% tags=["hide-input"]
-page.show_claims(run.thresholds, quantities=True)
-
-# %% [markdown]
+# If the memory of a picture sat in a few weights, one could cut these out. Two published methods look for them:
+#
+# - **NeMo** {cite:p}`hintersdorf2024nemo` looks for *neurons*, output channels of the value projections of cross-attention. A memorized prompt gives
+#   predictions of the noise that resemble each other whatever the noise; neurons whose activation by the prompt stands out are blocked until they no
+#   longer do, and released again where they are not needed.
+# - **Wanda**-type pruning {cite:p}`chavhan2024subspace` looks for *single weights* of the feed-forward layers: those whose size times the norm of their
+#   input is among the highest of a row with the memorized prompt, and more than with other prompts, during the first fifth of sampling.
+#
+# Published thresholds belong to Stable Diffusion 1. Elsewhere they are quantiles of prompts that are not memorized. The text says that removing what is
+# found hides a picture from its prompt (D1), and that from different triggers of one picture different weights are found (D4); its summary gives no
+# figures that could stand beside ours. The next page [attacks the pruned models](19_attack).
+#
 # ## What is removed
 #
-# Neurons or weights found for each memorized prompt, and for prompts that are not memorized. NeMo leaves a prompt alone whose predictions
-# resemble each other no more than those of ordinary prompts do; Wanda-type pruning always finds something.
+# NeMo leaves a prompt alone whose predictions resemble each other no more than those of ordinary prompts do; Wanda-type pruning always finds something.
 
-# %%
-sizes([known, other], list(methods))
+# %% tags=["hide-input"]
+lines = {}
+for label in found.rows:
+    for name, method in own.items():
+        if (n := found.values(UNITS, method, label)) is not None:
+            words = {"unit": "neurons" if name == "nemo" else "weights", "median": f"{np.median(n):.0f}", "range": f"{n.min():.0f} to {n.max():.0f}"}
+            lines[label, method.title] = words | {"nothing found for": f"{(n == 0).sum()} of {len(n)}"}
+Captioned(pd.DataFrame(lines).T.rename_axis(["prompts", "method"]), "Units found for each prompt")
 
 # %% [markdown]
 # A pruned model is the same model inside a context: the weights are zero there and are given back to the last bit after it. A set of weights can be
 # kept as a small file, and the model pruned with it another time.
 
-# %%
-for name in methods:
-    together = union(found_for(known, name))
-    print(f"{name}: {removed(run.substrate, together) if len(together) else 'nothing was found'}")
+# %% tags=["hide-input"]
+few = found.groups[MEMORIZED]
+shown = few if profile != "check" else few.part(1)  # NeMo's search takes ten seconds for a prompt
+for name, group in (("nemo", shown), ("wanda", few)):
+    weights = union(found_for(group, name))
+    print(f"{own[name].title}, {len(group)} memorized: {removed(run.substrate, weights) if len(weights) else 'nothing was found'}")
 
 # %% [markdown]
 # ## The pictures
 #
-# Each column is one prompt with its first seed: without pruning, with what was found for it removed, with as much removed at random, with what was
-# found for all memorized prompts removed at once; the last row is the training picture where it is at hand.
+# Without pruning, with what was found for the prompt removed, and with as much at random; made now, neurons for the first prompt alone in a check.
 
-# %%
-rows = ["none", *methods.values(), *at_random.values(), *all_at_once.values()]
-
-# %% mystnb={"image": {"alt": "Memorized prompts: original pictures, pictures with neurons or weights removed, the same number at random, and all at once, one column per prompt", "width": "100%"}}
-show.pictures(known, rows, "Memorized prompts");
-
-# %% mystnb={"image": {"alt": "Prompts that are not memorized: original pictures and pictures with neurons or weights removed for each prompt, and all those of memorized prompts at once", "width": "100%"}}
-show.pictures(other, ["none", *methods.values(), *all_at_once.values()], "Prompts that are not memorized");
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-pictures", "caption": "Memorized prompts, first seed: original, weights or neurons removed, as many at random, and the training picture. Look for columns that change with what was found and not with what was drawn."}, "image": {"alt": "Memorized prompts: original pictures, pictures with weights or neurons removed, the same number at random, and training pictures, one column per prompt", "width": "100%"}}
+strips = few.rows(["none", own["wanda"], chance["wanda"]]) | shown.rows([own["nemo"], chance["nemo"]])
+plots.montage({title: strips[title] for title in sorted(strips, key=lambda title: title.startswith("training"))}, few.prompts.prompts[:8]);
 
 # %% [markdown]
-# ## The figures
-#
-# Means over prompts and seeds with 95 % intervals by bootstrap over prompts. In the second table, prompts that are not memorized, `nemo` and
-# `wanda` remove what was found for each of *these* prompts; with scope `all`, what was found for the memorized ones.
-
-# %%
-display(summary([known], rows, ("similarity to training", "similarity to original", "alignment", "quality")))
-summary([other], ["none", *methods.values(), *all_at_once.values()], ("similarity to original", "alignment", "quality"))
-
-# %% mystnb={"image": {"alt": "Similarity to the training picture by kind of pruning, one dot per memorized prompt, with the copy threshold", "width": "100%"}}
-show.dots([known], rows, "similarity to training");
-
-# %% [markdown]
-# ### Picture by picture
+# ## Picture by picture
 #
 # Each memorized prompt on its own: the size of what was found for it, and similarity to its training picture before and after. Then the collateral
-# damage of that one removal: prompts that are not memorized, first seed, drawn with what was found for this one memorized prompt
-# removed. Their similarity to their own unedited pictures is 1 where nothing changes; the change of alignment is a share of the unedited mean.
+# damage of that one removal: descriptions drawn with what was found for this one memorized prompt removed. Their similarity to their own unedited
+# pictures is 1 where nothing changes; the change of alignment is a share of the unedited mean.
 
-# %%
-training, few = "similarity to training", other.part(n_damaged, 1)
-aligned, damage, by_picture = few.score("alignment with prompt"), {}, {}
-for name, method in methods.items():
-    sets, after = found_for(known, name), {m: known.score(training, m) for m in ("none", method)}
-    for row, prompt in enumerate(known.prompts.prompts):
-        line, alone = by_picture.setdefault(prompt, {}), PrunedFor(name, prompt)
-        likeness, changed = few.score("similarity to original", alone), few.score("alignment with prompt", alone)
-        if changed is not None and aligned.mean() > 0:
-            damage.setdefault(name, []).append((changed - aligned).mean(1) / aligned.mean())
-        if after["none"] is not None:
-            line["", "similarity before"] = f"{after['none'][row].mean():.2f}"
-            line[name, "similarity after"] = f"{after[method][row].mean():.2f}"
-        line[name, "weights"] = f"{len(sets[row]):,}"
-        line[name, "others: similarity to original"] = NOT_MEASURED if likeness is None else f"{likeness.mean():.2f}"
-        line[name, "others: change of alignment"] = f"{damage[name][-1].mean():+.3f}" if name in damage else NOT_MEASURED
-damage = {name: mean_interval(np.stack(values)) for name, values in damage.items()}
-pd.DataFrame(by_picture).T.rename_axis("memorized prompt")
+# %% tags=["hide-input"]
+def single(metric, method, prompt, digits="{:.2f}"):
+    values = matrix(found.rows[MEMORIZED][found.rows[MEMORIZED]["prompt"] == prompt], metric, method)
+    return NOT_MEASURED if values is None else digits.format(values.mean())
 
-# %%
-quantities = page.unmeasured()
-for name, method in methods.items():
-    quantities[f"similarity_{name}"] = known.mean(training, method)
-    quantities[f"{name}_minus_random"] = known.change(training, method, at_random[name])
-    if name in all_at_once:
-        quantities[f"similarity_{name}_all"] = known.mean(training, all_at_once[name])
-        after, before = other.score("alignment with prompt", all_at_once[name]), other.score("alignment with prompt")
-        if after is not None and before.mean() > 0:
-            quantities[f"alignment_others_{name}"] = relative_change(after, before, float(before.mean()))
+
+base, by_picture, damage = found.values(ALIGNMENT, "none", DESCRIPTIONS), {}, {name: [] for name in own}
+for prompt in dict.fromkeys(known.prompts.prompts):
+    line = by_picture.setdefault(prompt, {"before": single(TRAINING, "none", prompt)})
+    for name, method in own.items():
+        likeness, aligned = (found.values(metric, removing[name, prompt], DESCRIPTIONS) for metric in (ORIGINAL, ALIGNMENT))
+        line |= {f"{name}: units": single(UNITS, method, prompt, "{:,.0f}"), f"{name}: after": single(TRAINING, method, prompt)}
+        line[f"{name}: others stay"] = NOT_MEASURED if likeness is None else f"{likeness.mean():.2f}"
+        if aligned is not None and (before := base[: len(aligned), :1]).mean() > 0:
+            damage[name].append(float((aligned - before).mean() / before.mean()))
+        line[f"{name}: others' alignment"] = NOT_MEASURED if aligned is None else f"{damage[name][-1]:+.3f}"
+print("; ".join(f"What {name} finds for one prompt changes the alignment of others by {told(student_mean(v) if v else None, 3)}" for name, v in damage.items()))
+Captioned(pd.DataFrame(by_picture).T.rename_axis("memorized prompt"), "Similarity to training before and after, and what one removal does to descriptions")
 
 # %% [markdown]
 # ## Triggers of one picture
 #
-# For the first pictures, embeddings that bring them up in the *unpruned* model are looked for from other prompts (the attack is described on
-# [the next page](19_attack)); the picture's own prompt is one trigger more. From each trigger the weights are found anew, twice: the second
-# time with other noise, which says how far the search agrees with itself. Activations are the tenth of the inputs of each feed-forward layer
-# that are most active in the first fifth of sampling.
-#
-# Two baselines stand beside them: triggers of different pictures, that is, triggers dealt out at random, and sets of the same size drawn at
-# random from the same layers.
+# Embeddings that bring a picture up in the *unpruned* model are looked for from other prompts (the attack is described on [the next page](19_attack));
+# the picture's own prompt is one trigger more. From each trigger the weights are found anew, twice: the second time with other noise, which says how far
+# the search agrees with itself. Activations are the tenth of the inputs of each feed-forward layer that are most active in the first fifth of sampling.
+# Two baselines stand beside them: triggers of different pictures, and sets of the same size drawn at random from the same layers.
 
-# %%
-budget = Budget(attack_steps, attack_samples, every=10, sampling_steps=steps)
-triggers, reason = [], ""
-try:
-    attack, aims = Attack(run, budget), targets(known)
-    if aims is None:
-        raise NotMeasured("The training pictures of these prompts are not at hand, so that no trigger can be looked for.")
-    attacked = attack.run(aims.first(n_triggered), "other", n_triggers)
-    for row in range(len(attacked.targets)):
-        own = encode_prompts(run.substrate, attacked.targets.prompts[row])
-        found = trigger_embedding(run.substrate, attacked, row) if attacked.succeeded[row].any() else None
-        if found is not None:
-            triggers.append([own, *(found.select([i]) for i in range(len(found)))])
-except (NotMeasured, InputError) as error:
-    reason = str(error)
-print(reason or f"{sum(map(len, triggers))} triggers of {len(triggers)} pictures (own prompts among them)")
-
-# %% mystnb={"image": {"alt": "Pictures that the triggers found from other prompts give in the unpruned model, beside the training picture", "width": "70%"}}
-if triggers:
-    shown = {}
-    for own in triggers:
-        label = own[0].tokens.prompts[0]
-        made = [attack.pictures(one.states, one)[0, 0] for one in own]
-        shown[label[:28]] = np.stack([aims.pictures[aims.prompts.index(label)], *made])
-    plots.montage(shown, ["training", "own prompt", *(f"trigger {i + 1}" for i in range(n_triggers))], "Triggers of one picture")
-
-# %%
-lines = {}
-for kind in ("activations", "nemo", "wanda") if len(triggers) > 1 else ():
-    found = agreement(run.substrate, triggers, kind)
-    quantities |= found.quantities
-    lines[kind] = found.lines
-pd.DataFrame({kind: {what: "nothing found" if e is None else e.text(2) for what, e in line.items()} for kind, line in lines.items()}).T
-
-# %% mystnb={"image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, from triggers of two pictures, and by chance", "width": "80%"}}
-drawn = {kind: line for kind, line in lines.items() if all(e is not None for e in line.values())}
-if drawn:
-    plots.grouped_bars(drawn, "overlap (intersection over union)", (0, 1))
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-overlap", "caption": "Overlap (intersection over union) of what is found: from one trigger twice, from two triggers of one picture, from triggers of two pictures, and by chance. Compare the second bar with the first: a search that does not agree with itself gives low overlaps too."}, "image": {"alt": "Overlap of active inputs, of neurons and of weights: from one trigger found twice, from two triggers of one picture, from triggers of two pictures, and by chance", "width": "80%"}}
+whole = [kind for kind in KINDS if all(overlap(kind, what) is not None for what in COMPARED)]
+bars = {kind: {what: student_mean(overlap(kind, what), (0, 1)) for what in COMPARED} for kind in whole}
+told_of = [f"{kind}: {told(by[SAME])} of two triggers of one picture, {told(by[CHANCE])} by chance" for kind, by in bars.items()]
+print("; ".join(told_of) or f"overlaps: {NOT_MEASURED}")
+if bars:
+    plots.grouped_bars(bars, "overlap (intersection over union)", (0, 1))
 
 # %% [markdown]
-# ## Verdicts
+# ## Is it about memorization?
+#
+# What is found for titles that were seen once is removed for each of *these* titles. Where an interval holds zero, pruning treats both kinds of prompt alike.
 
-# %%
-page.judge(quantities, run);
+# %% tags=["hide-input"]
+show.contrasts(found, list(own.values()))
 
-# %%
+# %% [markdown]
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md). "More different than alike" is judged on the largest share of the three.
+
+# %% tags=["hide-input"]
+page.criteria()
+
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# MiniSD has three value projections and a few feed-forward layers where Stable Diffusion has seven and sixteen, so that "local" means less here. The two
+# methods look into different layers, so that their own choices cannot be compared.
+#
+# ## All numbers
+#
+# Of descriptions and titles, pruning removes what was found for each of *these* prompts; with scope `all`, what was found for memorized ones.
+
+# %% tags=["hide-input"]
+show.all_numbers(found, rows, SCORES)
+
+# %% [markdown]
+# ## Run it
+
+# %% tags=["hide-input"]
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({f"d14_{name}": value for name, value in quantities.items()})
-page.glue({f"d14_damage_{name}": damage.get(name) for name in methods}, digits=3)
-page.glue({f"d14_chance_{kind}": lines.get(kind, {}).get("as many at random") for kind in ("activations", "nemo", "wanda")})
-page.glue({"d14_before": known.mean(training), "d14_pictures": str(len(triggers))})
-page.glue({f"d14_random_{name}": known.mean(training, method) for name, method in at_random.items()})
+page.glue({f"d1_{name}": found.mean(TRAINING, method) for name, method in own.items()})
 
-# %% [markdown]
-# On this substrate D1 {glue:text}`verdict_D1` and D4 {glue:text}`verdict_D4`. Similarity to training is {glue:text}`d14_before` without
-# pruning, {glue:text}`d14_similarity_nemo` with the neurons of each prompt blocked ({glue:text}`d14_random_nemo` with as many at random) and
-# {glue:text}`d14_similarity_wanda` with its weights removed ({glue:text}`d14_random_wanda` at random). With all removed at once it is
-# {glue:text}`d14_similarity_nemo_all` and {glue:text}`d14_similarity_wanda_all`, and the alignment of prompts that are not memorized changes
-# by these shares: {glue:text}`d14_alignment_others_nemo` and {glue:text}`d14_alignment_others_wanda`. What was found for a single memorized
-# prompt changes it, on average over these prompts, by {glue:text}`d14_damage_nemo` and {glue:text}`d14_damage_wanda`.
-#
-# From {glue:text}`d14_pictures` pictures with at least two triggers, two triggers of one picture share {glue:text}`d14_overlap_activations`
-# of their most active inputs, {glue:text}`d14_overlap_nemo` of the neurons and {glue:text}`d14_overlap_wanda` of the weights found. That
-# exceeds triggers of different pictures by {glue:text}`d14_excess_activations`, {glue:text}`d14_excess_nemo` and
-# {glue:text}`d14_excess_wanda`; by chance it would be {glue:text}`d14_chance_activations`, {glue:text}`d14_chance_nemo` and
-# {glue:text}`d14_chance_wanda`. The two methods look into different layers, so that their own choices cannot be compared. A low overlap alone
-# is no proof that memory is spread: a search that does not agree with itself gives one too, which is why the bound is half of that.
-#
-# MiniSD has three value projections and a few feed-forward layers where Stable Diffusion has seven and sixteen, so that "local" means less here.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

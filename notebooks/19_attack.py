@@ -15,50 +15,17 @@
 # ---
 
 # %% [markdown]
-# # The attack: hidden or gone?
+# # After pruning, is a picture hidden or gone?
 #
-# **Claims D2 and D3** · `dori`, a summary of *Finding Dori* {cite:p}`dori`
-#
-# A prompt that no longer brings up its training picture says little about what the model still knows. `dori` searches the space of text
-# embeddings itself: starting somewhere, all 77 states are moved by gradient until the model, conditioned on them, removes noise from the
-# training picture as well as it can. If sampling from that embedding then gives the picture, it is still in the weights. Or is it? 77 states
-# are thousands of free numbers, and may spell out any picture. So the same attack, with the same budget, is made on two controls, pictures
-# that were seen *once* in training and pictures *never* seen, and on the model without any mitigation. Only the difference to these means
-# memory.
-#
-# - **D2** After pruning, an embedding found by attack still brings the picture back.
-# - **D3** Such triggers are found all over the embedding space.
-#
-# Beyond the text, **every mitigation** of this book is attacked, with knowledge of it: its edits of states and attention, its pruned weights
-# and its schedule of guidance are part of what the gradient sees, wherever there is a gradient. Which of them hide a memorized picture, and
-# which make it unreachable?
-#
-# Budget and success were fixed in `data/claims.yml` and in the parameters below before anything ran: Adam at 0.1, and a picture is back when
-# its sampled copy is at or above the copy threshold at a test. The text at hand gives no settings.
+# Claims D2 and D3 of a summary of *Finding Dori* {cite:p}`dori`.
 
-# %%
-import numpy as np
-import pandas as pd
-import torch
-from IPython.display import display
-
-from memlib.experiment.page import NOT_MEASURED, Page, told
-from memlib.experiment.tables import mean_of_those
-from memlib.judging.estimates import mean_interval, share_interval
-from memlib.mitigations import REGISTRY
-from memlib.probes.attack import Attack, Budget, controls, targets
-from memlib.probes.attack.outcomes import apart, excess, share, survival
-from memlib.probes.attack.survey import outcome_table, survey
-from memlib.probes.triggers import between, plane, spread
-from memlib.prompts.embedding import encode_prompts
-from memlib.results import figures as plots
-from memlib.sampling.calibration import reference_prompts
-
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 substrate = "minisd-v1"  # minisd-v1, minisd-v2, sd14, sd21, or a folder with a diffusers pipeline
+profile = "check"  # check: tables from the reference run, a few prompts measured anew; live: all measured now; reference: and kept
 memorized = "memorized"  # prompt set: "memorized" is the substrate's own; or a name or file (csv, txt, jsonl)
-n_prompts = 8  # at most so many memorized pictures
-n_controls = 6  # at most so many pictures of each control
+control = "auto"  # prompts of the memorized ones' kind, seen once in training: "auto", "none", or a name or file
+n_prompts = 8  # at most so many memorized pictures, where they are measured now
+n_controls = 6  # at most so many pictures seen once, and never seen
 n_table = 3  # of them, attacked under every mitigation, and from elsewhere after pruning
 # Mitigations attacked beside none and pruning, by name; None: all that are registered.
 methods = ["pad-swap-eot-mask", "pad-mask", "ren", "static-transition", "dynamic-transition-opposite", "wen-3", "han-batch"]
@@ -75,225 +42,234 @@ device = "auto"  # auto, cpu, cuda
 dtype = "auto"  # auto: float16 on a GPU; on a CPU bfloat16 where it is native, else float32
 batch_size = None  # pictures at once; None: from free memory
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "How it is measured", "code_prompt_hide": "How it is measured"}
+import numpy as np
+import pandas as pd
+import torch
+
+from memlib.experiment.captioned import Captioned
+from memlib.experiment.page import NOT_MEASURED, Page, told
+from memlib.judging.bounded import student_mean
+from memlib.mitigations import REGISTRY, get
+from memlib.probes.attack import Attack, Budget
+from memlib.probes.attack.outcomes import apart, excess, share, survival
+from memlib.probes.attack.reach import reach
+from memlib.prompts.embedding import encode_prompts
+from memlib.prompts.sets import load_prompts
+from memlib.results import attacks
+from memlib.results import figures as plots
+from memlib.results.attacks import DISTANCE, DISTANCES, HIGHEST, LINE, NEVER, PRUNED, SHARES, STEPS, UNAWARE, method_of
+from memlib.results.evidence import MEMORIZED, SEEN_ONCE, gather
+from memlib.results.table import join
+
 page = Page("D2", "D3")
 plots.style()
 run = page.experiment(n_seeds=check_seeds, steps=check_steps)
-known = run.group(memorized, n_prompts, "memorized")
+MODELS = {"none": "no pruning", "nemo": "neurons blocked", "wanda": "weights removed"}
 budget = Budget(attack_steps, attack_samples, attack_lr, attack_every, check_seeds, check_steps)
-own = targets(known) if run.metrics.copy.available else None
-aims = {} if own is None else {"memorized": own, **controls(run, n_controls)}
-names_of_others = [name for name in REGISTRY if name not in ("none", "nemo", "wanda")] if methods is None else methods
-of_controls = [label for label in aims if label != "memorized"]
-print({label: len(found) for label, found in aims.items()} or "No training pictures, or no copy descriptor: nothing can be attacked here.")
-print(budget)
+surveyed = [*MODELS, *([name for name in REGISTRY if name not in MODELS] if methods is None else methods)]
+data = run.substrate.data
+
+
+def everything(group):
+    rows = attacks.after_pruning(group, budget, n_table)
+    if group.label != MEMORIZED:
+        return rows
+    return join([rows, attacks.under_mitigations(group.part(n_table), budget, surveyed), attacks.where_triggers_lie(group, budget, restarts)])
+
+
+sets, counts = {}, {MEMORIZED: n_prompts, SEEN_ONCE: n_controls}
+for label, prompts in ((MEMORIZED, memorized), (SEEN_ONCE, control)):
+    group = run.control(prompts, None if profile == "check" else counts[label], label)
+    sets[label] = "none" if group is None else group.prompts
+if data.held_out is not None:
+    captions = load_prompts(data.sets["not memorized"])
+    sets[NEVER] = captions if profile == "check" else captions.first(n_controls)
+few = {MEMORIZED: 4, SEEN_ONCE: 0, NEVER: 0}
+found = gather(page.name, run, sets, everything, profile, None, few, lambda group: attacks.begun(group, budget, ["none", "wanda"]))
+
+
+def steps_of(name, start="prompt", of=MEMORIZED):
+    return found.values(STEPS, method_of(name, start), of)
+
+
+def hidden(name, of=MEMORIZED):
+    """Whether the attack brings a picture back, of those that the prompt alone does not give, [P]."""
+    steps = steps_of(name, of=of)
+    return np.zeros(0, bool) if steps is None else steps[steps != 0] > 0
+
+
+def came(name, start, of=MEMORIZED):
+    return np.zeros(0, bool) if (steps := steps_of(name, start, of)) is None else steps >= 0
+
+
+distance = {what: None if (values := found.values(DISTANCE, what)) is None else student_mean(values) for what in DISTANCES}
+page.conclude(
+    {
+        "D2": [*(excess(hidden(name), hidden(name, NEVER)) for name in PRUNED), *(share(hidden(name)) for name in PRUNED)],
+        "D3": [excess(came("none", "other"), came("none", "other", NEVER)), distance["triggers"]],
+    },
+    run,
+)
+page.answer(
+    f"Of the memorized pictures that pruning hides from their prompt the attack brings back a share of {told(share(hidden('nemo')))} of {len(hidden('nemo'))}",
+    f"with neurons blocked and {told(share(hidden('wanda')))} of {len(hidden('wanda'))} with weights removed.",
+    "In the unpruned model, where it brings up a memorized picture from another prompt in a share of",
+    f"{told(share(came('none', 'other')))}, the same attack brings up {told(share(came('none', 'prompt', SEEN_ONCE)))} of the pictures seen once and",
+    f"{told(share(came('none', 'prompt', NEVER)))} of those never seen.",
+)
+print(found.words)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-19-key", "caption": "Of the pictures that the prompt alone does not give, the share not yet brought up by steps of attack (Kaplan and Meier's estimate, 95 % intervals): memorized pictures, pictures seen once in training, and pictures never seen, in the unpruned model and after pruning. Success shows at a test only. Only a curve of memorized pictures below the others means memory."}, "image": {"alt": "Share of pictures not yet brought up by steps of attack: memorized pictures, pictures seen once and never seen, in the unpruned model and after pruning with NeMo and Wanda", "width": "100%"}}
+panels = {}
+for name, title in MODELS.items():
+    steps = {label: values[values != 0] for label in found.rows if (values := steps_of(name, of=label)) is not None}
+    panels[title] = {label: survival(values, budget.steps) for label, values in steps.items() if len(values)}
+if panels := {title: curves for title, curves in panels.items() if curves}:
+    plots.survival_curves(panels)
+else:
+    print(f"attacks: {NOT_MEASURED}")
 
 # %% [markdown]
-# ## What is claimed, and what would refute it
+# A prompt that no longer brings up its training picture says little about what the model still knows. The text searches the space of text embeddings itself:
+# starting somewhere, all 77 states are moved by gradient until the model, conditioned on them, removes noise from the training picture as well as it can.
+# If sampling from that embedding then gives the picture, it is still in the weights. Or is it? 77 states are thousands of free numbers, and may spell out
+# any picture. So the same attack, with the same budget, is made on two controls, pictures that were seen *once* in training and pictures *never* seen, and
+# on the model without any mitigation. Only the difference to these means memory.
+#
+# The text says that after pruning "small changes to the text inputs could still bring back" the pictures (D2), and that such triggers are "spread all across
+# the text embedding space" (D3). It gives neither settings nor figures that could stand beside ours. Here the search is Adam at 0.1, and a picture is back
+# when its sampled copy is at or above the copy threshold at a test. A set pruned is what was found for the picture's own prompt, wherever the search starts.
+#
+# ## After pruning, start by start
+#
+# *At once* are those that the start brings up without any attack; the others need it. Searches from elsewhere begin at prompts that are not memorized or at
+# random points (each state of the length of the prompt's own).
 
 # %% tags=["hide-input"]
-page.show_claims(run.thresholds, quantities=True)
+def outcome(name, start, label):
+    steps, far = steps_of(name, start, label), found.values(HIGHEST, method_of(name, start), label)
+    back, others = steps[steps > 0], steps[steps != 0]
+    return {"pictures": len(steps), "at once": (steps == 0).sum(), "brought back": len(back), "share of the others brought back": told(share(others > 0)),
+            "median steps": f"{np.median(back):.0f}" if len(back) else "–", "highest similarity": f"{far.mean():.2f}"}  # fmt: skip
+
+
+places = [(name, start, label) for name in MODELS for start in ("prompt", "other", "random") for label in found.rows]
+lines = {(MODELS[name], start, label): outcome(name, start, label) for name, start, label in places if steps_of(name, start, label) is not None}
+table = pd.DataFrame(lines).T.rename_axis(["model", "start", "pictures of"]) if lines else None
+Captioned(table, "Attacks by model, start and kind of picture") if lines else print(f"attacks: {NOT_MEASURED}")
+
+# %% tags=["hide-input"]
+for name, title in MODELS.items():
+    for label in found.rows:
+        if label != MEMORIZED and steps_of(name) is not None:
+            p = apart(steps_of(name), steps_of(name, of=label), budget.steps)
+            words = "not to be told" if np.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
+            print(f"Log-rank test, {title}, {MEMORIZED} against {label}, those that the prompt gives counted as step 0: p {words}")
 
 # %% [markdown]
-# ## After pruning
+# ## The pictures
 #
-# Started from each picture's own prompt: the unpruned model, the model with the neurons of that prompt blocked (NeMo), and with its
-# weights removed (Wanda-type), for memorized pictures and both controls. *At once* are those that the prompt brings up without any
-# attack.
+# Made now: the first memorized picture that removing weights hides from its prompt, attacked in the pruned model; and the first that was never seen, attacked
+# in the unpruned model.
 
-# %%
-models = ("none", "nemo", "wanda")
-attacks = {name: Attack(run, budget, name) for name in models} if aims else {}
-found = {(name, label): attacks[name].run(aim) for name in attacks for label, aim in aims.items()}
-
-
-outcome_table(found, ["model", "pictures of"]) if found else NOT_MEASURED
-
-# %% [markdown]
-# Steps to success as survival curves (Kaplan-Meier, 95 % intervals): the share of pictures not yet brought up. Success shows at a test only, so
-# that every curve falls at the tests.
-
-# %% mystnb={"image": {"alt": "Share of pictures not yet brought up by steps of attack: memorized pictures, pictures seen once and never seen, in the unpruned model and after pruning with NeMo and Wanda", "width": "100%"}}
-if found:
-    titles = {"none": "no pruning", "nemo": "neurons blocked", "wanda": "weights removed"}
-    plots.survival_curves({titles[name]: {label: survival(found[name, label].steps[:, 0], budget.steps) for label in aims} for name in models})
-
-# %%
-tests = {
-    (name, f"memorized against {label}"): apart(found[name, "memorized"].steps[:, 0], found[name, label].steps[:, 0], budget.steps)
-    for name in attacks for label in of_controls
-}  # fmt: skip
-tests = {key: "not to be told" if np.isnan(value) else f"{value:.3f}" for key, value in tests.items()}
-pd.Series(tests, name="p of the log-rank test", dtype=str).rename_axis(["model", "pictures"]) if tests else NOT_MEASURED
-
-# %% [markdown]
-# The same in the pruned models from elsewhere: searches begun at prompts that are not memorized and at random points (each state of the length
-# of the prompt's own). What is pruned stays what was found for the picture's own prompt.
-
-# %%
-elsewhere = {
-    (name, label, start): attacks[name].run(aims[label].first(n_table), start)
-    for name in ("nemo", "wanda") for label, start in (("memorized", "other"), ("memorized", "random"), ("never seen", "other")) if label in aims
-}  # fmt: skip
-outcome_table(elsewhere, ["model", "pictures of", "start"]) if elsewhere else NOT_MEASURED
-
-# %% mystnb={"image": {"alt": "Memorized pictures: the training picture, what the prompt gives after pruning, and what the embedding found by attack gives", "width": "100%"}}
-def drawn(name, one, states):
-    """What the model gives under a mitigation for the first run of the first pictures' embeddings."""
-    some = encode_prompts(run.substrate, list(one.targets.prompts[:8]))
-    return attacks[name].pictures(torch.from_numpy(states[:8, 0]), some)[:, 0]
-
-
-if found:
-    strips = {"training picture": aims["memorized"].pictures[:8]}
-    for name in ("nemo", "wanda"):
-        one = found[name, "memorized"]
-        strips |= {f"{name}: its prompt": drawn(name, one, one.starts), f"{name}: after attack": drawn(name, one, one.states)}
-    plots.montage(strips, aims["memorized"].prompts[:8], "Memorized pictures, pruned models")
-
-# %% mystnb={"image": {"alt": "Control pictures: those seen once and never seen, with what the embeddings found by attack give in the unpruned model", "width": "100%"}}
-strips = {}
-for label in of_controls:
-    one = found["none", label]
-    strips |= {label: one.targets.pictures[:8], f"{label}: after attack": drawn("none", one, one.states)}
-if strips:
-    plots.montage(strips, None, "Controls, no mitigation")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-19-pictures", "caption": "The picture aimed at, what its prompt gives, and what the embedding found by attack gives: a memorized picture after pruning, and a picture never seen without pruning."}, "image": {"alt": "The training picture, what the prompt gives after pruning, and what the embedding found by attack gives, beside the same for a picture never seen", "width": "50%"}}
+shown, steps = {}, steps_of("wanda")
+if steps is not None and (steps != 0).any():
+    prompt = list(dict.fromkeys(found.rows[MEMORIZED]["prompt"]))[int(np.flatnonzero(steps != 0)[0])]
+    known = run.group(run.group(memorized).prompts, None, MEMORIZED).prompts
+    shown["weights removed"] = "wanda", run.group(known.select([known.prompts.index(prompt)]), None, MEMORIZED)
+if NEVER in found.rows and run.metrics.copy.available:
+    shown["never seen"] = "none", run.group(load_prompts(data.sets["not memorized"]).first(1), None, NEVER)
+made = {}
+for title, (name, group) in shown.items():
+    attack, aims = Attack(run, budget, name), attacks.aims_of(group)
+    one, given = attack.run(aims), encode_prompts(run.substrate, list(aims.prompts))
+    made[title] = [aims.pictures[0], *(attack.pictures(torch.from_numpy(states[:, 0]), given)[0, 0] for states in (one.starts, one.states))]
+if made:
+    columns = [np.stack(pictures) for pictures in zip(*made.values())]
+    plots.montage(dict(zip(("training picture, or one never seen", "from its prompt", "after attack"), columns)), list(made))
+else:
+    print(f"attacks: {NOT_MEASURED}")
 
 # %% [markdown]
 # ## Every mitigation
 #
-# The same attack, from the pictures' own prompts, with each mitigation in place. *What the attacker sees* says which part of it the gradient
-# goes through; the rest acts when a test samples the picture. A mitigation that rewrites prompts is gone around, and gives what no mitigation
-# gives.
-#
-# What knowledge adds is told by an attacker who has none: triggers found in the model *without* the mitigation, from another prompt, are
-# given to the model with it. The share is over the pictures that had such a trigger.
+# Beyond the text: the same attack, from the pictures' own prompts, with each mitigation in place and known to the attacker. *What the attacker sees* says
+# which part of it the gradient goes through; the rest acts when a test samples the picture. A mitigation that rewrites prompts is gone around. What knowledge
+# adds is told by an attacker who has none: triggers found in the model *without* the mitigation, from another prompt, are given to the model with it.
 
-# %%
-every = survey(run, budget, ["none", "nemo", "wanda", *names_of_others], aims["memorized"].first(n_table)) if aims else None
-for name, why in every.left_out.items() if every else ():
-    print(f"{name}: {why}")
-lines = every.shares() if every else {}
-every.table(guidance) if every else NOT_MEASURED
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-19-mitigations", "caption": "Share of memorized pictures brought up by their prompt, by an attack, and by triggers found without the mitigation, 95 % intervals. First two marks at the left: not reached within this budget. First at the left, second to the right: only hidden. Third at the left as well: the attacker had to know the mitigation."}, "image": {"alt": "Share of memorized pictures brought up by their prompt, by an attack and by triggers found without the mitigation, one line per mitigation, with intervals", "width": "90%"}}
+under = {name: steps for name in surveyed if (steps := steps_of(f"under {name}")) is not None}
+marks = {}
+for name, steps in under.items():
+    blind = found.values(UNAWARE, f"under {name}")
+    marks[name] = [share(steps == 0), share(steps >= 0), None if blind is None else share(blind > 0)]
+KINDS = ["by the prompt", "after attack", "triggers found without it"]
+if marks:
+    plots.hidden_or_removed({REGISTRY[name].label: three for name, three in marks.items()}, KINDS, "share of memorized pictures")
+else:
+    print(f"attacks: {NOT_MEASURED}")
 
-# %% mystnb={"image": {"alt": "Share of memorized pictures brought up by their prompt, by an attack and by triggers found without the mitigation, one line per mitigation, with intervals", "width": "90%"}}
-if lines:
-    labelled = {REGISTRY[name].label: [*pair, every.unaware.get(name)] for name, pair in lines.items()}
-    plots.hidden_or_removed(labelled, ["by the prompt", "after attack", "triggers found without it"], "share of memorized pictures")
-
-# %% [markdown]
-# *By the prompt* and *after attack* together at the left end: the pictures could not be reached within this budget. The first at the left and
-# the second far to the right: the mitigation only hides them. Where the triggers found without it stay at the left as well, the attacker had
-# to know the mitigation. With so few pictures the intervals are wide; `-p n_table 24` narrows them.
+# %% tags=["hide-input"]
+lines = {get(name).title: dict(zip(KINDS, map(told, three))) | {"what the attacker sees": reach(get(name), guidance).words} for name, three in marks.items()}
+Captioned(pd.DataFrame(lines).T.rename_axis("mitigation"), "Every mitigation attacked", folded=True) if lines else print(f"attacks: {NOT_MEASURED}")
 
 # %% [markdown]
 # ## Where the triggers lie
 #
-# In the unpruned model, runs begun at prompts that are not memorized and at random points (each state of the length of the prompt's own).
-# Distances are Euclidean over all 77 states, in units of the mean distance among prompts that are not memorized. From starts far apart a
-# search that moves little ends far apart whatever the model; that triggers are found there at all is what counts, and for pictures never seen
-# too it is shown how often.
+# In the unpruned model. Distances are Euclidean over all 77 states, in units of the mean distance among prompts that are not memorized. From starts far apart
+# a search that moves little ends far apart whatever the model; that triggers are found there at all is what counts. Is the straight line between two triggers
+# of one picture a trigger too? Copy similarity to the training picture along it.
 
-# %%
-quantities = page.unmeasured()
-wide = {}
-if aims:
-    wide = {("memorized", start): attacks["none"].run(aims["memorized"], start, restarts if start == "other" else 1) for start in ("other", "random")}
-    if "never seen" in aims:
-        wide["never seen", "other"] = attacks["none"].run(aims["never seen"], "other", 1)
-    ordinary = encode_prompts(run.substrate, list(reference_prompts(run.substrate)[:32])).states
-    spreads = {key: spread(one.states, one.starts, one.succeeded, ordinary) for key, one in wide.items()}
-
-
-pd.DataFrame(
-    {
-        key: {
-            "runs": one.succeeded.size, "share that end at a trigger": share_interval(one.succeeded).text(2),
-            "distance among triggers": told(mean_of_those(spreads[key].triggers)), "distance among their starts": told(mean_of_those(spreads[key].starts)),
-            "distance from start to trigger": told(mean_of_those(spreads[key].moved)),
-        }
-        for key, one in wide.items()
-    }
-).T if wide else NOT_MEASURED  # fmt: skip
-
-# %% mystnb={"image": {"alt": "Plane by t-SNE of embeddings: prompts that are not memorized, memorized prompts, and the triggers of each of some pictures found from other prompts", "width": "80%"}}
-if wide:
-    one = wide["memorized", "other"]
-    groups = {"not memorized": ordinary.numpy(), "memorized prompts": found["none", "memorized"].starts[:, 0]}
-    for row in np.flatnonzero(one.succeeded.any(1))[:5]:
-        groups[f"triggers: {one.targets.prompts[row]}"] = one.states[row, one.succeeded[row]]
-    if places := plane(groups):
-        plots.trigger_map(places, "t-SNE of all 77 states")
+# %% tags=["hide-input"]
+lines = {"distance among triggers of a picture": distance["triggers"], "distance among their starts": distance["starts"],
+         "distance from start to trigger": distance["moved"]}  # fmt: skip
+for part in SHARES:
+    values = found.values(LINE, f"{part:.0%} of the second")
+    lines[f"similarity, {part:.0%} of the second trigger mixed in"] = None if values is None else student_mean(values, (0, 1))
+Captioned(pd.DataFrame({"mean": {what: told(e) for what, e in lines.items()}}).rename_axis("quantity"), "Triggers from other prompts, unpruned model")
 
 # %% [markdown]
-# Is the straight line between two triggers of one picture a trigger too? Copy similarity to the training picture along it.
+# ## Is it about memorization?
+#
+# Pictures seen once and never seen are attacked in the same way, so that the differences below are what memory adds to what an embedding can spell out.
 
-# %%
-line = between(attacks["none"], wide["memorized", "other"]) if wide else None
-if line is not None:
-    display(
-        pd.DataFrame(
-            {
-                f"{part:.0%} of the second": {"similarity": mean_interval(line[:, i]).text(2),
-                    "share that trigger": share((line[:, i] >= attacks["none"].threshold).all(1)).text(2)}
-                for i, part in enumerate((0.0, 0.25, 0.5, 0.75, 1.0))
-            }
-        )
-    )  # fmt: skip
-else:
-    print("No picture has two triggers from other prompts.")
+# %% tags=["hide-input"]
+lines = {(MODELS[name], start): {f"minus {label}": told(excess(came(name, start), came(name, start, label))) for label in found.rows if label != MEMORIZED}
+         for name in MODELS for start in ("prompt", "other")}  # fmt: skip
+Captioned(pd.DataFrame(lines).T.rename_axis(["model", "start"]), "Share of pictures that come up, with or without attack: memorized minus others")
 
 # %% [markdown]
-# ## Verdicts
+# ## What was asked
+#
+# Criteria, reasons and intervals are explained in the [method](../book/method.md).
 
-# %%
-for name in ("nemo", "wanda") if found else ():
-    # Of the pictures that the prompt alone does not bring up, which may be none.
-    hidden = {label: found[name, label].brought_back[~found[name, label].at_once[:, 0]] for label in aims}
-    quantities[f"share_{name}"] = share(hidden["memorized"])
-    if "never seen" in hidden:
-        quantities[f"excess_{name}"] = excess(hidden["memorized"], hidden["never seen"])
-for label in of_controls:
-    quantities[f"share_{label.replace(' ', '_')}"] = share(found["none", label].brought_back)
-if wide:
-    others = wide["memorized", "other"]
-    quantities["share_other"] = share_interval(others.succeeded)
-    quantities["share_random"] = share_interval(wide["memorized", "random"].succeeded[:, 0])
-    quantities["distance_ratio"] = mean_of_those(spreads["memorized", "other"].triggers)
-    quantities["moved"] = mean_of_those(spreads["memorized", "other"].moved)
-    if ("never seen", "other") in wide:
-        quantities["excess_other"] = excess(others.succeeded[:, 0], wide["never seen", "other"].succeeded[:, 0])
-page.judge(quantities, run);
+# %% tags=["hide-input"]
+page.criteria()
 
-# %%
+# %% [markdown]
+# ## What would change this verdict
+
+# %% tags=["hide-input"]
+page.what_would_change()
+
+# %% [markdown]
+# Where a part of a mitigation has no gradient, a cleverer attacker may get further. Pruning hides few pictures of this miniature, so that few are left to be
+# brought back. A check draws anew what prompts give before any attack; attacks are those of the reference run, but for the two pictures above.
+#
+# ## Run it
+
+# %% tags=["hide-input"]
+print(budget)
+page.run_it()
+
+# %% tags=["remove-cell"]
 # NBVAL_CHECK_OUTPUT
 page.print_verdicts()
 
 # %% tags=["remove-cell"]
-page.glue({f"d23_{name}": value for name, value in quantities.items()})
-for what, chosen in (("hides", lambda pair: pair[1].value > 0.5 >= pair[0].value), ("removes", lambda pair: pair[1].value <= 0.5)):
-    page.glue({f"d23_{what}": ", ".join(name for name, pair in lines.items() if chosen(pair)) or "none"})
-begun = {name: elsewhere.get((name, "memorized", "other")) for name in ("nemo", "wanda")}
-page.glue({f"d23_{name}_other": one and share(one.brought_back) for name, one in begun.items()})
-page.glue({"d23_rows": f"{run.cost.evaluations:,}" if run.cost.evaluations else "no new"})
+page.glue({f"d2_{name}": share(hidden(name)) for name in PRUNED})
 
-# %% [markdown]
-# On this substrate D2 {glue:text}`verdict_D2` and D3 {glue:text}`verdict_D3`. Of the pictures that pruning had suppressed the attack brings
-# back {glue:text}`d23_share_nemo` (neurons blocked) and {glue:text}`d23_share_wanda` (weights removed), which exceeds pictures never seen by
-# {glue:text}`d23_excess_nemo` and {glue:text}`d23_excess_wanda`. In the unpruned model it brings up {glue:text}`d23_share_seen_once` of the
-# pictures seen once and {glue:text}`d23_share_never_seen` of those never seen. Begun at other prompts, it brings
-# {glue:text}`d23_nemo_other` and {glue:text}`d23_wanda_other` of some of the memorized pictures up in the pruned models.
-#
-# Of the mitigations attacked, these hide more than half of the pictures from their prompts and give more than half back to the attack:
-# {glue:text}`d23_hides`. These still hold more than half within this budget: {glue:text}`d23_removes`; where a part of a mitigation has no
-# gradient, a cleverer attacker may get further.
-#
-# From other prompts {glue:text}`d23_share_other` of the runs end at a trigger, from random points {glue:text}`d23_share_random`; for pictures
-# never seen it is less by {glue:text}`d23_excess_other`. Triggers of one picture lie {glue:text}`d23_distance_ratio` times as far apart as
-# prompts do, having moved by {glue:text}`d23_moved`.
-#
-# This run computed {glue:text}`d23_rows` U-Net rows (a row through which a gradient goes back counts twice); what was there before came from
-# the store.
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 run.provenance()

@@ -144,7 +144,7 @@ def test_rows_of_another_commit_give_way_and_those_of_another_model_stay(tmp_pat
 
 
 def test_bad_numbers_end_in_one_sentence(capsys, sd1_tiny):
-    assert main(["bench", "sampling", "--pictures", "0"]) == 2
-    assert "'--pictures': Input should be greater than or equal to 1" in capsys.readouterr().err
+    assert main(["bench", "sampling", "--pictures", "0"]) == 1
+    assert "option --pictures is 0: give a whole number from 1 on" in capsys.readouterr().err
     assert main(["bench", "sampling", "--model", str(sd1_tiny), "--device", "cpu", "--way", "more"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

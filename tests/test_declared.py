@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_type_hints
 
 import pytest
 from annotated_types import Gt
 
 from memlib.base.declared import LATER, Count, Declared, NotNegative, Part, Positive, Share, Whole, check, in_words
 from memlib.base.errors import InputError
+from memlib.companion.commands import app, main
 from memlib.mitigations import REGISTRY, get
 
 TAKEN = [(Share, [0, 0.5, 1.0]), (Part, [1, 0.1]), (Positive, [2, 1e-9]), (NotNegative, [0, 0.0]), (Whole, [0, 7]), (Count, [1]), (float, [-3, 2.5]),
@@ -62,3 +64,34 @@ def test_every_parameter_of_every_mitigation_is_checked(name):
             sentence = f"The {field.name} of {name} is|Unknown {field.name} .* of {name}: "
             with pytest.raises(InputError, match=sentence):
                 get(name, **{field.name: value})
+
+
+def every_command(commands=app):
+    yield from (info.callback for info in commands.registered_commands)
+    for group in commands.registered_groups:
+        yield from every_command(group.typer_instance)
+
+
+def test_numbers_on_the_command_line_are_checked_as_all_parameters_are():
+    """None has a range of its own, and NaN, which no range leaves out, is refused before a model is looked for."""
+    hints = [(f"{c.__module__}.{c.__name__}", name, hint) for c in every_command() for name, hint in get_type_hints(c, include_extras=True).items()]
+    numbers = [hint for hint in hints if hint[1] != "return" and re.search(r"\b(int|float)\b", str(get_args(hint[2])[0] if get_args(hint[2]) else hint[2]))]
+    assert len(numbers) > 40
+    options = [(command, name, next(iter(getattr(hint, "__metadata__", ())), None)) for command, name, hint in numbers]
+    assert not [(command, name) for command, name, option in options if option is None or option.min is not None or option.callback is None]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["published", "sd14", "--steps", "0"], "The option --steps is 0: give a whole number from 1 on."),
+        (["bench", "mitigations", "--guidance", "nan"], "The option --guidance is nan: give a finite number."),
+        (["published", "sd14", "--minutes", "nan"], "The option --minutes is nan: give a number above 0."),
+        (["store", "prune", "--older-than", "-1"], "The option --older-than is -1.0: give a number from 0 on."),
+        (["finetune", "--batch", "0"], "The option --batch is 0: give a whole number from 1 on."),
+        (["minisd", "train", "vae", "--until", "-5"], "The option --until is -5: give a whole number from 1 on."),
+    ],
+)
+def test_a_number_out_of_range_on_the_command_line_is_one_sentence(words, sentence, capsys):
+    assert main(words) == 1
+    assert capsys.readouterr().err.strip() == sentence

@@ -422,6 +422,11 @@ def test_a_first_step_without_signal_is_not_measured(name, fresh, monkeypatch):
     assert np.ptp(get("magnitude", steps=2).scores(group)) > 0
 
 
+def test_a_text_is_no_flag_of_significance():
+    with pytest.raises(InputError, match="as_published of token_significance is 'x': give True or False"):
+        token_significance(None, as_published="x")
+
+
 def test_significance_of_tokens_is_the_gradient_of_each_pictures_own_magnitude(fresh):
     group = fresh()
     x = group.experiment.substrate

@@ -144,7 +144,7 @@ def test_the_speed_up_is_measured_on_the_same_pictures(sd1_tiny, tmp_path, monke
     table = pd.read_csv(tmp_path / "speed.csv")
     assert list(table["workers"]) == [1, 2] and (table["seconds"] > 0).all() and (table["largest difference"] <= 1).all()
     assert table["speed-up"][1] == pytest.approx(table["seconds"][0] / table["seconds"][1])
-    assert main(["bench", "workers", "--workers", "0"]) == 2 and "greater than or equal to 1" in capsys.readouterr().err
+    assert main(["bench", "workers", "--workers", "0"]) == 1 and "--workers is 0: give a whole number from 1 on" in capsys.readouterr().err
 
 
 @needs_dask

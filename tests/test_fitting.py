@@ -9,6 +9,7 @@ import torch
 from memlib.base.errors import InputError
 from memlib.models.devices import device_of
 from memlib.models.substrate import load
+from memlib.models.tokenizer import build_clip_tokenizer
 
 
 @pytest.fixture
@@ -32,6 +33,52 @@ def cut_vocabulary(folder):
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(kept))
 
 
+def cut_late_merges(folder):
+    """The words of every day are still read as they should be."""
+    lines = (folder / "tokenizer" / "merges.txt").read_text().split("\n")
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines[:-1001]))
+
+
+def cut_late_vocabulary(folder):
+    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({entry: number for entry, number in vocabulary.items() if not 49_000 < number < 49_406}))
+    merges = (folder / "tokenizer" / "merges.txt").read_text().split("\n")
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(merge for merge in merges if vocabulary.get(merge.replace(" ", ""), 0) <= 49_000))
+
+
+def one_file(change):
+    """The tokenizer as tokenizer.json alone, as hubs have it, changed."""
+
+    def harm(folder):
+        whole = build_clip_tokenizer()
+        shutil.rmtree(folder / "tokenizer")
+        whole.save_pretrained(folder / "tokenizer")
+        for name in ("vocab.json", "merges.txt"):
+            (folder / "tokenizer" / name).unlink(missing_ok=True)
+        path = folder / "tokenizer" / "tokenizer.json"
+        path.write_text(change(path.read_text()))
+
+    return harm
+
+
+def fewer_entries(text):
+    content = json.loads(text)
+    model = content["model"]
+    model["vocab"] = {entry: number for entry, number in model["vocab"].items() if not 49_000 < number < 49_406}
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) in model["vocab"]]
+    return json.dumps(content)
+
+
+def fewer_merges(text):
+    content = json.loads(text)
+    content["model"]["merges"] = content["model"]["merges"][:-1000]
+    return json.dumps(content)
+
+
+def other_special_ids(text):
+    return text.replace("<|startoftext|>", "<|swapped|>").replace("<|endoftext|>", "<|startoftext|>").replace("<|swapped|>", "<|endoftext|>")
+
+
 HARM = {
     "steps": (lambda f: edit(f / "scheduler" / "scheduler_config.json", num_train_timesteps=0), "training steps"),
     "prediction": (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="taste"), "prediction type 'taste'"),
@@ -42,6 +89,12 @@ HARM = {
     "neither": (lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")], "tokenizer|cannot be loaded"),
     "cut merges": (without_merges, "tokenizer"),
     "cut vocabulary": (cut_vocabulary, "tokenizer|cannot be loaded"),
+    "late merges cut": (cut_late_merges, "47,894 merges"),
+    "late vocabulary cut": (cut_late_vocabulary, "lacks entries, 405 of 49408"),
+    "one file cut off": (one_file(lambda text: text[: len(text) // 2]), "tokenizer|cannot be loaded"),
+    "one file with fewer entries": (one_file(fewer_entries), "lacks entries, 405 of 49408"),
+    "one file with fewer merges": (one_file(fewer_merges), "47,894 merges"),
+    "one file with start and end exchanged": (one_file(other_special_ids), "tokenizer"),
 }
 
 
@@ -51,6 +104,12 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(copied, what):
     harm(copied)
     with pytest.raises(InputError, match=sentence):
         load(copied, device="cpu", dtype="float32")
+
+
+def test_a_tokenizer_of_one_file_is_read(copied, sd1_tiny):
+    one_file(str)(copied)
+    assert sorted(path.name for path in (copied / "tokenizer").iterdir() if path.name != "tokenizer_config.json") == ["tokenizer.json"]
+    assert load(copied, device="cpu", dtype="float32").weights_hash == load(sd1_tiny, device="cpu", dtype="float32").weights_hash
 
 
 def test_a_text_encoder_of_another_width_is_refused(copied, tmp_path):

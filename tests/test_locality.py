@@ -30,10 +30,8 @@ def test_what_is_removed_is_zero_inside_and_comes_back(substrate):
 def test_neurons_are_counted_as_rows_and_weights_one_by_one(substrate, monkeypatch):
     sets = {"nemo": [WeightSet.of_neurons(substrate, {"a": [0, 2], "b": [1]}), WeightSet({})], "wanda": [WeightSet({"a": [1, 2, 3]}), WeightSet({"b": [4]})]}
     monkeypatch.setattr(locality, "found_for", lambda group, name: sets[name])
-    found = locality.sizes([SimpleNamespace(label="some", experiment=SimpleNamespace(substrate=substrate))], ["nemo", "wanda"])
-    neurons, weights = found.loc[("some", "nemo")], found.loc[("some", "wanda")]
-    assert (neurons["unit"], neurons["most"], neurons["fewest"], neurons["nothing found for"]) == ("neurons", 3, 0, "1 of 2")
-    assert (weights["unit"], weights["median"], weights["nothing found for"]) == ("weights", "2", "0 of 2")
+    group = SimpleNamespace(experiment=SimpleNamespace(substrate=substrate))
+    assert locality.sizes(group, "nemo").tolist() == [3, 0] and locality.sizes(group, "wanda").tolist() == [3, 1]
 
 
 def test_agreement_of_triggers(substrate, monkeypatch):
@@ -44,18 +42,16 @@ def test_agreement_of_triggers(substrate, monkeypatch):
     sets = [[made(0, 1), made(1, 2)], [made(8, 9), made(8, 9)]]
     monkeypatch.setattr(locality, "sets_of", lambda substrate, triggers, kind, first_seed=0: sets)
     found = locality.agreement(substrate, [], "wanda")
-    same = (1 / 3 + 1) / 2
-    assert found.quantities["overlap_wanda"].value == pytest.approx(same) and found.quantities["excess_wanda"].value == pytest.approx(same)
-    assert found.quantities["short_wanda"].value == pytest.approx(same - 0.5)
-    assert found.lines["same trigger, other noise"].value == 1 and found.lines["triggers of two pictures"].value == 0
+    assert list(found) == list(locality.COMPARED)
+    assert found[locality.SAME].tolist() == pytest.approx([1 / 3, 1])
+    assert found[locality.REPEAT].tolist() == [1, 1] and found[locality.OTHERS].tolist() == [0, 0]
     # Two of twelve weights drawn twice: by chance they share none, one or two with probabilities 45, 20 and 1 of 66.
-    assert found.lines["as many at random"].value == pytest.approx((20 / 3 + 1) / 66, abs=0.02)
+    assert found[locality.CHANCE].mean() == pytest.approx((20 / 3 + 1) / 66, abs=0.02)
 
 
 def test_where_nothing_is_found_there_is_nothing_to_compare(substrate, monkeypatch):
     monkeypatch.setattr(locality, "sets_of", lambda substrate, triggers, kind, first_seed=0: [[WeightSet({})] * 2] * 2)
-    found = locality.agreement(substrate, [], "nemo")
-    assert found.quantities == {} and set(found.lines.values()) == {None}
+    assert all(np.isnan(values).all() for values in locality.agreement(substrate, [], "nemo").values())
 
 
 def test_a_unit_is_an_input_a_neuron_or_a_weight(substrate):

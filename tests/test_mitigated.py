@@ -140,6 +140,8 @@ def test_quality_marks_and_costs_of_hand_made_tables(folder):
     values = {name: round(e.value, 6) for name, e in found.items()}
     for name in ("alignment", "background"):
         assert (values[f"plain {name}"], values[name], values[f"change of {name}"]) == (0.8, 0.6, -0.2)
+    plain, filtered = trainings.held_out("entropy-filter")
+    assert plain.shape == filtered.shape == (10, 2) and (plain == 0.4).all() and (filtered == 0.3).all()
     with pytest.raises(InputError, match="random-caption is not measured yet"):
         trainings.quality("random-caption")
 

@@ -25,7 +25,6 @@ from PIL import Image
 import memlib
 from memlib.base.errors import InputError
 from memlib.experiment.run import Experiment
-from memlib.experiment.tables import summary
 from memlib.judging.claims import reported
 from memlib.mitigations import REGISTRY, Mitigation, describe, get
 from memlib.models.substrate import load
@@ -288,7 +287,13 @@ def test_other_schedulers_and_clip_skip(pipe, monkeypatch):
         pipe.scheduler = own
 
 
-@pytest.mark.parametrize("marked", ["a fox++ on a chair", "a (fox)1.3 on a chair", "a (fox:1.3) on a chair", "a fox on a chair--"])
+MARKED = [
+    "a fox++ on a chair", "a fox on a chair--", "a (fox)1.3 on a chair", "a (fox:1.3) on a chair", "a ((fox)) on a chair", "a [fox] on a chair",
+    "(a fox on a chair)", "a {fox} on a chair", '("a fox on a chair").and()', '("a fox", "a chair").blend(1, 1)', "a fox <lora:fox:1> on a chair",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("marked", MARKED)
 def test_weighted_prompts_are_edited_by_the_ids_that_were_encoded(pipe, marked):
     plain = "a fox on a chair"
     tokens = tokenize(pipe.tokenizer, [plain])
@@ -423,6 +428,19 @@ def test_other_pipelines_are_refused_in_one_sentence(sd1):
             memlib.mitigate(other, "pad-swap")
 
 
+def test_a_tokenizer_that_names_no_length_is_refused_with_the_line_that_helps(pipe):
+    own = pipe.tokenizer.model_max_length
+    try:
+        pipe.tokenizer.model_max_length = int(1e30)  # what transformers takes where a folder names none
+        with pytest.raises(InputError, match=r"set pipe\.tokenizer\.model_max_length = 77\.") as caught:
+            memlib.mitigate(pipe, "pad-swap")
+        exec(str(caught.value).rpartition("set ")[2].rstrip("."), {"pipe": pipe})
+        with memlib.mitigate(pipe, "pad-swap") as handle:
+            assert close(handle.embed(PROMPTS), by_hand(pipe, "pad-swap", PROMPTS))
+    finally:
+        pipe.tokenizer.model_max_length = own
+
+
 # --- sampling, store and tables
 
 
@@ -495,6 +513,3 @@ def test_a_group_gives_pictures_and_scores_of_a_mitigation(sd1, sd1_tiny, tmp_pa
     assert run.store.made == made + 4  # masking all of the padding is intervention (h): sampled once
     part = group.part(1, 1)
     assert (part.pictures("h") == group.pictures("h")[:1, :1]).all() and run.store.made == made + 4
-    table = summary([group], ["none", get("pad-mask", fraction=0.5)], ("alignment",))
-    assert table.index.get_level_values("edit").tolist() == ["original", "pad-mask (fraction 0.5)"]
-    assert set(table["alignment"]) == {"not measured"}

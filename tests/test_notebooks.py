@@ -73,6 +73,9 @@ def execute(name, folder, **parameters):
         ("08_mitigations", ["C5a", "C5b", "C5c", "C5e"]),
         ("11_switch_on", ["B2"]),
         ("12_basin", ["B10"]),
+        ("18_pruning", ["D1", "D4"]),
+        ("19_attack", ["D2", "D3"]),
+        ("20_adversarial_finetuning", ["D5"]),
     ],
 )
 def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, claims, sd1_tiny, offline):
@@ -110,9 +113,9 @@ def test_opposite_guidance_needs_no_metric(sd1_tiny, offline):
     out = execute("13_opposite_guidance", offline, substrate=str(sd1_tiny), **sets, n_prompts=2, n_seeds=1, n_pictures=1, n_timed=2, steps=4)
     transition, cost = read_verdicts(out)
     assert (transition["claim"], cost["claim"]) == ("B5", "B8")
-    assert cost["quantities"]["evaluations_to_none"]["value"] == 1 and cost["verdict"] != "not testable here"
-    shares = [transition["quantities"].get(name, {"value": 0})["value"] for name in ("share_with_transition", "share_with_transition_opposite")]
-    assert (transition["verdict"] == "not testable here") == (sum(shares) == 0)
+    # Two turns and two prompts decide nothing; what they show is there all the same.
+    assert cost["quantities"]["no further evaluations"]["value"] == 1 and cost["verdict"] == "undecided"
+    assert transition["verdict"] == ("undecided" if transition["quantities"] else "not testable here")
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     shown = "".join(str(o["data"].get("text/html", "")) for cell in nbformat.read(out, 4).cells for o in cell.get("outputs", []) if "data" in o)
     assert "not measured" in page and "&lt;i&gt;Game" in shown and "<i>Game" not in shown
@@ -134,7 +137,8 @@ def test_detectors_run_on_a_stable_diffusion_folder_with_one_seed(sd1_tiny, offl
 
 
 @pytest.mark.slow
-def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
+@pytest.mark.parametrize("n_prompts", [1, 2])
+def test_scenarios_without_a_model_are_not_measured(n_prompts, sd1_tiny, offline):
     prompts = offline / "prompts.csv"
     prompts.write_text('prompt\n"<i>Game</i> of ""Throws"", $5"\nщука & кот\n', encoding="utf-8")
     tuned = offline / "tuned"
@@ -143,7 +147,7 @@ def test_scenarios_without_a_model_are_not_measured(sd1_tiny, offline):
         (tuned / part.name).symlink_to(part)
     (tuned / "prompts.csv").write_text(prompts.read_text(encoding="utf-8"), encoding="utf-8")
     shared = {"substrate": str(sd1_tiny), "memorized": str(prompts), "not_memorized": str(prompts), "small_model": str(tuned)}
-    out = execute("14_scenarios", offline, **shared, methods=["static-transition", "pad-mask"], n_prompts=2, n_seeds=1, n_timed=1, steps=4)
+    out = execute("14_scenarios", offline, **shared, methods=["static-transition", "pad-mask"], n_prompts=n_prompts, n_seeds=1, n_timed=1, steps=4)
     verdicts = read_verdicts(out)
     assert [v["claim"] for v in verdicts] == ["B3", "B6"] and {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)

@@ -344,7 +344,15 @@ def test_command(publisher, capsys):
     assert main(["prompts", "fetch", "nothing"]) == 1
     captured = capsys.readouterr()
     assert str(publisher.cache / "known.csv") in captured.out and "Unknown published list" in captured.err
-    assert main(["prompts", "list"]) == 0 and "licence: MIT" in capsys.readouterr().out
+    found = hashlib.sha256(publisher.body).hexdigest()
+    assert f"SHA-256 {found[:12]}... of the table" in captured.out and f"SHA-256 {found}, none published, as first seen here on 20" in captured.out
+    assert main(["prompts", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "licence: MIT" in listed and f"{found}, none published" in listed
+
+
+def test_a_list_without_a_published_digest_says_so_before_it_is_fetched(publisher):
+    assert "no SHA-256 is published" in prompt_sources.pinned(prompt_sources.load_sources()["unknown"])
 
 
 def test_committed_table_of_sources():

@@ -1,5 +1,7 @@
 """The scenarios: what MiniSD's training sets hold, where their models are found, and the measures against closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -183,6 +185,25 @@ def test_static_transitions_are_placed_and_dynamic_ones_say_where_they_begin(tin
     assert distances(group, moved) == {}
     shown = strips(group, moved, 1)
     assert list(shown) == [m.title for m in moved] and np.array_equal(shown["none"][0], group.pictures(get("none"))[0, 0])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_picture_alone_has_no_distance_to_real_ones(count):
+    class Features:
+        available = True
+
+        def __call__(self, pictures):
+            return pictures.reshape(*pictures.shape[:-3], -1).astype(float)
+
+    class Metrics(SimpleNamespace):
+        def __iter__(self):
+            return iter(vars(self))
+
+    draw = np.random.default_rng(0)
+    data = SimpleNamespace(held_out=lambda n: draw.integers(0, 255, (4, 2, 2, 3)))
+    experiment = SimpleNamespace(substrate=SimpleNamespace(data=data), metrics=Metrics(distribution=Features()))
+    group = SimpleNamespace(experiment=experiment, training=None, pictures=lambda method: draw.integers(0, 255, (count, 1, 2, 2, 3)))
+    assert list(distances(group, [get("none")])) == ([] if count == 1 else [get("none").title])
 
 
 def test_each_scenario_is_measured_or_says_why_not(sd1_tiny, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,9 @@ from memlib.companion.commands import main
 
 RECIPE = {"weights": "ab" * 32, "steps": 50, "dtype": "torch.float16", "guidance": {"rule": "constant", "scale": 7.5},
           "scheduler": {"class": "DDIMScheduler"}}  # fmt: skip
+
+
+NOBODY = 65_534
 
 
 def recipe(seed, **changes):
@@ -172,14 +178,63 @@ def test_entries_damaged_in_any_way_are_counted_and_stop_nothing(tmp_path):
     broken[2].write_text("[" * 200_000)
     broken[3].write_text('{"key": 1')
     broken[4].write_text(f'{{"key": "{broken[4].stem}", "check": 0, "value": 1}}')
+    huge, pipe = store.path("pictures", digest({"n": 7})), store.path("scores", digest({"n": 8}))
+    for path in (huge, pipe):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with open(huge, "wb") as file:
+        file.truncate(2**40)  # a TB that takes no room
+    os.mkfifo(pipe)  # whoever opens it waits without end
+    broken += [huge, pipe]
     folder = store.path("scores", digest({"n": 9}))
     folder.mkdir(parents=True)
     found = verify(store)
     assert found.sound == {"scores": 1} and sorted(found.broken) == sorted(broken) and found.foreign == [folder]
-    assert sum(row["entries"] for row in stats(store)) == 7 and merge(Store(tmp_path / "other"), store).taken == 1 and sound.exists()
+    assert sum(row["entries"] for row in stats(store)) == 9 and merge(Store(tmp_path / "other"), store).taken == 1 and sound.exists()
     with pytest.raises(InputError, match="folder lies where the store keeps a file"):
         store.score({"n": 9}, lambda: 1.0)
     assert store.score({"n": 0}, lambda: 1.0) == 1.0 and store.repaired == 2
+
+
+@pytest.fixture
+def nobody():
+    """A folder, and the rights of somebody whom permissions hold: root's go past them."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid() == 0:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    yield folder
+    if os.getuid() == 0:
+        os.seteuid(0)
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_what_may_not_be_read_is_counted_and_stops_nothing(nobody):
+    store = Store(nobody / "store")
+    paths = [put(store, seed) for seed in range(4)]
+    paths[0].chmod(0)
+    paths[1].parent.chmod(0)
+    with pytest.raises(PermissionError):
+        paths[0].read_bytes()  # or this test shows nothing
+    found = verify(store)
+    assert found.sound == {"pictures": 2} and found.broken == [paths[0]] and found.foreign == [paths[1].parent]
+    assert merge(Store(nobody / "other"), store).taken == 2
+
+
+def test_a_store_that_may_only_be_read_is_verified_and_merged_from(nobody):
+    theirs, ours = Store(nobody / "theirs"), Store(nobody / "ours")
+    path = put(theirs, 1)
+    theirs.score({"metric": "m"}, lambda: 1.0)
+    for inside in [*theirs.root.rglob("*"), theirs.root]:
+        inside.chmod(0o555 if inside.is_dir() else 0o444)
+    with pytest.raises(PermissionError):
+        (theirs.root / "new").touch()  # or this test shows nothing
+    before = sorted(theirs.root.rglob("*"))
+    assert verify(open_store(theirs.root)).sound == {"pictures": 1, "scores": 1}
+    assert merge(ours, open_store(theirs.root)).taken == 2 and np.array_equal(ours.read_picture(path.stem), picture(1))
+    assert sum(row["entries"] for row in stats(open_store(theirs.root))) == 2 and sorted(theirs.root.rglob("*")) == before
 
 
 def test_the_benchmark_finds_verifies_and_merges_what_it_wrote(tmp_path, monkeypatch):

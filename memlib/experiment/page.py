@@ -18,7 +18,7 @@ from memlib.experiment import parameters
 from memlib.experiment.captioned import Captioned
 from memlib.experiment.provenance import Provenance, provenance
 from memlib.experiment.run import Experiment
-from memlib.judging.claims import Claim, claim, judge, not_testable, reported
+from memlib.judging.claims import Claim, claim, reported
 from memlib.judging.estimates import Estimate
 from memlib.judging.judge import Measured, registration
 from memlib.judging.judge import judge as concluded
@@ -76,50 +76,10 @@ class Page:
         """The `Experiment` of this notebook's parameters; `changed` goes before them."""
         return Experiment(**{**self.settings, **changed})
 
-    def show_claims(self, thresholds: Mapping[str, float] | None = None, quantities: bool = False) -> None:
-        """Print each claim with its criterion and what would refute it, with `quantities` in words, and the numbers that criteria name."""
-        for each in self.claims.values():
-            print(f"{each.id}  {each.statement}\n     holds if: {each.criterion}\n     refuted if: {each.refuted_if.words}")
-            print("".join(f"     {name}: {words}\n" for name, words in each.quantities.items()) if quantities else "")
-        if thresholds:
-            print(", ".join(f"{name}: {value:.3f}" for name, value in thresholds.items()))
-
     def reported(self, columns: Iterable[str] = REPORTED_COLUMNS) -> pd.DataFrame:
         """What the texts report for this page's claims, each figure once; what a text leaves out is a dash."""
         rows = pd.concat([each.reported_rows() for each in self.claims.values()]).drop_duplicates()
         return listed(rows, columns)
-
-    def unmeasured(self) -> dict[str, Estimate | None]:
-        """The quantities of this page's claims, all of them None: what a page begins with that fills in what it can measure."""
-        return dict.fromkeys(name for each in self.claims.values() for name in each.quantities)
-
-    def judge(
-        self,
-        quantities: Mapping[str, Estimate | None],
-        on: Experiment | str,
-        own: Mapping[str, Mapping[str, Estimate | None]] | None = None,
-        not_testable_because: Mapping[str, str] | None = None,
-        show: bool = True,
-        **options: Any,
-    ) -> dict[str, Verdict]:
-        """Judge every claim of the page, show the verdicts (unless `show` is False) and return them by claim.
-
-        `quantities` serve all claims; `own` has, by claim, those that go before them; `on` is the run, or the name of what was measured;
-        `not_testable_because` has by claim the sentence why it cannot be tested here. `options` go to `memlib.judging.claims.judge`.
-        Raises InputError for a quantity that a criterion needs and that was not passed.
-        """
-        from IPython.display import display
-
-        substrate, thresholds = (on, {}) if isinstance(on, str) else (on.substrate.name, on.thresholds)
-        for name, each in self.claims.items():
-            if reason := (not_testable_because or {}).get(name):
-                self.verdicts[name] = not_testable(each, substrate, reason)
-                continue
-            at_hand = {**quantities, **(own or {}).get(name, {})}
-            self.verdicts[name] = judge(each, {q: at_hand[q] for q in each.quantities if q in at_hand}, thresholds, substrate, **options)
-        if show:
-            display(*self.verdicts.values())
-        return self.verdicts
 
     def conclude(
         self, measured: Mapping[str, Measured], on: Experiment | str, because: Mapping[str, str] | None = None, trainings: Mapping[str, Any] | None = None

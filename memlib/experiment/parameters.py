@@ -26,8 +26,8 @@ Names = Annotated[list[Name], Field(description="a list of names, or one name")]
 KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("n_seeds", "steps", "n_controls", "n_cuts", "n_damaged", "n_held_out", "n_other_seeds", "n_others", "n_pictures",
-         "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_triggered", "n_triggers", "n_widths", "held_out_seeds", "restarts",
-         "at_once", "behind", "every", "attack_every", "attack_samples", "check_seeds", "check_steps"),
+         "n_seen_once", "n_shown", "n_sweep", "n_swept_seeds", "n_table", "n_together", "n_triggered", "n_triggers", "n_widths", "held_out_seeds", "restarts",
+         "at_once", "behind", "coarser", "every", "attack_every", "attack_samples", "check_seeds", "check_steps"),
         Count,
     ),
     **dict.fromkeys(("n_prompts", "n_timed", "batch_size"), Count | None),

@@ -1,13 +1,10 @@
-"""Claims of the texts, the criteria they are held against, and the judging that ends in a verdict.
+"""Claims of the texts (``data/claims.yml``), and the figures that the texts report (``data/reported``).
 
-A claim is read from ``data/claims.yml``, where its criteria were fixed before anything was measured. Judging
-compares estimates with these criteria and knows nothing about how the estimates came about.
+What is asked of a claim, and how it is judged, stands in `memlib.judging.registration` and `memlib.judging.judge`.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,94 +13,24 @@ from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 import yaml
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from memlib.base.errors import InputError
 from memlib.base.paths import data_folder
-from memlib.judging.estimates import Estimate
-from memlib.judging.verdicts import Outcome, Verdict
 
 Text = Literal["clip", "clip-news", "basin", "dori", "attn"]
 TEXTS = get_args(Text)
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Words = Annotated[str, Field(min_length=1)]
-RELATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 # Fields that a class does not have are mistakes: a misspelt one would otherwise be left out without a word.
 STRICTLY = ConfigDict(extra="forbid")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """A comparison of one quantity with a bound: a number, a rising pair for "between", or a name known at run time.
-
-    `uses` says what is compared: the ``low`` or ``high`` end of the interval, the ``value`` alone, or
-    (with "between") the whole ``interval``. Raises InputError for a bound that is not finite, does not rise or does not fit the relation.
-    """
-
-    quantity: Words
-    relation: Literal[">=", "<=", ">", "<", "between"]
-    threshold: Number | Words | tuple[Number, Number]
-    uses: Literal["value", "low", "high", "interval"]
-
-    __pydantic_config__ = STRICTLY
-
-    def __post_init__(self) -> None:
-        allowed = ("value", "interval") if self.relation == "between" else ("value", "low", "high")
-        if self.relation not in (*RELATIONS, "between") or self.uses not in allowed:
-            raise InputError(
-                f"The criterion on {self.quantity} has the relation {self.relation!r} with uses={self.uses!r}: allowed "
-                f"are >=, <=, >, < with value, low or high, and between with value or interval."
-            )
-        if not isinstance(self.threshold, str):
-            _checked(self.threshold, self.relation, f"criterion on {self.quantity}")
-
-    def bound(self, thresholds: Mapping[str, float]) -> float | tuple[float, float]:
-        """Return the threshold as a number; raises InputError if its name has none in `thresholds`, or one that is no bound."""
-        if not isinstance(self.threshold, str):
-            return self.threshold
-        if self.threshold not in thresholds:
-            raise InputError(f"The threshold {self.threshold!r} has no value here: pass thresholds={{{self.threshold!r}: …}}.")
-        return _checked(thresholds[self.threshold], self.relation, f"threshold {self.threshold!r}")
-
-    def met(self, estimate: Estimate, bound: Any) -> bool:
-        """Say whether the compared end of `estimate` fulfils the relation."""
-        if self.relation == "between":
-            ends = (estimate.value,) * 2 if self.uses == "value" else (estimate.low, estimate.high)
-            return bound[0] <= ends[0] and ends[1] <= bound[1]
-        return RELATIONS[self.relation](getattr(estimate, self.uses), bound)
-
-    def missed(self, estimate: Estimate, bound: Any) -> bool:
-        """Say whether no point of the interval of `estimate` fulfils the relation."""
-        if self.relation == "between":
-            return estimate.high < bound[0] or estimate.low > bound[1]
-        return not RELATIONS[self.relation](estimate.high if ">" in self.relation else estimate.low, bound)
-
-    def text(self, bound: Any) -> str:
-        """Return the comparison in words, with the number that a named threshold stands for."""
-        what = {"low": "low end of ", "high": "high end of ", "value": "value of ", "interval": "interval of "}[self.uses]
-        shown = " to ".join(f"{part:g}" for part in bound) if isinstance(bound, tuple) else f"{bound:g}"
-        return f"{what}{self.quantity} {self.relation} {f'{self.threshold} ({shown})' if isinstance(self.threshold, str) else shown}"
-
-
-@dataclass(frozen=True)
-class Refutation:
-    """What would refute a claim: in words, and as conditions of which all or any must be met."""
-
-    words: Words
-    match: Literal["all", "any"] = "all"
-    criteria: tuple[Criterion, ...] = ()
-
-    __pydantic_config__ = STRICTLY
-
-
-@dataclass(frozen=True)
 class Claim:
-    """One claim of ``data/claims.yml``; `criteria` is empty while its status is ``planned``.
+    """One claim of ``data/claims.yml``: where it stands, what it says, and in which `notebook` it is tested.
 
-    `quantities` says in words what is measured, by name; `criterion` and `refuted_if.words` say in words what
-    the criteria say exactly; `reported` points to the paper's own figures (place, method, metric). Raises InputError for a criterion
-    on a quantity that the claim does not list, and for a tested claim without criteria or notebook.
+    `reported` points to the text's own figures (place, method, metric). What is asked of a claim stands in ``data/registration.yml``.
     """
 
     id: Words
@@ -111,23 +38,11 @@ class Claim:
     place: Words
     title: Words
     statement: Words
-    quantities: Mapping[str, Words]
-    criterion: Words
-    refuted_if: Refutation
-    criteria: tuple[Criterion, ...] = ()
+    notebook: Words
     reported: tuple[Mapping[Literal["place", "method", "metric"], str], ...] = ()
     reported_note: str = ""
-    notebook: str | None = None
-    status: Literal["tested", "planned"] = "planned"
 
     __pydantic_config__ = STRICTLY
-
-    def __post_init__(self) -> None:
-        for criterion in (*self.criteria, *self.refuted_if.criteria):
-            if criterion.quantity not in self.quantities:
-                raise InputError(f"The claim {self.id} has a criterion on {criterion.quantity}, which is not among its quantities.")
-        if self.status == "tested" and not (self.criteria and self.notebook):
-            raise InputError(f"The claim {self.id} is tested but has no criteria or no notebook: add them.")
 
     @property
     def source(self) -> str:
@@ -144,7 +59,7 @@ def load_claims(path: str | Path | None = None) -> dict[str, Claim]:
     """Return the claims by id, in the order of the file (``data/claims.yml`` by default).
 
     Raises InputError, naming the claim and the line, for all that does not follow the classes above: a field that is missing, unknown
-    or of another kind, a bound that is not finite or reversed, a repeated id, a criterion on a quantity that the claim does not list.
+    or of another kind, a repeated id.
     """
     path = Path(path) if path is not None else data_folder() / "claims.yml"
     text = path.read_text(encoding="utf-8")
@@ -184,70 +99,12 @@ def _line(node: Any, where: Sequence[int | str]) -> int:
     return line
 
 
-def _checked(bound: Any, relation: str, what: str) -> float | tuple[float, float]:
-    """`bound` as one finite number, or for "between" as two, the first not above the second; NaN fulfils neither."""
-    ends = tuple(bound) if isinstance(bound, (tuple, list)) else (bound,)
-    wanted = 2 if relation == "between" else 1
-    if len(ends) != wanted or not all(math.isfinite(end) for end in ends) or ends[0] > ends[-1]:
-        raise InputError(f"The {what} has the bound {bound!r}: {relation} needs {('one finite number', 'two finite numbers, the lower first')[wanted - 1]}.")
-    return ends if wanted == 2 else float(ends[0])
-
-
 def claim(name: str) -> Claim:
     """Return the claim with the id `name`; raises InputError with the known ids otherwise."""
     claims = load_claims()
     if name not in claims:
         raise InputError(f"Unknown claim {name!r}: known are {', '.join(claims)}.")
     return claims[name]
-
-
-def judge(
-    claim: Claim,
-    quantities: Mapping[str, Estimate | None],
-    thresholds: Mapping[str, float] | None = None,
-    substrate: str = "",
-    absent_because: Mapping[str, str] | None = None,
-) -> Verdict:
-    """Return the verdict on `claim` from estimates of its quantities, by the rules written in claims.yml.
-
-    A quantity that is None or has no interval makes the claim not testable here; `absent_because` has a sentence by
-    quantity for one that was looked for and does not exist. Raises InputError if a quantity is not passed at all, or if the
-    claim has no criteria yet.
-    """
-    if not claim.criteria:
-        raise InputError(f"The claim {claim.id} is {claim.status} and has no criteria yet: write them in claims.yml first.")
-    thresholds = dict(thresholds or {})
-    needed = list(dict.fromkeys(c.quantity for c in (*claim.criteria, *claim.refuted_if.criteria)))
-    absent = [name for name in needed if name not in quantities]
-    if absent:
-        raise InputError(f"The claim {claim.id} cannot be judged without {', '.join(absent)}: pass all its quantities.")
-    for name in needed:
-        estimate = quantities[name]
-        if estimate is None or math.isnan(estimate.value):
-            return not_testable(claim, substrate, (absent_because or {}).get(name, f"{name} was not measured."))
-        if math.isnan(estimate.low) or math.isnan(estimate.high):
-            return not_testable(claim, substrate, f"{name} has no interval; more than one prompt is needed.")
-    used = {name: estimate for name in claim.quantities if (estimate := quantities.get(name)) is not None}
-
-    details = []
-    for criterion in claim.criteria:
-        bound, estimate = criterion.bound(thresholds), used[criterion.quantity]
-        outcome = "met" if criterion.met(estimate, bound) else "missed" if criterion.missed(estimate, bound) else "open"
-        details.append(Outcome(criterion.text(bound), criterion.quantity, outcome))
-    against = [criterion.met(used[criterion.quantity], criterion.bound(thresholds)) for criterion in claim.refuted_if.criteria]
-    refuted = bool(against) and (all(against) if claim.refuted_if.match == "all" else any(against))
-    verdict, reason = _decide(claim, details, refuted)
-    return Verdict(
-        claim.id, claim.title, claim.source, substrate, verdict, reason,
-        n_prompts=min(estimate.n_prompts for estimate in used.values()),
-        n_seeds=min(estimate.n_seeds for estimate in used.values()),
-        quantities=used, thresholds=thresholds, details=tuple(details),
-    )  # fmt: skip
-
-
-def not_testable(claim: Claim, substrate: str, reason: str) -> Verdict:
-    """Return the verdict that `claim` cannot be tested on `substrate`, with the `reason` as a sentence."""
-    return Verdict(claim.id, claim.title, claim.source, substrate, "not testable here", reason)
 
 
 @cache
@@ -271,24 +128,3 @@ def reported(text: str | None = None, place: str | None = None, method: str | No
             raise InputError(f"Nothing is reported with {column} {wanted!r}: known are {', '.join(sorted(known))}.")
         table = table[table[column] == wanted]
     return table.reset_index(drop=True)
-
-
-def _decide(claim: Claim, details: Sequence[Outcome], refuted: bool) -> tuple[str, str]:
-    short = [detail.criterion for detail in details if detail.outcome != "met"]
-    if refuted:
-        return "does not hold", f"What would refute it was found: {_sentence(claim.refuted_if.words)}"
-    if not short:
-        return "holds", claim.criterion
-    if len(short) == len(details):
-        missed = [detail.criterion for detail in details if detail.outcome == "missed"]
-        reaching = [detail.criterion for detail in details if detail.outcome == "open"]
-        if not missed:
-            why = "No criterion is met, but every interval reaches across its bound, so that more prompts or seeds might decide"
-            return "undecided", f"{why}: {'; '.join(reaching)}."
-        more = f"; neither met nor missed: {'; '.join(reaching)}" if reaching else ""
-        return "does not hold", f"No criterion is met; missed with the whole interval: {'; '.join(missed)}{more}."
-    return "holds in part", f"{len(details) - len(short)} of {len(details)} criteria are met; not met: {'; '.join(short)}."
-
-
-def _sentence(words: str) -> str:
-    return words[0].lower() + words[1:]

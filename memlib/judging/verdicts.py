@@ -26,15 +26,6 @@ BADGES = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one criterion came out: ``met``, ``missed`` (wholly on the wrong side) or ``open``."""
-
-    criterion: str
-    quantity: str
-    outcome: str
-
-
 # A part's outcome as a sign beside its word.
 PART_SIGNS = {"met": "✓", "refuted": "✗", "undecided": "?", "not measured": "–", "not reported": "–"}
 
@@ -76,8 +67,6 @@ class Verdict:
     n_prompts: int = 0
     n_seeds: int = 0
     quantities: Mapping[str, Estimate] = field(default_factory=dict)
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    details: tuple[Outcome, ...] = ()
     parts: tuple[PartOutcome, ...] = ()
     trainings: Mapping[str, str] = field(default_factory=dict)
     before: bool = False
@@ -95,7 +84,6 @@ class Verdict:
         """Return the verdict that `to_json` described."""
         fields = dict(fields)
         fields["quantities"] = {name: _estimate(estimate) for name, estimate in fields["quantities"].items()}
-        fields["details"] = tuple(Outcome(**detail) for detail in fields["details"])
         parts = fields.get("parts", ())
         fields["parts"] = tuple(PartOutcome(**{**part, "estimate": part["estimate"] and _estimate(part["estimate"])}) for part in parts)
         return cls(**fields)

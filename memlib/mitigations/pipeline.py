@@ -39,8 +39,8 @@ from memlib.mitigations.pipeline_guidance import GuidedLoop, guides, refuse_othe
 from memlib.mitigations.pipeline_text import POOLED, Reader, readers_of
 from memlib.prompts.embedding import CONTEXT_LENGTH, MAX_PROMPT_TOKENS, Tokens, tokenize, tokens_of_ids
 
-# How the usual syntaxes mark weights in a text: fox++, (a fox)1.2, (fox:1.2).
-WEIGHTED = re.compile(r"[\w)]([+-]{1,})(?=\s|[,.]|$)|\)\s*\d*\.\d|:\s*\d*\.?\d+\s*[)\]]")
+# Whatever the usual syntaxes take out of a text: fox++, ((fox)), [fox], {fox}, (a fox)1.2, (fox:1.2), ("a fox", "a cat").blend(1, 1), <lora:fox:1>, BREAK.
+WEIGHTED = re.compile(r"[(){}<\[\]]|\w[+-]+(?=\s|[,.]|$)|\b(BREAK|AND)\b")
 SAME = 0.05  # States nearer to each other, as a share of their length, than ids one place apart make them.
 Texts = str | Sequence[str]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_number, is_whole
-from memlib.models.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE
+from memlib.models.tokenizer import CONTEXT_LENGTH, MERGE_COUNT, VOCABULARY_SIZE
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Words and their ids in CLIP's vocabulary, which Stable Diffusion 1.x and 2.x share.
+SPECIAL = (49_406, 49_407)  # of start and end
 WORDS = {"a": 320, "photo": 1125, "of": 539, "cat": 2368, "dog": 1929, "red": 736}
 # SHA-256 of CLIP's vocabulary and merges as `_rules` writes them (Radford et al. 2021).
 CLIP_RULES = "2626c2978135e9281cf70ece70573216bc6446f310f14882a2d5b6dddf10d839"
@@ -65,14 +66,29 @@ def _check_tokenizer(folder: Path, tokenizer: Any, text: Any) -> None:
         raise InputError(f"{folder} has a tokenizer with the id {highest} and a text encoder with {text.vocab_size} entries: take both from one pipeline.")
     if None in special.values() or whole[0] != special["bos"] or special["eos"] not in whole[1:]:
         raise InputError(f"{folder} has a tokenizer that does not put its start and end around a prompt, or has no token to pad with: {again}.")
-    if text.vocab_size == VOCABULARY_SIZE and any(found[word] != [number] for word, number in WORDS.items()):
+    vocabulary, merges = _model(tokenizer)
+    entries = {*vocabulary.values(), *tokenizer.get_added_vocab().values()}
+    if entries != set(range(len(entries))):
+        raise InputError(f"{folder} has a tokenizer whose vocabulary lacks entries, {max(entries) + 1 - len(entries)} of {max(entries) + 1}: {again}.")
+    if text.vocab_size - len(entries - {*vocabulary.values()}) != VOCABULARY_SIZE:
+        return  # a vocabulary of its own
+    if (len(vocabulary), len(merges)) != (VOCABULARY_SIZE, MERGE_COUNT):
+        raise InputError(
+            f"{folder} has a text encoder for CLIP's {VOCABULARY_SIZE:,} entries and {MERGE_COUNT:,} merges, and a tokenizer of {len(vocabulary):,} entries "
+            f"and {len(merges):,} merges: {again}."
+        )
+    if any(found[word] != [number] for word, number in WORDS.items()) or (special["bos"], special["eos"]) != SPECIAL:
         raise InputError(f"{folder} has a tokenizer whose words are not those of CLIP's vocabulary, which its text encoder has: {again}.")
 
 
-def _rules(tokenizer: Any) -> str:
+def _model(tokenizer: Any) -> tuple[dict[str, int], list[list[str]]]:
+    """A tokenizer's vocabulary and merges, without tokens that were added to it."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model.get("merges", [])]
-    return hashlib.sha256(json.dumps([model.get("vocab"), merges], sort_keys=True).encode()).hexdigest()
+    return model.get("vocab") or {}, [pair if isinstance(pair, list) else pair.split(" ") for pair in model.get("merges", [])]
+
+
+def _rules(tokenizer: Any) -> str:
+    return hashlib.sha256(json.dumps(_model(tokenizer), sort_keys=True).encode()).hexdigest()
 
 
 def with_tokenizer(weights: str, tokenizer: Any) -> str:

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memlib.experiment.tables import mean_of_those
-from memlib.judging.estimates import Estimate, mean_interval, share_interval
-from memlib.probes.switch_on import REFERENCE_STEPS, comes_back, crossing_step, prediction_error
+from memlib.probes.switch_on import comes_back, crossing_step, prediction_error
 
 
 @dataclass(frozen=True)
@@ -48,26 +46,3 @@ class Flips:
     def error(self, predicted: Any = None) -> np.ndarray:
         """Found minus predicted [N, S] in steps of a 50-step schedule, NaN where one is missing; of other predictions where they are given."""
         return prediction_error(self.found, self.predicted if predicted is None else predicted, self.steps)
-
-    def quantities(self) -> dict[str, Estimate | None]:
-        """What claim B2 is judged by. Where hardly any run has both steps, the error counts as the whole schedule."""
-        crossing = np.any(self.crosses, axis=1)
-        error = mean_of_those(np.abs(self.error())) if crossing.any() else None
-        if error is None or error.n_prompts < 2:
-            whole = float(REFERENCE_STEPS)
-            error = Estimate(whole, whole, whole, len(self.similarity), self.similarity.shape[1])
-        return {
-            "similarity_first": mean_interval(self.similarity[..., 0]),
-            "similarity_last": mean_interval(self.similarity[..., -1]),
-            "share_predicted": self._share_predicted(crossing),
-            "error": error,
-        }
-
-    def _share_predicted(self, crossing: np.ndarray) -> Estimate:
-        if not crossing.any():
-            return share_interval(np.zeros(len(self.similarity)))
-        shares = np.where(self.crosses, self.both.astype(float), np.nan)[crossing]
-        # All or none of the runs: the bootstrap has no width there, Wilson's interval over prompts has.
-        if np.nanmean(shares) in (0, 1):
-            return share_interval(np.nanmean(shares, axis=1))
-        return mean_interval(shares, missing="drop")

@@ -9,11 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from memlib.experiment.group import Group
-from memlib.experiment.tables import mean_of_those
-from memlib.judging.estimates import Estimate, mean_interval, paired_difference
 from memlib.mitigations.pruning import Wanda, pruning
 from memlib.mitigations.weights import WeightSet, pruned
 from memlib.mitigations.weights.weight_sets import acting_weight
@@ -28,29 +25,23 @@ UNITS: Mapping[str, Callable[[Any], tuple[int, int]]] = {
     "wanda": lambda layer: (layer.weight.numel(), 1),
 }
 
+# What is compared: from one trigger found twice, from triggers of one picture, from triggers of different pictures, and sets as large drawn at random.
+COMPARED = REPEAT, SAME, OTHERS, CHANCE = ("same trigger, other noise", "two triggers of one picture", "triggers of two pictures", "as many at random")
+
 
 def found_for(group: Group, name: str) -> list[WeightSet]:
     """The set of weights that the pruning `name` finds for each prompt of a group."""
     return pruning(name).for_prompts(group.experiment.substrate, group.embedding.tokens)
 
 
-def sizes(groups: Sequence[Group], names: Sequence[str]) -> pd.DataFrame:
-    """Median and range of the number of neurons (NeMo) or weights found per prompt, and of prompts for which nothing was."""
-    rows = {}
-    for group in groups:
-        for name in names:
-            unit = "neurons" if pruning(name).neurons else "weights"
-            sets = found_for(group, name)
-            counts = np.array([sum(len(places) // _width(group, layer, unit) for layer, places in one.chosen.items()) for one in sets])
-            rows[group.label, name] = {
-                "unit": unit, "median": f"{np.median(counts):.0f}", "fewest": counts.min(), "most": counts.max(),
-                "nothing found for": f"{(counts == 0).sum()} of {len(counts)}",
-            }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis(["prompts", "method"])
+def sizes(group: Group, name: str) -> np.ndarray:
+    """How many units the pruning `name` finds for each prompt of a group, [P]: neurons (NeMo), or weights."""
+    unet, neurons = group.experiment.substrate.unet, pruning(name).neurons
 
+    def units(found: WeightSet) -> int:
+        return sum(len(places) // (unet.get_submodule(layer).in_features if neurons else 1) for layer, places in found.chosen.items())
 
-def _width(group: Group, layer: str, unit: str) -> int:
-    return group.experiment.substrate.unet.get_submodule(layer).in_features if unit == "neurons" else 1
+    return np.array([units(found) for found in found_for(group, name)])
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class Removed:
 
     def __str__(self) -> str:
         return (
-            f"{self.weights:,} weights of all memorized prompts in a file of {self.file_kb:,.0f} kB; {self.zeros_inside:,} zeros inside the context, "
+            f"{self.weights:,} weights in a file of {self.file_kb:,.0f} kB; {self.zeros_inside:,} zeros inside the context, "
             f"{self.zeros_before:,} before it; the same weights after it: {self.given_back}"
         )
 
@@ -92,29 +83,10 @@ def sets_of(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind:
     return [[pruning(kind, first_seed=first_seed).weights(substrate, one)[0] for one in own] for own in triggers]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Overlaps of what is found from triggers: the quantities of claim D4, and means by what is compared (None where nothing was found)."""
-
-    quantities: Mapping[str, Estimate]
-    lines: Mapping[str, Estimate | None]
-
-
-def agreement(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind: str) -> Agreement:
-    """Overlaps of what `kind` finds from the triggers of at least two pictures, beside those of the same triggers with other noise, of triggers of
-    different pictures, and of sets as large drawn at random."""
+def agreement(substrate: Substrate, triggers: Sequence[Sequence[Embedding]], kind: str) -> dict[str, np.ndarray]:
+    """Overlaps of what `kind` finds from the triggers of M pictures, at least two, by what is compared (COMPARED): [M] each in 0..1, NaN where nothing
+    was found."""
     sets = sets_of(substrate, triggers, kind)
-    measured, quantities = overlaps(sets, sets_of(substrate, triggers, kind, first_seed=100)), {}
-    usable = ~np.isnan(measured.same) & ~np.isnan(measured.repeat)
-    if usable.any():
-        quantities[f"short_{kind}"] = mean_interval((measured.same - measured.repeat / 2)[usable])
-        quantities[f"overlap_{kind}"] = mean_interval(measured.same[usable])
-    both = usable & ~np.isnan(measured.others)
-    if both.any():
-        quantities[f"excess_{kind}"] = paired_difference(measured.same[both], measured.others[both])
+    measured = overlaps(sets, sets_of(substrate, triggers, kind, first_seed=100))
     units = {name: UNITS[kind](substrate.unet.get_submodule(name)) for own in sets for one in own for name in one.chosen}
-    compared = {
-        "same trigger, other noise": measured.repeat, "two triggers of one picture": measured.same, "triggers of two pictures": measured.others,
-        "as many at random": by_chance(sets, units),
-    }  # fmt: skip
-    return Agreement(quantities, {what: mean_of_those(values) for what, values in compared.items()})
+    return dict(zip(COMPARED, (measured.repeat, measured.same, measured.others, by_chance(sets, units)), strict=True))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memlib.base.declared import check
 from memlib.experiment.group import Group
 from memlib.models.protocol import Substrate
 from memlib.probes.detectors.runs import need_signal, per_sample
@@ -24,6 +25,7 @@ def token_significance(group: Group, as_published: bool = False) -> np.ndarray:
     its gradient by each picture's embedding, and their sum over the rows of a guided batch, unconditional ones too, divided by their number 2 S.
     Raises NotMeasured where the schedule's first step has no signal. Source: Wen et al. 2024, program.
     """
+    check(as_published, bool, "as_published of token_significance")
     x = group.experiment
     schedule = x.substrate.scheduler(x.scheduler, x.steps)
     need_signal(x.substrate, schedule, schedule.timesteps[0])

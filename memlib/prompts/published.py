@@ -100,6 +100,16 @@ def at_hand(source: Source) -> bool:
     return path.is_file() and (source.sha256 or _recorded(source)) in (None, file_hash(path))
 
 
+def pinned(source: Source) -> str:
+    """Say by which SHA-256 a list is recognised, and where that is from: the table, or the first file seen here."""
+    if source.sha256:
+        return f"SHA-256 {source.sha256[:12]}... of the table"
+    seen = _read_lock().get(source.url)
+    if seen is None:
+        return "no SHA-256 is published: that of the first file fetched will be recorded, and holds from then on"
+    return f"SHA-256 {seen['sha256']}, none published, as first seen here on {seen['first seen'][:10]}"
+
+
 def _recorded(source: Source) -> str | None:
     # Keyed by address: a list that moves to another commit is another file.
     return _read_lock().get(source.url, {}).get("sha256")

@@ -181,21 +181,27 @@ def quality(mitigation: str) -> dict[str, Estimate]:
     Keys "alignment", "background", the same with "plain ", and "change of ...": mitigated minus plain, paired by prompt and seed.
     Raises InputError where there are no two trainings of one seed.
     """
-    rows = _read("training_quality")
-    real = rows.drop_duplicates("prompt")["alignment_of_real"].mean()
-    wide = rows.pivot(index="prompt", columns=["mitigation", "training_seed", "steps"], values=["alignment", "background_right"])
-    if not {PLAIN, mitigation} <= set(rows["mitigation"]):
-        raise InputError(f"The quality of the plain trainings or of those with {mitigation} is not measured yet: {_run('training_quality')}.")
+    real = _read("training_quality").drop_duplicates("prompt")["alignment_of_real"].mean()
     result: dict[str, Estimate] = {}
     for name, column, unit in (("alignment", "alignment", real), ("background", "background_right", 1.0)):
-        plain, mitigated = wide[column][PLAIN], wide[column][mitigation]
-        both = [run for run in mitigated.columns if run in plain.columns]
-        if not both:
-            raise InputError(f"No training seed has the quality of both a plain training and one with {mitigation}: {_run('training_quality')}.")
-        before, after = (part[both].to_numpy(float) / unit for part in (plain, mitigated))
+        before, after = (values / unit for values in held_out(mitigation, column))
         result |= {f"plain {name}": crossed_interval(before), name: crossed_interval(after),
                    f"change of {name}": crossed_interval(after - before, signed=name == "background")}  # fmt: skip
     return result
+
+
+def held_out(mitigation: str, column: str = "alignment") -> tuple[np.ndarray, np.ndarray]:
+    """A column of training_quality.csv on held-out prompts after plain training and after training with a mitigation, [N, R] each, training r of
+    both with one seed. Raises InputError where there are no two trainings of one seed."""
+    rows = _read("training_quality")
+    if not {PLAIN, mitigation} <= set(rows["mitigation"]):
+        raise InputError(f"The quality of the plain trainings or of those with {mitigation} is not measured yet: {_run('training_quality')}.")
+    wide = rows.pivot(index="prompt", columns=["mitigation", "training_seed", "steps"], values=column)
+    plain, mitigated = wide[PLAIN], wide[mitigation]
+    both = [run for run in mitigated.columns if run in plain.columns]
+    if not both:
+        raise InputError(f"No training seed has the quality of both a plain training and one with {mitigation}: {_run('training_quality')}.")
+    return plain[both].to_numpy(float), mitigated[both].to_numpy(float)
 
 
 def marked(mitigation: str, last_half: bool = False) -> dict[str, dict[int, Estimate]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from memlib.base.errors import InputError
 from memlib.base.hashing import canonical, digest
+
+LARGEST = 2**30  # Bytes of an entry's file; the largest picture that is read has half as many.
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,17 @@ def recipe_of(kind: str, path: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
+def _check_file(path: Path) -> None:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:  # a pipe would be waited for without end, a huge file fill the memory
+        raise ValueError("no file of an entry")
+
+
+def _content(path: Path) -> bytes:
+    _check_file(path)
+    return path.read_bytes()
+
+
 def _dump_picture(key: str, picture: np.ndarray, recipe: Any) -> bytes:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
         raise InputError(f"A stored picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}: convert it first.")
@@ -71,7 +85,7 @@ def _dump_picture(key: str, picture: np.ndarray, recipe: Any) -> bytes:
 
 def _load_picture(path: Path, key: str) -> Entry:
     # The plugin itself, from memory: a store is verified a fifth faster than through `Image.open`, which makes this check of the size.
-    with PngImageFile(io.BytesIO(path.read_bytes())) as image:
+    with PngImageFile(io.BytesIO(_content(path))) as image:
         if image.mode != "RGB" or image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
             raise ValueError("no picture of three channels, or too large a one")
         picture = np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
@@ -80,6 +94,7 @@ def _load_picture(path: Path, key: str) -> Entry:
 
 
 def _picture_recipe(path: Path) -> Any:
+    _check_file(path)
     with Image.open(path, formats=("PNG",)) as image:  # nothing is decoded
         return json.loads(image.info["recipe"])
 
@@ -90,7 +105,7 @@ def _dump_score(key: str, value: Any, recipe: Any) -> bytes:
 
 
 def _load_score(path: Path, key: str) -> Entry:
-    entry = json.loads(path.read_bytes())
+    entry = json.loads(_content(path))
     return _sound(entry["key"] == key, _unpack(entry["value"]), entry["check"], digest(json.dumps(entry["value"])), entry.get("recipe", {}))
 
 
@@ -126,5 +141,5 @@ def as_read(kind: str, value: Any) -> Any:
 # Each entry lies in the folder of its kind, under the first two digits of its key.
 KINDS: dict[str, Kind] = {
     "pictures": Kind(".png", _dump_picture, _load_picture, _picture_recipe),
-    "scores": Kind(".json", _dump_score, _load_score, lambda path: json.loads(path.read_bytes())["recipe"]),
+    "scores": Kind(".json", _dump_score, _load_score, lambda path: json.loads(_content(path))["recipe"]),
 }

@@ -13,8 +13,6 @@ from memlib.judging.registration import put_through
 from memlib.judging.verdicts import Verdict
 
 SIGNS = {"met": "▲", "refuted": "▼", "undecided": "◆", "not reported": "–", "not measured": "–"}
-# Outcomes of criteria, in the words that parts of registered claims have.
-_WORDS = {"met": "met", "missed": "refuted", "open": "undecided"}
 Drawn = tuple[Estimate, float, str, str]  # an estimate, its bound, the relation that the text says, the state
 HALF = 90  # what the farther end of an interval, or its bound, is drawn at
 
@@ -72,7 +70,7 @@ def row_of(entry: Entry, verdict: Verdict | None, link: str) -> Row:
 
 
 def _measured(entry: Entry, verdict: Verdict | None) -> Iterator[tuple[str, str, Drawn | None]]:
-    """State, words and (estimate, bound, relation, state) of each part of a verdict, or of each criterion where it was judged by these."""
+    """State, words and (estimate, bound, relation, state) of each part of a verdict."""
     if verdict is None:
         return
     registered = {part.name: part for claim in registration().claims if claim.id == entry.claim.id for part in claim.parts}
@@ -81,15 +79,6 @@ def _measured(entry: Entry, verdict: Verdict | None) -> Iterator[tuple[str, str,
         if part.estimate is not None and part.bound is not None and part.part in registered:
             drawn = (part.estimate, part.bound, registered[part.part].relation, part.outcome)
         yield part.outcome, f"{part.part}{'' if part.estimate is None else f': {part.estimate.text(2)}'}", drawn
-    if verdict.parts:
-        return
-    for criterion, detail in zip(entry.claim.criteria, verdict.details, strict=False):
-        estimate = verdict.quantities.get(criterion.quantity)
-        if estimate is None:
-            continue
-        state, bound = _WORDS[detail.outcome], criterion.bound(verdict.thresholds)
-        against = None if isinstance(bound, tuple) else (estimate, float(bound), str(criterion.relation), state)
-        yield state, f"{entry.claim.quantities[criterion.quantity]}: {estimate.text(2)}", against
 
 
 def _bar(estimate: Estimate, bound: float, relation: str, state: str) -> Bar | None:

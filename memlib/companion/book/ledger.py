@@ -31,14 +31,6 @@ class Entry:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     notebook: str | None = None
 
-    def measured(self) -> list[tuple[str, str, str]]:
-        """What was measured: quantity in words, figure with interval, substrate."""
-        return [
-            (self.claim.quantities.get(name, name), estimate.text(), substrate)
-            for substrate, verdict in self.verdicts.items()
-            for name, estimate in verdict.quantities.items()
-        ]
-
     def reported(self) -> list[tuple[str, str]]:
         """What the text itself reports: quantity in words with its place, and figure with its spread where given."""
         lines = []

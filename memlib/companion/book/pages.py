@@ -118,8 +118,7 @@ class Evidence:
     def threshold(self) -> float | None:
         """The similarity from which a picture is a copy, as verdicts compared with it."""
         own = [entry.verdicts[self.substrate] for entry in self.entries if self.substrate in entry.verdicts]
-        bounds = [part.bound for verdict in own for part in verdict.parts if "(strict)" in part.asked and part.bound is not None]
-        return next(iter([*bounds, *(verdict.thresholds["copy_threshold"] for verdict in own if "copy_threshold" in verdict.thresholds)]), None)
+        return next((part.bound for verdict in own for part in verdict.parts if "(strict)" in part.asked and part.bound is not None), None)
 
     def scores(self, metric: str, *prompt_sets: str) -> Beside:
         """A score of every mitigation on prompts so labelled, on all models of which there are tables."""
@@ -149,14 +148,13 @@ class Evidence:
     def figure(self, claim: str, *names: str) -> Estimate | None:
         """A measured figure of a claim by the first of these names that it has; None where none was measured.
 
-        Names are those of quantities and parts, and of values that the claim's notebook keeps for prose.
+        Names are those of parts, and of values that the claim's notebook keeps for prose.
         """
         verdict = self.verdict(claim)
         if verdict is None:
             return None
-        found: dict[str, Estimate | None] = {part.part: part.estimate for part in verdict.parts} | dict(verdict.quantities)
         for name in names:
-            estimate = found.get(name) or self._glued(self.entry(claim).notebook, name, verdict)
+            estimate = verdict.quantities.get(name) or self._glued(self.entry(claim).notebook, name, verdict)
             if estimate is not None:
                 return estimate
         return None

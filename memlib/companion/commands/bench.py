@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from annotated_types import Ge
 
+from memlib.base.declared import Count
 from memlib.base.errors import InputError
 from memlib.base.writing import write_table
-from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, Steps, Substrate, Table
+from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, Steps, Substrate, Table, option
 
 app = typer.Typer(help="Time the sampling of pictures (without a name of what to time), mitigations, several processes, and a store.")
 Architecture = Annotated[str | None, typer.Option(help="Instead, a published architecture with random weights, such as sd14: the time is the same.")]
@@ -25,8 +27,8 @@ def all_of_it(context: typer.Context) -> None:
 def mitigations(
     substrate: Substrate = "minisd-v1",
     architecture: Architecture = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Turns of each mitigation on each kind of prompts.")] = 8,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 1,
+    pictures: Annotated[int, option(Count, "Turns of each mitigation on each kind of prompts.")] = 8,
+    batch_size: Annotated[int, option(Count, "Pictures made at once.")] = 1,
     prompts: Annotated[str, typer.Option(help="memorized, not memorized, or both.")] = "both",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This mitigation and none; may be given several times.")] = None,
     steps: Steps = 50,
@@ -52,10 +54,10 @@ def mitigations(
 @app.command()
 def sampling(
     model: Annotated[list[str] | None, typer.Option(help="A substrate or architecture; may be given several times (default: minisd-v1, sd14).")] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures of each way (default: as many as take minutes in all).")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of sampling.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times of each way.")] = 3,
+    pictures: Annotated[int | None, option(Count, "Pictures of each way (default: as many as take minutes in all).")] = None,
+    steps: Annotated[int | None, option(Count, "Steps of sampling.")] = None,
+    batch_size: Annotated[int | None, option(Count, "Pictures at once.")] = None,
+    rounds: Annotated[int, option(Count, "Times of each way.")] = 3,
     way: Annotated[list[str] | None, typer.Option(help="This one beside diffusers'; may be given several times.")] = None,
     mitigations: Annotated[bool | None, typer.Option(help="Time some mitigations too (default: on a GPU).")] = None,
     device: Device = "auto",
@@ -73,9 +75,9 @@ def sampling(
 @app.command()
 def workers(
     substrate: Substrate = "minisd-v1",
-    workers: Annotated[list[int] | None, typer.Option(min=1, help="A number of processes; the first is what others are compared with (default: 1, 2).")] = None,
-    pictures: Annotated[int, typer.Option(min=1)] = 32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a task.")] = 4,
+    workers: Annotated[list[int] | None, option(Count, "A number of processes; the first is what others are compared with (default: 1, 2).")] = None,
+    pictures: Annotated[int, option(Count)] = 32,
+    batch_size: Annotated[int, option(Count, "Pictures in a task.")] = 4,
     steps: Steps = 50,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -92,7 +94,7 @@ def workers(
 
 @app.command()
 def store(
-    pictures: Annotated[int, typer.Option(min=100, help="Made-up pictures, in a temporary folder.")] = 100_000,
+    pictures: Annotated[int, option(Annotated[int, Ge(100)], "Made-up pictures, in a temporary folder.")] = 100_000,
     out: Annotated[Path | None, typer.Option(help="Write the table to this CSV file; the page about speed takes data/bench/store.csv.")] = None,
 ) -> None:
     """Does a large store stay quick?"""

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from memlib.base.declared import Count
 from memlib.base.errors import InputError
 from memlib.companion.book.layout import DEFAULT_SUBSTRATE, Layout
-from memlib.companion.commands.options import Substrate
+from memlib.companion.commands.options import Substrate, option
 
 app = typer.Typer(help="Run the notebooks and make the book.", no_args_is_help=True)
 Committed = Annotated[bool, typer.Option("--committed", help="Use the outputs in the repository.")]
@@ -22,7 +23,7 @@ def execute(
     parameters: Annotated[list[str] | None, typer.Option("-p", metavar="name=value", help="A notebook parameter; may be given several times.")] = None,
     profile: Annotated[str | None, typer.Option(help="Parameters by notebook: a name in data/profiles, such as paper, or a YAML file.")] = None,
     pictures: Annotated[str | None, typer.Option(help="How pages show pictures (default: blurred on other models than MiniSD).")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time (default: by cores and memory; 1 on a GPU).")] = None,
+    jobs: Annotated[int | None, option(Count, "Notebooks at a time (default: by cores and memory; 1 on a GPU).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run all, changed or not.")] = False,
 ) -> None:
     """Run the notebooks whose inputs changed."""

@@ -6,9 +6,11 @@ import time
 from typing import Annotated
 
 import typer
+from annotated_types import Ge
 
+from memlib.base.declared import Count, Positive
 from memlib.base.writing import write_table
-from memlib.companion.commands.options import Device, Dtype, Steps, Table, Threads
+from memlib.companion.commands.options import Device, Dtype, Steps, Table, Threads, TwoOrMore, option
 
 Model = Annotated[str, typer.Argument(help="A substrate's name or a checkpoint's folder.")]
 
@@ -28,7 +30,7 @@ def check(substrate: Model, device: Device = "auto", dtype: Dtype = "auto") -> i
     return int(bool(wrong))
 
 
-def coverage(repeats: Annotated[int, typer.Option(min=10, help="Samples drawn of each kind.")] = 1000) -> None:
+def coverage(repeats: Annotated[int, option(Annotated[int, Ge(10)], "Samples drawn of each kind.")] = 1000) -> None:
     """How often do the book's intervals hold what they should? Simulated, and written to data/coverage.csv for the page on method."""
     from memlib.base.paths import data_folder
     from memlib.judging import bounded
@@ -41,8 +43,8 @@ def coverage(repeats: Annotated[int, typer.Option(min=10, help="Samples drawn of
 def premises(
     substrate: Model,
     figure: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this figure of data/premises.yml; may be given several times.")] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each kind.")] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
+    prompts: Annotated[int, option(TwoOrMore, "Prompts of each kind.")] = 60,
+    seeds: Annotated[int, option(Count, "Seeds of each.")] = 2,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -74,7 +76,7 @@ def published(
     substrate: Model = "sd14",
     memorized: Annotated[str, typer.Option(help="A prompt set or file.")] = "webster500",
     others: Annotated[str, typer.Option(help="Likewise, not memorized.")] = "lexica",
-    minutes: Annotated[float, typer.Option(help="As many prompts as fit into these.")] = 20.0,
+    minutes: Annotated[float, option(Positive, "As many prompts as fit into these.")] = 20.0,
     steps: Steps = 50,
     csv: Table = None,
 ) -> None:

@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
+from memlib.base.declared import Count
 from memlib.base.errors import InputError, NotMeasured
 from memlib.base.writing import write_table
+from memlib.companion.commands.options import option
 
 app = typer.Typer(help="Published prompt lists: what there is, fetching, token lengths, the main set of clip.", no_args_is_help=True)
 
 
 @app.command("list")
 def names() -> None:
-    """Names, licences and contents of the published lists."""
-    from memlib.prompts.published import load_sources
+    """Names, licences and contents of the published lists, and by what their files are recognised."""
+    from memlib.prompts.published import load_sources, pinned
 
     for name, source in load_sources().items():
-        print(f"{name:16} {source.title} [licence: {source.licence}]")
+        print(f"{name:16} {source.title} [licence: {source.licence}; {pinned(source)}]")
 
 
 @app.command()
@@ -31,7 +33,7 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Na
     for name in dict.fromkeys(sources if "all" in names else names):
         if name not in sources:
             raise InputError(f"Unknown published list {name!r}: use one of {', '.join(sources)}, or all.")
-        print(f"{name}: {published.fetch(sources[name])}")
+        print(f"{name}: {published.fetch(sources[name])} ({published.pinned(sources[name])})")
 
 
 @app.command()
@@ -58,12 +60,12 @@ def lengths(
 def select(
     substrate: str = "sd14",
     out: Annotated[Path, typer.Option(help="The prompt file to write.")] = Path("clip-458.csv"),
-    bound: Annotated[float, typer.Option(help="Lowest copy similarity, with every seed.")] = 0.75,
-    seeds: Annotated[int, typer.Option(min=1)] = 10,
+    bound: Annotated[float, option(float, "Lowest copy similarity, with every seed.")] = 0.75,
+    seeds: Annotated[int, option(Count)] = 10,
     verbatim: Annotated[str, typer.Option(help="A prompt set or file of matching-verbatim prompts.")] = "webster-mv86",
     addresses: Annotated[str, typer.Option(help="A list with their addresses.")] = "webster500",
     candidates: Annotated[str, typer.Option(help="A list of further prompts with addresses.")] = "membench",
-    count: Annotated[int | None, typer.Option(min=1, help="At most so many of these, for a trial.")] = None,
+    count: Annotated[int | None, option(Count, "At most so many of these, for a trial.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where training pictures are kept (default: MEMLIB_TRAINING, or ~/.cache/memlib/training).")] = None,
     complete: Annotated[bool, typer.Option("--complete", help="Leave out prompts without a training picture.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try dead addresses again.")] = False,

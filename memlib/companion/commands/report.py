@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from memlib.base.declared import Count
 from memlib.base.errors import InputError
-from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, StoreFolder
+from memlib.companion.commands.options import Device, Dtype, Guidance, Scheduler, StoreFolder, TwoOrMore, option
 
 
 def report(
@@ -20,17 +21,17 @@ def report(
     others: Annotated[str | None, typer.Option(help="Prompts not memorized: a set or file (default: captions that give no copy).")] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file to write (default: report-NAME.html).")] = None,
     metric: Annotated[str, typer.Option(help="What tells copies: auto (the model's own or SSCD), pixels, clip.")] = "auto",
-    prompts: Annotated[int, typer.Option(min=2, help="At most so many captions are screened, those repeated most often first.")] = 40,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 4,
-    tried: Annotated[int, typer.Option(min=2, help="Prompts of either kind that mitigations and detectors are tried on.")] = 12,
-    tried_seeds: Annotated[int, typer.Option(min=1, help="Seeds of each of these.")] = 2,
+    prompts: Annotated[int, option(TwoOrMore, "At most so many captions are screened, those repeated most often first.")] = 40,
+    seeds: Annotated[int, option(Count, "Seeds of each.")] = 4,
+    tried: Annotated[int, option(TwoOrMore, "Prompts of either kind that mitigations and detectors are tried on.")] = 12,
+    tried_seeds: Annotated[int, option(Count, "Seeds of each of these.")] = 2,
     every: Annotated[bool, typer.Option("--all", help="All mitigations, those that need memlib's own sampler included.")] = False,
     method: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This mitigation alone; may be given several times.")] = None,
     detector: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Likewise of detectors.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of sampling.")] = 25,
+    steps: Annotated[int, option(Count, "Steps of sampling.")] = 25,
     guidance: Guidance = 7.5,
     scheduler: Scheduler = "ddim",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once (default: from free memory).")] = None,
+    batch_size: Annotated[int | None, option(Count, "Pictures at once (default: from free memory).")] = None,
     show: Annotated[str, typer.Option(help="Pictures in the report: full, blurred or none (default: full where you bring the training pictures).")] = "auto",
     keep: Annotated[bool, typer.Option("--keep", help="Put the rows into the table of scores, for `memlib results export`.")] = False,
     device: Device = "auto",

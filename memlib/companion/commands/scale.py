@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
-from memlib.companion.commands.options import Guidance, Scheduler, Steps, StoreFolder, Substrate
+from memlib.base.declared import Count
+from memlib.companion.commands.options import Guidance, Scheduler, Steps, StoreFolder, Substrate, option
 
 app = typer.Typer(help="Sample and score on several processes, GPUs or machines, over dask.", no_args_is_help=True)
 Prompts = Annotated[str, typer.Option(help="memorized, not memorized, a prompt set by name, or a file.")]
-Count = Annotated[int | None, typer.Option(min=1, help="At most so many of its prompts.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... for every prompt.")]
+AtMost = Annotated[int | None, option(Count, "At most so many of its prompts.")]
+Seeds = Annotated[int, option(Count, "Seeds 0, 1, ... for every prompt.")]
 Edit = Annotated[list[str] | None, typer.Option(help="An intervention or mitigation by name; may be given several times.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in a task.")]
+BatchSize = Annotated[int, option(Count, "Pictures in a task.")]
 Cluster = Annotated[str, typer.Option(help="The address of a dask scheduler, or local.")]
-Workers = Annotated[int | None, typer.Option(help="Processes of a local cluster (default: one per GPU).")]
+Workers = Annotated[int | None, option(Count, "Processes of a local cluster (default: one per GPU).")]
 
 
 @app.command()
 def sample(
-    prompts: Prompts, substrate: Substrate = "minisd-v1", count: Count = None, seeds: Seeds = 10, edit: Edit = None, steps: Steps = 50,
+    prompts: Prompts, substrate: Substrate = "minisd-v1", count: AtMost = None, seeds: Seeds = 10, edit: Edit = None, steps: Steps = 50,
     guidance: Guidance = 7.5, scheduler: Scheduler = "ddim", batch_size: BatchSize = 8, store: StoreFolder = None, cluster: Cluster = "local",
     workers: Workers = None,
 ) -> None:  # fmt: skip
@@ -34,7 +35,7 @@ def sample(
 
 @app.command()
 def score(
-    prompts: Prompts, substrate: Substrate = "minisd-v1", count: Count = None, seeds: Seeds = 10, edit: Edit = None, steps: Steps = 50,
+    prompts: Prompts, substrate: Substrate = "minisd-v1", count: AtMost = None, seeds: Seeds = 10, edit: Edit = None, steps: Steps = 50,
     guidance: Guidance = 7.5, scheduler: Scheduler = "ddim", batch_size: BatchSize = 8, store: StoreFolder = None, cluster: Cluster = "local",
     workers: Workers = None, scores: Annotated[list[str] | None, typer.Option(help="Scores by name; may be given several times.")] = None,
 ) -> None:  # fmt: skip

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memlib.base.declared import NotNegative
 from memlib.base.errors import InputError
-from memlib.companion.commands.options import StoreFolder
+from memlib.companion.commands.options import StoreFolder, option
 
 if TYPE_CHECKING:  # commands import what they need when they are called, so that `memlib --help` comes at once
     from memlib.base.store import Store
@@ -69,7 +70,7 @@ def merge(others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help=
 @app.command()
 def prune(
     store: StoreFolder = None,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Entries written more than so many days ago.")] = None,
+    older_than: Annotated[float | None, option(NotNegative, "Entries written more than so many days ago.", metavar="DAYS")] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Entries made with this: steps=10, guidance.scale=7.5, weights=0123abcd.")
     ] = None,

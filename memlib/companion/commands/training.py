@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
+from memlib.base.declared import Count, Whole
 from memlib.base.errors import InputError
-from memlib.companion.commands.options import Threads
+from memlib.companion.commands.options import Threads, option
 
 minisd = typer.Typer(help="Make MiniSD: its drawings, its parts, what it must show.", no_args_is_help=True)
 minisd2 = typer.Typer(help="Make the second miniature and its family.", no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
-Until = Annotated[int | None, typer.Option(help="Stop at this step; a later call goes on.")]
+Until = Annotated[int | None, option(Count, "Stop at this step; a later call goes on.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 ExportOnly = Annotated[bool, typer.Option("--export-only", help="Export the last checkpoint without training.")]
 Model = Annotated[str, typer.Argument(help="A trained model's name, such as minisd-v1.")]
@@ -89,8 +90,8 @@ def replicates(
 @minisd.command()
 def mitigated(
     mitigation: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be given several times.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed of the replicates; may be given several times.")] = None,
-    cost: Annotated[int | None, typer.Option(metavar="N", help="Instead, time N steps of each mitigation in turns with the plain training.")] = None,
+    seed: Annotated[list[int] | None, option(Whole, "Only this seed of the replicates; may be given several times.")] = None,
+    cost: Annotated[int | None, option(Count, "Instead, time N steps of each mitigation in turns with the plain training.", metavar="N")] = None,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -192,7 +193,7 @@ def sheet(
 @minisd2.command("family")
 def train_family(
     member: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be given several times.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be given several times.")] = None,
+    seed: Annotated[list[int] | None, option(Whole, "Only this seed; may be given several times.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
@@ -211,23 +212,23 @@ def finetune(
     base: Annotated[str | None, typer.Option(help="Substrate name or diffusers folder (default: the recipe's).")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of pictures, or CSV or JSON file that lists pictures and captions; the ordinary ones.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the fine-tuned pipeline; checkpoints stand in its folder `run`.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Another number than the recipe's; so for the next four.")] = None,
-    batch: Annotated[int | None, typer.Option()] = None,
-    resolution: Annotated[int | None, typer.Option()] = None,
-    warmup: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, option(Count, "Another number than the recipe's; so for the next four.")] = None,
+    batch: Annotated[int | None, option(Count)] = None,
+    resolution: Annotated[int | None, option(Count)] = None,
+    warmup: Annotated[int | None, option(Whole)] = None,
+    seed: Annotated[int | None, option(Whole)] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     recompute: Annotated[bool, typer.Option("--recompute", help="Less memory, more time (gradient checkpointing).")] = False,
     until: Until = None,
     quiet: Quiet = False,
     memorized: Annotated[str | None, typer.Option(help="Against memorization: prompt set or file with the column training_picture.")] = None,
-    count: Annotated[int | None, typer.Option(help="At most so many of them, drawn with a fixed seed.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Another number of rounds than the recipe's, which the steps are divided into.")] = None,
+    count: Annotated[int | None, option(Count, "At most so many of them, drawn with a fixed seed.")] = None,
+    rounds: Annotated[int | None, option(Count, "Another number of rounds than the recipe's, which the steps are divided into.")] = None,
     mitigation: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another mitigation for surrogates; may be given several times.")] = None,
-    surrogate_seeds: Annotated[int | None, typer.Option(help="Another number of seeds under each.")] = None,
-    search_steps: Annotated[int | None, typer.Option(help="Another number of steps of a round's search (adversarial).")] = None,
-    search_samples: Annotated[int | None, typer.Option(help="Another number of noised pictures in each (adversarial).")] = None,
+    surrogate_seeds: Annotated[int | None, option(Count, "Another number of seeds under each.")] = None,
+    search_steps: Annotated[int | None, option(Count, "Another number of steps of a round's search (adversarial).")] = None,
+    search_samples: Annotated[int | None, option(Count, "Another number of noised pictures in each (adversarial).")] = None,
     keep_rounds: Annotated[bool, typer.Option("--keep-rounds", help="Keep the model of each round in the folder `rounds` of --out.")] = False,
 ) -> None:
     """Fine-tune Stable Diffusion until it memorizes, or against memorization; on one GPU."""

@@ -22,7 +22,8 @@ def share(flags: Any) -> Estimate | None:
 def excess(first: Any, second: Any) -> Estimate | None:
     """Return the share of `first` [P] minus that of `second` [Q], two sets of pictures; None if one of them is empty.
 
-    The interval joins Wilson's of both sides, so that it keeps a width where all or none came back. Source: Newcombe 1998, method 10.
+    The interval joins Wilson's of both sides, so that it keeps a width where all or none came back; `n_prompts` is that of the fewer. Source: Newcombe
+    1998, method 10.
     """
     one, other = share(first), share(second)
     if one is None or other is None:
@@ -30,7 +31,7 @@ def excess(first: Any, second: Any) -> Estimate | None:
     value = one.value - other.value
     low = value - np.hypot(one.value - one.low, other.high - other.value)
     high = value + np.hypot(one.high - one.value, other.value - other.low)
-    return Estimate(value, float(low), float(high), one.n_prompts + other.n_prompts, 1)
+    return Estimate(value, float(low), float(high), min(one.n_prompts, other.n_prompts), 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.pictures import squared
 from memlib.experiment.group import Group
-from memlib.experiment.run import Experiment
 from memlib.metrics.pictures import centred
 from memlib.models.protocol import Substrate
 from memlib.prompts.sets import load_prompts
@@ -53,19 +52,20 @@ def targets(group: Group, label: str | None = None) -> Targets | None:
     return Targets(label or group.label, tuple(group.prompts.prompts), np.stack([pictures[0] for pictures in group.training]))
 
 
-def controls(experiment: Experiment, count: int) -> dict[str, Targets]:
-    """Return what there is to compare with, at most `count` pictures each: "seen once" in training, and "never seen".
+def never_seen(group: Group) -> Targets | None:
+    """Return the real pictures that were held out of training with a group's captions, which are of the set "not memorized"; None where the
+    substrate brings none (`memlib.models.data.SubstrateData`). What an attack reaches of them it reaches without memory.
 
-    Each only where the substrate brings such pictures (`memlib.models.data.SubstrateData`).
+    Raises InputError for other captions.
     """
-    data, found = experiment.substrate.data, {}
-    once = experiment.control(count=count)
-    if once is not None and (seen := targets(once, "seen once")) is not None:
-        found["seen once"] = seen
-    if data.held_out is not None:
-        held = load_prompts(data.sets["not memorized"]).first(count)
-        found["never seen"] = Targets("never seen", tuple(held.prompts), data.held_out(len(held)))
-    return found
+    data = group.experiment.substrate.data
+    if data.held_out is None:
+        return None
+    places = {caption: place for place, caption in enumerate(load_prompts(data.sets["not memorized"]).prompts)}
+    if unknown := [prompt for prompt in group.prompts.prompts if prompt not in places]:
+        raise InputError(f"{unknown[0]!r} is no caption of a picture held out of training: use prompts of the set {data.sets['not memorized']!r}.")
+    rows = [places[prompt] for prompt in group.prompts.prompts]
+    return Targets(group.label, tuple(group.prompts.prompts), data.held_out(max(rows) + 1)[rows])
 
 
 @torch.no_grad()

@@ -57,9 +57,9 @@ def ecdf(lengths: Mapping[str, np.ndarray], xlabel: str, limit: float | None = N
 
 
 def bands(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]], xlabel: str, ylabel: str, ylim: tuple[float, float] | None = None,
-          yscale: Literal["linear", "log"] = "linear", width: float = 4.4) -> Figure:  # fmt: skip
-    """Curves with intervals as bands: one panel per title, each `width` inches, in it one curve per label, x -> estimate."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.4), sharey=True, squeeze=False)
+          yscale: Literal["linear", "log"] = "linear", width: float = 4.4, sharey: bool = True) -> Figure:  # fmt: skip
+    """Curves with intervals as bands: one panel per title, each `width` inches, in it one curve per label, x -> estimate; of one scale if `sharey`."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.4), sharey=sharey, squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items()):
         for i, (label, points) in enumerate(curves.items()):
             x = np.array(list(points))

@@ -26,7 +26,7 @@ def distributions(table: pd.DataFrame, score: str, threshold: float | None = Non
     sns.stripplot(shown, x="edit", y=score, hue="prompts", order=order, dodge=True, size=3, alpha=0.7, jitter=0.2, legend=False, ax=axis)
     if threshold is not None:
         axis.axhline(threshold, color="black", linewidth=1, linestyle="--", label=f"{threshold_label} {threshold:.2f}")
-    axis.set_xticks(range(len(order)), ["\n".join(wrap(name, 16)) for name in order])
+    axis.set_xticks(range(len(order)), ["\n".join(wrap(name, 14)) for name in order])
     axis.set_xlabel("")
     axis.legend(title="", frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
     figure.tight_layout()
