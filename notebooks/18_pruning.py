@@ -219,7 +219,7 @@ for prompt in dict.fromkeys(known.prompts.prompts):
         if aligned is not None and (before := base[: len(aligned), :1]).mean() > 0:
             damage[name].append(float((aligned - before).mean() / before.mean()))
         line[f"{name}: others' alignment"] = NOT_MEASURED if aligned is None else f"{damage[name][-1]:+.3f}"
-print("; ".join(f"What {name} finds for one prompt changes the alignment of others by {told(student_mean(v) if v else None, 3)}" for name, v in damage.items()))
+print(*(f"What {name} finds for one changes others' alignment by {told(student_mean(v) if v else None, 3)}." for name, v in damage.items()), sep="\n")
 Captioned(pd.DataFrame(by_picture).T.rename_axis("memorized prompt"), "Similarity to training before and after, and what one removal does to descriptions")
 
 # %% [markdown]

@@ -145,15 +145,3 @@ def trigger_embedding(substrate: Substrate, attacked: Attacked, row: int, count:
     places = np.flatnonzero(attacked.succeeded[row])[:count]
     part = encode_prompts(substrate, attacked.targets.prompts[row])
     return joined([part] * len(places)).replace(torch.from_numpy(attacked.states[row, places]))
-
-
-def plane(groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Places [K, 2] by t-SNE of all states of embeddings [K, 77, W], group by group, in one plane; empty for fewer than six embeddings."""
-    from sklearn.manifold import TSNE
-
-    flat = np.concatenate([states.reshape(len(states), -1) for states in groups.values()])
-    if len(flat) < 6:
-        return {}
-    places = TSNE(perplexity=min(10, (len(flat) - 1) / 3), init="pca", random_state=0).fit_transform(flat)
-    ends = np.cumsum([len(states) for states in groups.values()])[:-1]
-    return dict(zip(groups, np.split(places, ends), strict=True))
