@@ -21,7 +21,8 @@ from memlib.companion.book.directions import row_of
 from memlib.companion.book.layout import ROOT, Layout
 from memlib.companion.book.ledger import collect
 from memlib.judging.estimates import Estimate
-from memlib.judging.verdicts import Outcome, Verdict
+from memlib.judging.judge import judge
+from memlib.judging.verdicts import PartOutcome, Verdict
 from memlib.probes import premises
 
 TEMPLATES = sorted((ROOT / "book").rglob("*.j2"))
@@ -33,7 +34,8 @@ def evidence(**quantities: tuple[float, float, float]) -> pages.Evidence:
     for name, (value, low, high) in quantities.items():
         claim, _, quantity = name.partition("__")
         by_claim.setdefault(claim, {})[quantity] = Estimate(value, low, high, 30, 4)
-    found = [Verdict(name, "t", "s", "minisd-v1", "holds", "r", 30, 4, measured, {"copy_threshold": 0.75}) for name, measured in by_claim.items()]
+    copies = (PartOutcome("a copy", "similarity", "strength", "at least 0.75 (strict)", "met", bound=0.75),)
+    found = [Verdict(name, "t", "s", "minisd-v1", "holds", "r", 30, 4, measured, copies) for name, measured in by_claim.items()]
     return pages.Evidence(ROOT, "minisd-v1", [], found)
 
 
@@ -108,10 +110,8 @@ def test_a_row_of_directions_is_drawn_on_the_side_that_the_text_says():
     """C1b says that alignment falls: a fall is drawn to the right of the bound, a rise to the left."""
     entry = next(entry for entry in collect(ROOT / "data" / "claims.yml", []) if entry.claim.id == "C1b")
     for value, right in ((-0.5, True), (0.5, False)):
-        verdict = evidence(C1b__alignment_a_minus_original=(value, value - 0.1, value + 0.1)).verdict("C1b")
-        assert verdict is not None
-        judged = replace(verdict, details=(Outcome("c", "alignment_a_minus_original", "met" if right else "missed"),))
-        row = row_of(entry, judged, "")
+        measured = Estimate(value, value - 0.1, value + 0.1, 30, 4)
+        row = row_of(entry, judge("C1b", [measured, None, None], "minisd-v1"), "")
         assert row.bar is not None and (row.bar.low > 0) is right and (row.bar.high > 0) is right
         assert row.measured[0].state == ("met" if right else "refuted")
 

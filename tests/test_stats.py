@@ -5,10 +5,10 @@ from scipy import stats as scipy_stats
 from memlib.base.errors import InputError
 from memlib.judging.estimates import (
     Estimate,
-    group_difference,
     mean_interval,
     paired_difference,
     quantile_interval,
+    relative_change,
     share_interval,
 )
 
@@ -19,14 +19,12 @@ def draw():
 
 
 def test_intervals_of_earlier_verdicts_stay_as_they_were():
-    # Values of the first implementation, one for each way of drawing: weights, two groups, rows. A verdict of a page must not
+    # Values of the first implementation, one for each way of drawing: weights, rows. A verdict of a page must not
     # move because the code that draws was rewritten.
     draw = np.random.default_rng(3)
-    first, _, other = draw.normal(0.5, 0.2, (24, 10)), draw.normal(0.3, 0.2, (24, 10)), draw.normal(0.1, 0.2, (30, 10))
+    first = draw.normal(0.5, 0.2, (24, 10))
     mean = mean_interval(first)
     assert (mean.low, mean.high) == pytest.approx((0.47562078231138444, 0.5261550028363047), abs=1e-12)
-    difference = group_difference(first, other)
-    assert (difference.low, difference.high) == pytest.approx((0.35668369701624447, 0.4244108402158204), abs=1e-12)
     quantile = quantile_interval(first, 0.95)
     assert (quantile.low, quantile.high) == pytest.approx((0.781192588626977, 0.9081838242770366), abs=1e-12)
 
@@ -136,3 +134,14 @@ def test_estimate_text_format_and_json():
 def test_unusable_shapes_are_refused(bad):
     with pytest.raises(InputError, match="shape"):
         mean_interval(bad)
+
+
+def test_relative_change_is_the_paired_difference_in_units_of_the_baseline():
+    draw = np.random.default_rng(1)
+    first, second = draw.normal(3.8, 0.2, (9, 4)), draw.normal(4.0, 0.2, (9, 4))
+    plain, scaled = paired_difference(first, second), relative_change(first, second)
+    for part in ("value", "low", "high"):
+        assert getattr(scaled, part) == pytest.approx(getattr(plain, part) / second.mean())
+    assert relative_change(first, second, base=2.0).value == pytest.approx(plain.value / 2)
+    with pytest.raises(InputError, match="must be positive"):
+        relative_change(first, second - 10)

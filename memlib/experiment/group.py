@@ -215,10 +215,3 @@ def _row_label(edit: Edit) -> str:
     if isinstance(edit, Mitigation):
         return edit.label if edit == REGISTRY.get(edit.name) else edit.title
     return "original" if edit == "none" else f"{INTERVENTIONS[edit].label} ({edit})"
-
-
-def edit_name(edit: Edit) -> str:
-    """How tables and figures call an edit."""
-    if isinstance(edit, Mitigation):
-        return edit.title
-    return "original" if edit == "none" else edit

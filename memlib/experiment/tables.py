@@ -1,51 +1,10 @@
-"""Scores of groups of prompts as tables: means with intervals for reading, one row per prompt for plots."""
+"""Quartiles of traces and of transition steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import pandas as pd
 
-from memlib.experiment.group import Group, edit_name
-from memlib.experiment.page import told
-from memlib.experiment.scores import SCORES
-from memlib.experiment.settings import Edit
-from memlib.judging.estimates import Estimate, mean_interval
-
-
-def summary(groups: Sequence[Group], edits: Sequence[Edit], scores: Sequence[str] = SCORES, digits: int = 2) -> pd.DataFrame:
-    """Means with intervals, one row per group and edit, one column per score; "not measured" where it is not."""
-    rows = []
-    for group in groups:
-        group.make(edits)
-        for key in edits:
-            means = {score: told(group.mean(score, key), digits) for score in scores}
-            rows.append({"prompts": f"{group.label} ({len(group)})", "edit": edit_name(key), **means})
-    return pd.DataFrame(rows).set_index(["prompts", "edit"])
-
-
-def long_table(groups: Sequence[Group], edits: Sequence[Edit], score: str) -> pd.DataFrame:
-    """One row per group, edit and prompt: the score's mean over seeds, for plots."""
-    rows = []
-    for group in groups:
-        for key in edits:
-            values = group.score(score, key)
-            if values is None:
-                continue
-            per_prompt = values if values.ndim == 1 else values.mean(1)
-            rows += [{"prompts": group.label, "edit": edit_name(key), score: float(v)} for v in per_prompt]
-    return pd.DataFrame(rows, columns=["prompts", "edit", score])
-
-
-def mean_of_those(values: Any, **options: Any) -> Estimate | None:
-    """Mean over the prompts and seeds of [N] or [N, S] that have a value, with its interval; None if none has (all NaN).
-
-    `options` go to `memlib.judging.estimates.mean_interval`.
-    """
-    table = np.asarray(values, dtype=float)
-    return mean_interval(table, missing="drop", **options) if np.isfinite(table).any() else None
+from memlib.judging.estimates import Estimate
 
 
 def middle_half(values: np.ndarray) -> dict[int, Estimate]:

@@ -8,6 +8,7 @@ repeated call gives the same interval.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack
@@ -149,14 +150,18 @@ def paired_difference(first: Any, second: Any, *, missing: str = "raise", **draw
     return mean_interval(first - second, missing=missing, **drawing)
 
 
-def group_difference(first: Any, second: Any, *, missing: str = "raise", **drawing: Unpack[Drawing]) -> Estimate:
-    """Return mean(first) − mean(second) of two independent sets of prompts, [P] or [P, S] and [Q] or [Q, S].
+def relative_change(first: Any, second: Any, base: float | None = None, **drawing: Unpack[Drawing]) -> Estimate:
+    """Return mean(first - second) / base for [P] or [P, S] on the same prompts and seeds; -0.03 is a fall by 3 %.
 
-    Prompts are drawn anew on each side; `n_prompts` counts both.
+    `base` is the mean of `second` by default. It sets the scale and is taken as known: its own spread does not
+    widen the interval, which is that of the paired difference (bootstrap over prompts). Raises InputError
+    for a base that is not positive, since a share of it would mean nothing.
     """
-    tables = [checked_table(values, missing) for values in (first, second)]
-    one, other = map(prompt_means, tables)
-    return bootstrap(lambda ups, downs: ups @ one - downs @ other, tables, one.mean() - other.mean(), **drawing)
+    base = float(np.mean(second)) if base is None else float(base)
+    if not (math.isfinite(base) and base > 0):
+        raise InputError(f"A change cannot be expressed as a share of {base:.3g}: the baseline's mean must be positive.")
+    scaled = (np.asarray(first, dtype=float) / base, np.asarray(second, dtype=float) / base)
+    return paired_difference(*scaled, **drawing)
 
 
 def share_interval(flags: Any, **drawing: Unpack[Drawing]) -> Estimate:

@@ -12,10 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from memlib.experiment.captioned import Captioned
-from memlib.experiment.group import Group, edit_name
 from memlib.experiment.page import NOT_MEASURED, told
 from memlib.experiment.settings import Edit
-from memlib.experiment.tables import long_table
 from memlib.mitigations import Mitigation
 from memlib.prompts.interventions import INTERVENTIONS
 from memlib.results.evidence import MEMORIZED, Evidence
@@ -25,24 +23,6 @@ from memlib.results.figures.pictures import montage
 
 SHOWN = 8  # Prompts in a row of pictures.
 ORIGINAL = "similarity to original"
-
-
-def pictures(group: Group, edits: Sequence[Edit], title: str) -> Figure:
-    """One row of pictures for each edit, one column for each of the first prompts, first seed; training pictures last where they are at hand."""
-    return montage(group.rows(edits, SHOWN), group.prompts.prompts[:SHOWN], title)
-
-
-def dots(groups: Sequence[Group], edits: Sequence[Edit], score: str = ORIGINAL, labels: Mapping[str, str] | None = None) -> Figure | None:
-    """A score under each edit, one dot for each prompt, with the copy threshold; None, and a line that says so, where it is not measured.
-
-    `labels` names edits by `memlib.experiment.group.edit_name`; interventions are called by their key and label where it is not given.
-    """
-    table = long_table(groups, edits, score)
-    if not len(table):
-        print(f"{score}: {NOT_MEASURED}")
-        return None
-    named = labels or {edit_name(key): f"({key})\n{INTERVENTIONS[key].label}" for key in edits if isinstance(key, str) and key != "none"}
-    return distributions(table, score, groups[0].experiment.thresholds.get("copy_threshold"), labels=named)
 
 
 def name_of(edit: Edit) -> str:

@@ -28,8 +28,7 @@ from memlib.base.writing import replacing
 from memlib.experiment.group import Group
 from memlib.experiment.page import NOT_MEASURED, told
 from memlib.experiment.settings import Edit
-from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import Estimate, mean_interval, paired_difference
+from memlib.judging.estimates import Estimate, mean_interval, paired_difference, relative_change
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.sampling.batches import SAMPLER_VERSION
 

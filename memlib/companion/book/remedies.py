@@ -14,8 +14,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from memlib.judging.equivalence import relative_change
-from memlib.judging.estimates import Estimate, mean_interval, paired_difference
+from memlib.judging.estimates import Estimate, mean_interval, paired_difference, relative_change
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.results.evaluations import EVALUATIONS
 from memlib.results.scenarios import SCENARIOS, SIMILARITY

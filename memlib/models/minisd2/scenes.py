@@ -88,9 +88,3 @@ def draw_scene(rng: Random, of: list[int], combinations: str = "trained", backgr
         scene = Scene(things, background or draw_background(rng), RENDERING, layout)
         if combinations == "any" or held_out_combinations(scene) == (combinations == "held out"):
             return scene
-
-
-def drawn_anew(rng: Random, scene: Scene) -> Scene:
-    """Another picture of the same caption: the same things, places and background, with sizes and corners drawn anew."""
-    things = tuple(_thing(rng, thing.concept, *place) for thing, place in zip(scene.things, LAYOUTS[scene.layout][1]))
-    return Scene(things, scene.background, scene.rendering, scene.layout)
