@@ -70,7 +70,7 @@ own = {name: get(name) for name in ("nemo", "wanda")}
 chance = {name: get(name, random=0) for name in own}
 n_together = min(n_together, n_prompts or n_together)
 known = run.group(memorized, n_together, MEMORIZED)
-together = {name: get(name, scope="all", count=n_together) for name in own} if memorized == "memorized" else {}
+together = {name: get(name, scope="all", count=n_together) for name in own if memorized == "memorized"}
 removing = {(name, prompt): PrunedFor(name, prompt) for prompt in known.prompts.prompts for name in own}
 
 
@@ -184,8 +184,7 @@ Captioned(pd.DataFrame(lines).T.rename_axis(["prompts", "method"]), "Units found
 few = found.groups[MEMORIZED]
 shown = few if profile != "check" else few.part(1)  # NeMo's search takes ten seconds for a prompt
 for name, group in (("nemo", shown), ("wanda", few)):
-    weights = union(found_for(group, name))
-    print(f"{own[name].title}, {len(group)} memorized: {removed(run.substrate, weights) if len(weights) else 'nothing was found'}")
+    print(f"{own[name].title}, {len(group)} memorized: {removed(run.substrate, weights) if len(weights := union(found_for(group, name))) else 'none found'}")
 
 # %% [markdown]
 # ## The pictures
@@ -193,7 +192,8 @@ for name, group in (("nemo", shown), ("wanda", few)):
 # Without pruning, with what was found for the prompt removed, and with as much at random; made now, neurons for the first prompt alone in a check.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-pictures", "caption": "Memorized prompts, first seed: original, weights or neurons removed, as many at random, and the training picture. Look for columns that change with what was found and not with what was drawn."}, "image": {"alt": "Memorized prompts: original pictures, pictures with weights or neurons removed, the same number at random, and training pictures, one column per prompt", "width": "100%"}}
-strips = few.rows(["none", own["wanda"], chance["wanda"]]) | shown.rows([own["nemo"], chance["nemo"]])
+strips = few.rows(["none", own["wanda"], chance["wanda"]])
+strips |= {title: made for title, made in shown.rows([own["nemo"], chance["nemo"]]).items() if title not in strips}
 plots.montage({title: strips[title] for title in sorted(strips, key=lambda title: title.startswith("training"))}, few.prompts.prompts[:8]);
 
 # %% [markdown]
@@ -219,7 +219,7 @@ for prompt in dict.fromkeys(known.prompts.prompts):
         if aligned is not None and (before := base[: len(aligned), :1]).mean() > 0:
             damage[name].append(float((aligned - before).mean() / before.mean()))
         line[f"{name}: others' alignment"] = NOT_MEASURED if aligned is None else f"{damage[name][-1]:+.3f}"
-print("; ".join(f"What {name} finds for one prompt changes the alignment of others by {told(student_mean(v) if v else None, 3)}" for name, v in damage.items()))
+print(*(f"What {name} finds for one changes others' alignment by {told(student_mean(v) if v else None, 3)}." for name, v in damage.items()), sep="\n")
 Captioned(pd.DataFrame(by_picture).T.rename_axis("memorized prompt"), "Similarity to training before and after, and what one removal does to descriptions")
 
 # %% [markdown]

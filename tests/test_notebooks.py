@@ -73,8 +73,6 @@ def execute(name, folder, **parameters):
         ("08_mitigations", ["C5a", "C5b", "C5c", "C5e"]),
         ("11_switch_on", ["B2"]),
         ("12_basin", ["B10"]),
-        ("18_pruning", ["D1", "D4"]),
-        ("19_attack", ["D2", "D3"]),
         ("20_adversarial_finetuning", ["D5"]),
     ],
 )
@@ -87,6 +85,15 @@ def test_a_stable_diffusion_folder_runs_and_says_what_is_not_measured(name, clai
     assert {v["verdict"] for v in verdicts} == {"not testable here"}
     page = "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
     assert "not measured" in page and "<i>Game" not in page
+
+
+@pytest.mark.slow
+def test_attacks_without_a_judge_are_not_measured(sd1_tiny, offline):
+    prompts = offline / "prompts.csv"
+    prompts.write_text("prompt\na cat\na dog\n", encoding="utf-8")
+    out = execute("19_attack", offline, substrate=str(sd1_tiny), memorized=str(prompts), n_prompts=2, check_steps=1)
+    assert [(v["claim"], v["verdict"]) for v in read_verdicts(out)] == [("D2", "not testable here"), ("D3", "not testable here")]
+    assert "attacks: not measured" in "".join(str(cell.get("outputs", "")) for cell in nbformat.read(out, 4).cells)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from diffusers.callbacks import SDCFGCutoffCallback
 
 import memlib
 from memlib.base.errors import InputError
+from memlib.mitigations.pipeline_parts import standing_in
 from memlib.models.substrate import Substrate, load
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import initial_latents, trajectory
@@ -183,3 +184,25 @@ def test_videos_are_guided_as_pictures_are(sd1):
         expected = made(prompts, 2.0)
         with memlib.mitigate(pipe, "static-transition", step=99, before=2.0):
             assert torch.allclose(made(prompts, 7.5), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_stand_ins_are_left_in_any_order_and_act_for_their_own_thread():
+    pipe = SimpleNamespace(unet=lambda x: x)
+    own = pipe.unet
+
+    def adding(amount):
+        return lambda part, x: part(x) + amount
+
+    first, second, again = (standing_in(pipe, "unet", adding(amount)) for amount in (1, 10, 100))
+    first.__enter__(), second.__enter__()
+    assert pipe.unet(0) == 10  # a call within a call acts on the part
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(pipe.unet, 0).result() == 0
+        other.submit(again.__enter__).result()
+        assert other.submit(pipe.unet, 0).result() == 100 and pipe.unet(0) == 10
+        first.__exit__(None, None, None)
+        assert pipe.unet(0) == 10
+        second.__exit__(None, None, None)
+        assert pipe.unet(0) == 0 and other.submit(pipe.unet, 0).result() == 100
+        other.submit(again.__exit__, None, None, None).result()
+    assert pipe.unet is own

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memlib.base.errors import InputError
-from memlib.models.speed import Speed, TextCache, prepare, speed_of
+from memlib.models.speed import Speed, TextCache, kernels, prepare, speed_of
 from memlib.prompts.embedding import encode_prompts
 from memlib.sampling.batches import Cost, decode, initial_latents, sample, sample_batches, trajectory, uncond_states
 from memlib.sampling.guidance import constant
@@ -178,6 +178,16 @@ def test_projections_are_used_in_any_order_of_leaving_and_by_one_thread_alone(ti
         assert not any("forward" in vars(module) for module in tiny.unet.modules()) and called
     finally:
         hook.remove()
+
+
+def test_kernels_are_chosen_as_before_in_any_order_of_leaving():
+    before, timed, gpu = torch.backends.cudnn.benchmark, Speed(benchmark=True), torch.device("cuda")
+    first, second = kernels(timed, gpu), kernels(timed, gpu)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.cudnn.benchmark
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.benchmark is before is False
 
 
 def test_layouts_and_fused_products_give_the_same_latents(sd1_tiny):

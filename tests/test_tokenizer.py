@@ -7,6 +7,7 @@ from transformers import CLIPTokenizer
 
 from memlib.base.errors import InputError
 from memlib.models.tokenizer import PAD_TOKENS, VOCABULARY_SIZE, build_clip_tokenizer
+from memlib.prompts.embedding import tokenize
 
 TEXTS = [
     "",
@@ -64,3 +65,14 @@ def test_published_tokenizers_turn_literal_specials_into_special_ids():
 def test_unknown_padding_token_is_refused():
     with pytest.raises(InputError, match="padding token 'pad'"):
         build_clip_tokenizer("pad")
+
+
+def test_paddings_of_a_small_vocabulary_are_its_own_tokens_or_refused():
+    """Id 0 is no exclamation mark where there is none, and the start has another id than CLIP's."""
+    entries = {"a</w>": 0, "b</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+    small = CLIPTokenizer(vocab=entries, merges=[], pad_token="<|endoftext|>", model_max_length=77)
+    assert tokenize(small, "a b", "sot").ids[0].tolist() == [2, 0, 1, 3] + [2] * 73
+    assert tokenize(small, "a b", "eot").ids[0].tolist() == [2, 0, 1, 3] + [3] * 73
+    for padding, sentence in (("!", "of 4 tokens has no '!' to pad with"), (4, "from 0 to 3")):
+        with pytest.raises(InputError, match=sentence):
+            tokenize(small, "a b", padding)

@@ -79,7 +79,7 @@ class GuidedLoop:
 
     def stop(self) -> None:
         """Give the pipeline its own U-Net back where a loop was left in the middle."""
-        while isinstance(left := self.pipe.__dict__.get("unet"), StandIn):
+        if isinstance(left := self.pipe.__dict__.get("unet"), StandIn):
             self.pipe.__dict__["unet"] = left.part
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from memlib.base.errors import InputError
 from memlib.base.numbers import is_whole
 from memlib.models.hooks import answering
+
+_COUNTING = Lock()
+_timed, _before = 0, False  # contexts of `kernels` that are open, and what was set before the first of them
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -83,16 +87,23 @@ def prepare(unet: Any, vae: Any, speed: Speed) -> None:
 
 @contextmanager
 def kernels(speed: Speed, device: torch.device) -> Iterator[None]:
-    """Let cuDNN choose kernels as `speed` says, within."""
+    """Let cuDNN choose kernels as `speed` says, within; contexts may be left in any order."""
     if not speed.benchmark or device.type != "cuda":
         yield
         return
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    _count_timed(1)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        _count_timed(-1)
+
+
+def _count_timed(change: int) -> None:
+    global _timed, _before
+    with _COUNTING:
+        _before = _before if _timed else torch.backends.cudnn.benchmark
+        _timed += change
+        torch.backends.cudnn.benchmark = True if _timed else _before
 
 
 def watched(unet: Any) -> bool:

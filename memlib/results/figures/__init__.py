@@ -1,6 +1,6 @@
 """Every figure's look: pictures in rows, curves, distributions, effects, the basin, detection, and trade-offs."""
 
-from memlib.results.figures.attack import hidden_or_removed, survival_curves, trigger_map
+from memlib.results.figures.attack import hidden_or_removed, survival_curves
 from memlib.results.figures.basin import funnels
 from memlib.results.figures.beside import beside
 from memlib.results.figures.curves import bands, by_position, dose_response, ecdf, marked_traces
@@ -15,5 +15,5 @@ from memlib.results.figures.trade_off import dominance, trade_off
 __all__ = [
     "COLOURS", "DPI", "accuracy_by_cost", "attention_maps", "bands", "beside", "by_position", "contact_sheet", "distributions", "dominance",
     "dose_response", "ecdf", "forest", "funnels", "grouped_bars", "heat_maps", "hidden_or_removed", "log_y", "marked_traces", "montage", "planes",
-    "roc_curves", "score_groups", "separation", "step_dots", "style", "survival_curves", "trade_off", "trigger_map",
+    "roc_curves", "score_groups", "separation", "step_dots", "style", "survival_curves", "trade_off",
 ]  # fmt: skip

@@ -1,13 +1,11 @@
-"""Attacks: the share of pictures still hidden by step, and where triggers lie."""
+"""Attacks: the share of pictures still hidden by step, and shares by mitigation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from memlib.judging.estimates import Estimate
 from memlib.probes.attack.outcomes import Survival
@@ -15,19 +13,22 @@ from memlib.results.figures.style import COLOURS, short
 
 
 def survival_curves(panels: Mapping[str, Mapping[str, Survival]]) -> Figure:
-    """Steps of attack against the share of pictures not brought up yet, one panel per title, with intervals as bands."""
+    """Steps of attack against the share of pictures not brought up yet, one panel per title, with intervals as bands; a label has one look in all panels,
+    and behind it how many pictures its curves are of."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained")
-    names: dict[str, Line2D] = {}
+    # The fullest panel says the order: where none is left of a kind, its look stays its own.
+    labels = list(dict.fromkeys(label for curves in sorted(panels.values(), key=len, reverse=True) for label in curves))
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for i, (label, curve) in enumerate(curves.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            line = ("-", "--", "-.", ":")[i % 4]
-            [drawn] = axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=line)
-            names.setdefault(f"{label} ({curve.pictures})", drawn)
+        for label, curve in curves.items():
+            colour, line = COLOURS[labels.index(label) % len(COLOURS)], ("-", "--", "-.", ":")[labels.index(label) % 4]
+            axis.step(curve.steps, curve.value, where="post", color=colour, linestyle=line, label=label)
             axis.fill_between(curve.steps, curve.low, curve.high, step="post", color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="steps of attack", ylim=(-0.03, 1.03))
     axes[0][0].set_ylabel("share of pictures not brought up")
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8.5)
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    counts = {label: sorted({curves[label].pictures for curves in panels.values() if label in curves}) for label in labels}
+    names = [f"{label} ({' to '.join(map(str, dict.fromkeys((few[0], few[-1]))))})" for label, few in counts.items()]
+    figure.legend([handles[label] for label in labels], names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8.5)
     return figure
 
 
@@ -46,16 +47,5 @@ def hidden_or_removed(rows: Mapping[str, Sequence[Estimate | None]], labels: Seq
     axis.set(xlabel=xlabel, xlim=(-0.03, 1.03))
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
-    return figure
-
-
-def trigger_map(places: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Points [K, 2] in a plane, one colour and mark per label."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.2))
-    for i, (label, points) in enumerate(places.items()):
-        axis.scatter(points[:, 0], points[:, 1], s=22, marker="os^DvP*X<>"[i % 10], color=plt.get_cmap("tab10")(i % 10), label=short(label, 30), alpha=0.85)
-    axis.set(title=title, xticks=[], yticks=[])
-    axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure
