@@ -227,7 +227,7 @@ def finetune(
     rounds: Annotated[int | None, option(Count, "Another number of rounds than the recipe's, which the steps are divided into.")] = None,
     mitigation: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another mitigation for surrogates; may be given several times.")] = None,
     surrogate_seeds: Annotated[int | None, option(Count, "Another number of seeds under each.")] = None,
-    search_steps: Annotated[int | None, option(Count, "Another number of steps of a round's search (adversarial).")] = None,
+    search_steps: Annotated[int | None, option(Whole, "Another number of steps of a round's search (adversarial).")] = None,
     search_samples: Annotated[int | None, option(Count, "Another number of noised pictures in each (adversarial).")] = None,
     keep_rounds: Annotated[bool, typer.Option("--keep-rounds", help="Keep the model of each round in the folder `rounds` of --out.")] = False,
 ) -> None:
