@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memlib.companion.book.jobs import threads_for
 from memlib.experiment import picture_policy as care
@@ -25,10 +26,12 @@ class IgnoreStderr:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Processes beside each other share the cores, as notebooks do in `make book`; torch reads this when it is imported.
+    # Processes beside each other share the cores, as notebooks do in `make book`. Kernels read this; torch has been imported by now and is told itself:
+    # two processes of two threads on two cores wait for each other's threads and take many times as long.
     beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if beside:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(beside)))
+        threads = os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(beside)))
+        torch.set_num_threads(int(threads))
     # As a hook of this file it would not reach the notebooks, which lie in another folder.
     config.pluginmanager.register(IgnoreStderr(), "ignore-stderr")
 
