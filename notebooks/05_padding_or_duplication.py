@@ -170,7 +170,7 @@ plots.beside(told_of, {"trainings of this substrate": {named[part.part]: part.es
 # factor is changed from `<eot>` padding and duplicates, as one would change 1.4. Templates (one caption with six colourings of one composition; any
 # of them counts) are kept apart.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-effects", "caption": "Each effect on the share reproduced; right of zero, padding with <eot> or duplication raises it. Of the replicates the intervals are Student's over trainings, of the shipped models over pairs of one training, which say nothing of another training."}, "image": {"alt": "Main effects of padding and duplication, their difference, interaction, and each factor changed alone, with intervals, exact and template memorization, replicates and shipped models", "width": "100%"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-effects", "caption": "Each effect on the share reproduced; right of zero, padding with `<eot>` or duplication raises it. Of the replicates the intervals are Student's over trainings, of the shipped models over pairs of one training, which say nothing of another training."}, "image": {"alt": "Main effects of padding and duplication, their difference, interaction, and each factor changed alone, with intervals, exact and template memorization, replicates and shipped models", "width": "100%"}}
 halves = {f"{kind}, {title}": of for title, square in squares.items() for kind, of in (("exact", square.exact()), ("templates", square.templates()))}
 effects = {title: {name.replace("_", " "): effect for name, effect in half.effects().items()} for title, half in halves.items()}
 if effects:

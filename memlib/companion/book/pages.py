@@ -33,6 +33,9 @@ from memlib.judging.verdicts import VERDICTS, Verdict
 from memlib.mitigations import REGISTRY
 from memlib.models.catalogue import SUBSTRATES
 from memlib.probes.premises import Finding, kept
+from memlib.results.evidence import Evidence as Rows
+from memlib.results.table import path_of
+from memlib.results.table import read as read_rows
 
 SUFFIX = ".j2"
 PUBLISHED = "sd14"
@@ -75,6 +78,11 @@ class Evidence:
     def counted_verdicts(self) -> dict[str, dict[str, int]]:
         """How often each verdict was reached, by substrate, in the order of VERDICTS."""
         return {name: {verdict: found[verdict] for verdict in VERDICTS if found[verdict]} for name, found in counts(self.entries).items()}
+
+    @property
+    def measured_before(self) -> bool:
+        """Whether verdicts are on a model that had been measured before what is asked of claims was fixed."""
+        return any(verdict.before for entry in self.entries for name, verdict in entry.verdicts.items() if name == self.substrate)
 
     @cached_property
     def citation(self) -> str:
@@ -192,6 +200,11 @@ class Evidence:
         found = sorted({name for entry in self.judged_in(notebook) for name in entry.verdicts})
         stands_in = not found or any(name in SUBSTRATES and SUBSTRATES[name].data().small for name in found)
         return found + [PUBLISHED] * (PUBLISHED not in found and stands_in)
+
+    def contrast(self, page: str, metric: str, edit: str) -> Estimate | None:
+        """Memorized prompts minus titles seen once, of a metric in a page's kept rows under an edit."""
+        rows = read_rows(path_of(page, self.substrate))
+        return Rows({}, {str(label): own for label, own in rows.groupby("prompt_set")}, "").contrast(metric, edit)
 
     def sample(self, claim: str) -> str:
         """On how much a claim's verdict rests, in words."""

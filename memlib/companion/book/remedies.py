@@ -1,4 +1,4 @@
-"""Which remedy leads, from the kept table of all mitigations: registered settings alone, oracles apart.
+"""Which remedy leads, from the kept tables of mitigations: registered settings alone, oracles apart, each where it was tried on the most prompts.
 
 The rule that chooses is the one that the page states: of the methods that need no training pictures, lower similarity to training with the whole interval,
 and do not lower alignment of other prompts by more than a twentieth on the mean, the one that leaves the least similarity.
@@ -7,19 +7,20 @@ and do not lower alignment of other prompts by more than a twentieth on the mean
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from memlib.judging.estimates import Estimate, mean_interval, paired_difference, relative_change
+from memlib.judging.bounded import student_change, student_mean, student_ratio
+from memlib.judging.estimates import Estimate
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.results.evaluations import EVALUATIONS
+from memlib.results.evidence import DESCRIPTIONS, ENDS, MEMORIZED, SEEN_ONCE
 from memlib.results.scenarios import SCENARIOS, SIMILARITY
-from memlib.results.table import name_of, path_of
-from memlib.results.table import read as read_rows
+from memlib.results.table import join, kept, name_of
 
 ALIGNMENT, QUALITY = "alignment with prompt", "quality"
 MARGIN = 0.05  # of alignment that other prompts may lose on the mean
@@ -29,55 +30,99 @@ Cells = dict[tuple[str, ...], pd.DataFrame]
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where methods were measured: cells of a table by prompt set, the labels of its prompt sets, and the steps of a picture."""
+
+    cells: Cells = field(repr=False)
+    label: str
+    others: str
+    steps: int
+
+    def values(self, label: str, method: Mitigation, metric: str) -> np.ndarray | None:
+        return _values(self.cells, label, method, metric)
+
+    def pair(self, label: str, method: Mitigation, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        under, base = (self.values(label, which, metric) for which in (method, get("none")))
+        return None if under is None or base is None or under.shape != base.shape else (under, base)
+
+
+@dataclass(frozen=True)
 class Remedy:
     """One method at its registered setting in one scenario. Intervals are made when they are asked for: a page shows few of them."""
 
     method: Mitigation
-    cells: Cells = field(repr=False)
-    label: str
-    others_label: str
-
-    def _pair(self, label: str, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-        under, base = (_values(self.cells, label, which, metric) for which in (self.method, get("none")))
-        return None if under is None or base is None else (under, base)
+    source: Source
+    counted: Source  # where rows of the U-Net were counted
 
     def _share(self, label: str, metric: str) -> Estimate | None:
-        pair = self._pair(label, metric)
-        return None if pair is None or pair[1].mean() <= 0 else relative_change(*pair)
+        """Change of a metric as a share."""
+        pair = self.source.pair(label, self.method, metric)
+        if pair is None or pair[1].mean() <= 0:
+            return None
+        found = student_ratio(*pair)
+        return replace(found, value=found.value - 1, low=found.low - 1, high=found.high - 1)
 
     @cached_property
+    def _similarities(self) -> np.ndarray:
+        values = self.source.values(self.source.label, self.method, SIMILARITY)
+        assert values is not None
+        return values
+
+    @property
     def left(self) -> float:
         """Mean similarity to training that it leaves."""
-        return float(_values(self.cells, self.label, self.method, SIMILARITY).mean())  # type: ignore[union-attr]
+        return float(self._similarities.mean())
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self._similarities)
+
+    @property
+    def n_seeds(self) -> int:
+        return int(self._similarities.shape[1])
+
+    @property
+    def steps(self) -> int:
+        return self.source.steps
 
     @cached_property
     def similarity(self) -> Estimate:
-        return mean_interval(_values(self.cells, self.label, self.method, SIMILARITY))
+        return student_mean(self._similarities, ENDS["similarity"])
+
+    @cached_property
+    def plain(self) -> Estimate:
+        """Similarity of the same prompts and seeds without it."""
+        return student_mean(self.source.values(self.source.label, get("none"), SIMILARITY), ENDS["similarity"])
 
     @cached_property
     def change(self) -> Estimate | None:
         """Of similarity to training, against no mitigation."""
-        pair = self._pair(self.label, SIMILARITY)
-        return None if pair is None else paired_difference(*pair)
+        pair = self.source.pair(self.source.label, self.method, SIMILARITY)
+        return None if pair is None else student_change(*pair, ENDS["similarity"])
 
     @cached_property
     def alignment(self) -> Estimate | None:
         """Change of alignment on the memorized prompts, as a share."""
-        return self._share(self.label, ALIGNMENT)
+        return self._share(self.source.label, ALIGNMENT)
 
     @cached_property
     def others(self) -> Estimate | None:
-        """The same on prompts that are not memorized."""
-        return self._share(self.others_label, ALIGNMENT)
+        """The same on descriptions that are not memorized."""
+        return self._share(self.source.others, ALIGNMENT)
+
+    @cached_property
+    def seen_once(self) -> Estimate | None:
+        """The same on titles that training showed once."""
+        return self._share(SEEN_ONCE, ALIGNMENT)
 
     @cached_property
     def quality_others(self) -> Estimate | None:
-        return self._share(self.others_label, QUALITY)
+        return self._share(self.source.others, QUALITY)
 
     @cached_property
     def evaluations(self) -> tuple[float, float] | None:
         """Rows of the U-Net that a picture takes, with the method and without."""
-        pair = self._pair(self.label, EVALUATIONS)
+        pair = self.counted.pair(self.counted.label, self.method, EVALUATIONS)
         return None if pair is None else (float(pair[0].mean()), float(pair[1].mean()))
 
     @property
@@ -146,27 +191,45 @@ class Remedies:
 
 
 def read(substrate: str) -> Remedies:
-    """The kept table of a substrate; without scenarios where there is none."""
-    rows = read_rows(path_of("16_all_mitigations", substrate))
+    """The kept tables of a substrate and of the models fine-tuned from it; without scenarios where there are none."""
+    rows = join(_of(substrate, "16_all_mitigations", family=True))
     if rows.empty:
         return Remedies()
-    keys = ["prompt_set", "method", "params", "metric"]
-    measured = rows[rows["value"].notna()].sort_values(["prompt", "seed"])
-    cells: Cells = {tuple(map(str, key)): frame for key, frame in measured.groupby(keys, sort=False)}  # filtered once: the table is long
-    found = {}
+    steps, edits = int(rows["steps"].iloc[0]), join(_of(substrate, "08_mitigations"))
+    cells, found = _cells(rows), {}
     for key, scenario in SCENARIOS.items():
-        label, others = ("memorized", OTHERS) if key == "pretrained" else (scenario.title, "")
-        if _values(cells, label, get("none"), SIMILARITY) is not None:
-            found[key] = _scenario(key, scenario.title, cells, label, others)
-    return Remedies(found, int(rows["steps"].iloc[0]), float(rows["guidance"].iloc[0]))
+        own = key == "pretrained"
+        sources = [Source(cells, *((MEMORIZED, OTHERS) if own else (scenario.title, "")), steps)]
+        if own and len(edits):
+            sources.append(Source(_cells(edits), MEMORIZED, DESCRIPTIONS, int(edits["steps"].iloc[0])))
+        if sources[0].values(sources[0].label, get("none"), SIMILARITY) is not None:
+            found[key] = _scenario(key, scenario.title, sources)
+    return Remedies(found, steps, float(rows["guidance"].iloc[0]))
 
 
-def _scenario(key: str, title: str, cells: Cells, label: str, others: str) -> Scenario:
-    plain = _values(cells, label, get("none"), SIMILARITY)
+def _of(substrate: str, page: str, family: bool = False) -> list[pd.DataFrame]:
+    return [rows for name, rows in kept(page).items() if name == substrate or (family and name.startswith(f"{substrate}-"))]
+
+
+def _cells(rows: pd.DataFrame) -> Cells:
+    """Rows filtered once, since the table is long; no mitigation has one name, whether a page called it an edit or a mitigation."""
+    measured = rows[rows["value"].notna()].sort_values(["prompt", "seed"])
+    none, params = name_of(get("none"))
+    measured = measured.assign(params=measured["params"].where(measured["method"] != none, params))
+    return {tuple(map(str, key)): frame for key, frame in measured.groupby(["prompt_set", "method", "params", "metric"], sort=False)}
+
+
+def _scenario(key: str, title: str, sources: Sequence[Source]) -> Scenario:
+    """Each method from the source in which it was tried on the most prompts."""
+    found: dict[str, Remedy] = {}
+    for source in sources:
+        for method in filter(None, (_setting(source.cells, source.label, name) for name in REGISTRY if name != "none")):
+            one = Remedy(method, source, sources[0])
+            if source.values(source.label, method, SIMILARITY) is not None and (method.name not in found or one.n_prompts > found[method.name].n_prompts):
+                found[method.name] = one
+    plain = sources[0].values(sources[0].label, get("none"), SIMILARITY)
     assert plain is not None
-    found = [Remedy(method, cells, label, others) for method in filter(None, (_setting(cells, label, name) for name in REGISTRY if name != "none"))]
-    whole = [r for r in found if _values(cells, label, r.method, SIMILARITY) is not None]
-    return Scenario(key, title, mean_interval(plain), tuple(sorted(whole, key=lambda r: r.left)), *plain.shape)
+    return Scenario(key, title, student_mean(plain, ENDS["similarity"]), tuple(sorted(found.values(), key=lambda r: r.left)), *plain.shape)
 
 
 def _values(cells: Cells, label: str, method: Mitigation, metric: str) -> np.ndarray | None:
