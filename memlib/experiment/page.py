@@ -125,11 +125,8 @@ class Page:
                 if part.estimate is None or part.bound is None:
                     words = "a measurement"
                 elif part.outcome == "undecided":
-                    words = (
-                        f"some {part.needed:,} {verdict.unit}s, if mean and spread stayed as they are"
-                        if part.needed
-                        else "more of them; the mean lies on the bound"
-                    )
+                    many = "more than 1,000" if part.needed and part.needed > 1000 else f"some {part.needed:,}" if part.needed else ""
+                    words = f"{many} {verdict.unit}s, if mean and spread stayed as they are" if many else "more of them; the mean lies on the bound"
                 else:
                     far = abs(part.estimate.value - part.bound)
                     words = f"a mean {far:.2f} {'lower' if part.estimate.value > part.bound else 'higher'}, beyond {part.bound:.2f}"
