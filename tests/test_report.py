@@ -142,7 +142,7 @@ def test_the_whole_command_finds_what_was_planted(command, world, tmp_path, monk
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_where_it_was(command, monkeypatch, capsys):
-    whole, calls = findings_module.measure, []
+    whole, calls = findings_module.scored, []
 
     def stopped(*arguments, **options):
         calls.append(1)
@@ -150,10 +150,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, monkeypatch, capsy
             raise KeyboardInterrupt
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(findings_module, "measure", stopped)
+    monkeypatch.setattr(findings_module, "scored", stopped)
     status, out = command()
     assert status == 130 and not out.exists() and "goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(findings_module, "measure", whole)
+    monkeypatch.setattr(findings_module, "scored", whole)
     assert command()[0] == 0
     lines = capsys.readouterr().out.splitlines()
     stored = [line.split(",")[0].split(":")[0] for line in lines if "from the store" in line]

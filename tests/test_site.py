@@ -23,13 +23,15 @@ from memlib.companion.book.layout import ROOT, Layout
 from memlib.companion.book.site import build, expected_pages, stage
 from memlib.judging.claims import load_claims
 from memlib.judging.estimates import Estimate
-from memlib.judging.verdicts import Verdict
+from memlib.judging.verdicts import PartOutcome, Verdict
 
 NASTY = "</td><script>document.title = 'taken over'</script><b>&amp; \"quoted\" 日本語"
 
 
 def verdict_on(claim: str, substrate: str, verdict: str) -> Verdict:
-    return Verdict(claim, "t", "s", substrate, verdict, "r", 9, 3, {"similarity_b": Estimate(0.91, 0.88, 0.94, 9, 3)})
+    measured = Estimate(0.91, 0.88, 0.94, 9, 3)
+    part = PartOutcome("near the original", "similarity (b)", "strength", "at least 0.75", "met", estimate=measured, bound=0.75)
+    return Verdict(claim, "t", "s", substrate, verdict, "r", 9, 3, {"near the original": measured}, (part,))
 
 
 def executed_notebook(path: Path, *verdicts: Verdict) -> Path:
