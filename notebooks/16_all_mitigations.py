@@ -215,7 +215,8 @@ plots.montage(pre.other_pictures, pre.other_prompts[:n_shown]) if pre is not Non
 # ## Which method leads?
 #
 # The area that a method's settings dominate together in the figure above, in units of the rectangle from the worst corner (no mitigation, and the alignment
-# with the prompts of *other* pictures) to a similarity of 0 at unharmed alignment: 1 would mean that nothing is left and nothing lost. More settings can only
+# with the prompts of *other* pictures) to a similarity of 0 at unharmed alignment: 1 would mean that nothing is left and nothing lost, and it is more where a
+# method raises alignment above what it is without any. More settings can only
 # dominate more; the table has the registered setting alone beside it, and in how many resamples a method came *first*.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-area", "caption": "Dominated area of each method with its 95 % interval (bootstrap over prompts), a panel for each scenario, the largest first. Intervals that overlap cannot be told apart with so few prompts."}, "image": {"alt": "Dominated area of each mitigation with its interval, a panel for each scenario, the largest first", "width": "100%"}}
