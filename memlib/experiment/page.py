@@ -22,7 +22,7 @@ from memlib.judging.claims import Claim, claim, reported
 from memlib.judging.estimates import Estimate
 from memlib.judging.judge import Measured, registration
 from memlib.judging.judge import judge as concluded
-from memlib.judging.verdicts import PART_SIGNS, Verdict
+from memlib.judging.verdicts import PART_SIGNS, Verdict, many
 
 NOT_MEASURED = "not measured"
 # What `Experiment` takes by the names that notebooks give to their parameters.
@@ -125,8 +125,8 @@ class Page:
                 if part.estimate is None or part.bound is None:
                     words = "a measurement"
                 elif part.outcome == "undecided":
-                    many = "more than 1,000" if part.needed and part.needed > 1000 else f"some {part.needed:,}" if part.needed else ""
-                    words = f"{many} {verdict.unit}s, if mean and spread stayed as they are" if many else "more of them; the mean lies on the bound"
+                    found = f"{many(part.needed)} {verdict.unit}s, if mean and spread stayed as they are" if part.needed else ""
+                    words = found or "more of them; the mean lies on the bound"
                 else:
                     far = abs(part.estimate.value - part.bound)
                     words = f"a mean {far:.2f} {'lower' if part.estimate.value > part.bound else 'higher'}, beyond {part.bound:.2f}"

@@ -26,6 +26,7 @@ BADGES = {
 }
 
 
+MANY = 1000
 # A part's outcome as a sign beside its word.
 PART_SIGNS = {"met": "✓", "refuted": "✗", "undecided": "?", "not measured": "–", "not reported": "–"}
 
@@ -135,11 +136,15 @@ class Verdict:
         )
 
 
+def many(needed: int) -> str:
+    """How many prompts an undecided part would take, in words: beyond MANY the number says only that the estimate lies at the bound."""
+    return f"some {needed:,}" if needed <= MANY else f"more than {MANY:,}"
+
+
 def _told(part: PartOutcome) -> str:
     """A part in one line: its name, what was measured and what was asked."""
     effect = part.outcome if part.estimate is None else part.estimate.text()
-    # Beyond a thousand the number says only that the estimate lies at the bound.
-    more = "" if not part.needed else f"; some {part.needed:,} would decide" if part.needed <= 1000 else "; more than 1,000 would have to decide"
+    more = f"; {many(part.needed)} would {'have to ' if part.needed > MANY else ''}decide" if part.needed else ""
     return f"{part.part}: {effect} (asked: {part.asked}{more})"
 
 

@@ -14,36 +14,29 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from memlib.judging.bounded import student_change, student_mean, student_ratio
 from memlib.judging.estimates import Estimate
 from memlib.mitigations import REGISTRY, Mitigation, get
 from memlib.results.evaluations import EVALUATIONS
-from memlib.results.evidence import DESCRIPTIONS, ENDS, MEMORIZED, SEEN_ONCE
+from memlib.results.evidence import DESCRIPTIONS, MEMORIZED, SEEN_ONCE, Evidence
 from memlib.results.scenarios import SCENARIOS, SIMILARITY
-from memlib.results.table import join, kept, name_of
+from memlib.results.table import join, kept, name_of, path_of
+from memlib.results.table import read as read_rows
 
 ALIGNMENT, QUALITY = "alignment with prompt", "quality"
 MARGIN = 0.05  # of alignment that other prompts may lose on the mean
 ORACLES = ("amg",)  # they know which training pictures are to be avoided
 OTHERS = "not memorized"
-Cells = dict[tuple[str, ...], pd.DataFrame]
+NONE = get("none")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where methods were measured: cells of a table by prompt set, the labels of its prompt sets, and the steps of a picture."""
+    """Where methods were measured: the rows by prompt set, the labels of its prompt sets, and the steps of a picture."""
 
-    cells: Cells = field(repr=False)
+    rows: Evidence = field(repr=False)
     label: str
     others: str
     steps: int
-
-    def values(self, label: str, method: Mitigation, metric: str) -> np.ndarray | None:
-        return _values(self.cells, label, method, metric)
-
-    def pair(self, label: str, method: Mitigation, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-        under, base = (self.values(label, which, metric) for which in (method, get("none")))
-        return None if under is None or base is None or under.shape != base.shape else (under, base)
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,12 @@ class Remedy:
 
     def _share(self, label: str, metric: str) -> Estimate | None:
         """Change of a metric as a share."""
-        pair = self.source.pair(label, self.method, metric)
-        if pair is None or pair[1].mean() <= 0:
-            return None
-        found = student_ratio(*pair)
-        return replace(found, value=found.value - 1, low=found.low - 1, high=found.high - 1)
+        found = self.source.rows.share(metric, self.method, NONE, label)
+        return None if found is None else replace(found, value=found.value - 1, low=found.low - 1, high=found.high - 1)
 
     @cached_property
     def _similarities(self) -> np.ndarray:
-        values = self.source.values(self.source.label, self.method, SIMILARITY)
+        values = self.source.rows.values(SIMILARITY, self.method, self.source.label)
         assert values is not None
         return values
 
@@ -86,19 +76,18 @@ class Remedy:
         return self.source.steps
 
     @cached_property
-    def similarity(self) -> Estimate:
-        return student_mean(self._similarities, ENDS["similarity"])
+    def similarity(self) -> Estimate | None:
+        return self.source.rows.mean(SIMILARITY, self.method, self.source.label)
 
     @cached_property
-    def plain(self) -> Estimate:
+    def plain(self) -> Estimate | None:
         """Similarity of the same prompts and seeds without it."""
-        return student_mean(self.source.values(self.source.label, get("none"), SIMILARITY), ENDS["similarity"])
+        return self.source.rows.mean(SIMILARITY, NONE, self.source.label)
 
     @cached_property
     def change(self) -> Estimate | None:
         """Of similarity to training, against no mitigation."""
-        pair = self.source.pair(self.source.label, self.method, SIMILARITY)
-        return None if pair is None else student_change(*pair, ENDS["similarity"])
+        return self.source.rows.change(SIMILARITY, self.method, NONE, self.source.label)
 
     @cached_property
     def alignment(self) -> Estimate | None:
@@ -112,8 +101,8 @@ class Remedy:
 
     @cached_property
     def seen_once(self) -> Estimate | None:
-        """The same on titles that training showed once."""
-        return self._share(SEEN_ONCE, ALIGNMENT)
+        """The same on titles that training showed once, where others were measured on the model at all."""
+        return self._share(SEEN_ONCE, ALIGNMENT) if self.source.others else None
 
     @cached_property
     def quality_others(self) -> Estimate | None:
@@ -122,8 +111,8 @@ class Remedy:
     @cached_property
     def evaluations(self) -> tuple[float, float] | None:
         """Rows of the U-Net that a picture takes, with the method and without."""
-        pair = self.counted.pair(self.counted.label, self.method, EVALUATIONS)
-        return None if pair is None else (float(pair[0].mean()), float(pair[1].mean()))
+        with_it, without = (self.counted.rows.values(EVALUATIONS, method, self.counted.label) for method in (self.method, NONE))
+        return None if with_it is None or without is None else (float(with_it.mean()), float(without.mean()))
 
     @property
     def name(self) -> str:
@@ -192,61 +181,50 @@ class Remedies:
 
 def read(substrate: str) -> Remedies:
     """The kept tables of a substrate and of the models fine-tuned from it; without scenarios where there are none."""
-    rows = join(_of(substrate, "16_all_mitigations", family=True))
-    if rows.empty:
+    everywhere = join(rows for name, rows in kept("16_all_mitigations").items() if name == substrate or name.startswith(f"{substrate}-"))
+    if everywhere.empty:
         return Remedies()
-    steps, edits = int(rows["steps"].iloc[0]), join(_of(substrate, "08_mitigations"))
-    cells, found = _cells(rows), {}
+    steps, edits = int(everywhere["steps"].iloc[0]), read_rows(path_of("08_mitigations", substrate))
+    rows, found = _by_set(everywhere), {}
     for key, scenario in SCENARIOS.items():
         own = key == "pretrained"
-        sources = [Source(cells, *((MEMORIZED, OTHERS) if own else (scenario.title, "")), steps)]
+        sources = [Source(rows, *((MEMORIZED, OTHERS) if own else (scenario.title, "")), steps)]
         if own and len(edits):
-            sources.append(Source(_cells(edits), MEMORIZED, DESCRIPTIONS, int(edits["steps"].iloc[0])))
-        if sources[0].values(sources[0].label, get("none"), SIMILARITY) is not None:
+            sources.append(Source(_by_set(edits), MEMORIZED, DESCRIPTIONS, int(edits["steps"].iloc[0])))
+        if rows.values(SIMILARITY, NONE, sources[0].label) is not None:
             found[key] = _scenario(key, scenario.title, sources)
-    return Remedies(found, steps, float(rows["guidance"].iloc[0]))
+    return Remedies(found, steps, float(everywhere["guidance"].iloc[0]))
 
 
-def _of(substrate: str, page: str, family: bool = False) -> list[pd.DataFrame]:
-    return [rows for name, rows in kept(page).items() if name == substrate or (family and name.startswith(f"{substrate}-"))]
-
-
-def _cells(rows: pd.DataFrame) -> Cells:
-    """Rows filtered once, since the table is long; no mitigation has one name, whether a page called it an edit or a mitigation."""
-    measured = rows[rows["value"].notna()].sort_values(["prompt", "seed"])
-    none, params = name_of(get("none"))
-    measured = measured.assign(params=measured["params"].where(measured["method"] != none, params))
-    return {tuple(map(str, key)): frame for key, frame in measured.groupby(["prompt_set", "method", "params", "metric"], sort=False)}
+def _by_set(rows: pd.DataFrame) -> Evidence:
+    """Rows by prompt set; no mitigation has one name, whether a page called it an edit or a mitigation."""
+    none, params = name_of(NONE)
+    rows = rows.assign(params=rows["params"].where(rows["method"] != none, params))
+    return Evidence({}, {str(label): own for label, own in rows.groupby("prompt_set", sort=False)}, "")
 
 
 def _scenario(key: str, title: str, sources: Sequence[Source]) -> Scenario:
     """Each method from the source in which it was tried on the most prompts."""
     found: dict[str, Remedy] = {}
     for source in sources:
-        for method in filter(None, (_setting(source.cells, source.label, name) for name in REGISTRY if name != "none")):
+        for method in filter(None, (_setting(source, name) for name in REGISTRY if name != "none")):
             one = Remedy(method, source, sources[0])
-            if source.values(source.label, method, SIMILARITY) is not None and (method.name not in found or one.n_prompts > found[method.name].n_prompts):
+            there = source.rows.values(SIMILARITY, method, source.label) is not None
+            if there and (method.name not in found or one.n_prompts > found[method.name].n_prompts):
                 found[method.name] = one
-    plain = sources[0].values(sources[0].label, get("none"), SIMILARITY)
-    assert plain is not None
-    return Scenario(key, title, student_mean(plain, ENDS["similarity"]), tuple(sorted(found.values(), key=lambda r: r.left)), *plain.shape)
+    first = sources[0]
+    plain, values = first.rows.mean(SIMILARITY, NONE, first.label), first.rows.values(SIMILARITY, NONE, first.label)
+    assert plain is not None and values is not None
+    return Scenario(key, title, plain, tuple(sorted(found.values(), key=lambda r: r.left)), *values.shape)
 
 
-def _values(cells: Cells, label: str, method: Mitigation, metric: str) -> np.ndarray | None:
-    """A metric under a method by prompt and seed, [P, S]; None where it was not measured."""
-    rows = cells.get((label, *name_of(method), metric))
-    if rows is None:
-        return None
-    values = rows["value"].to_numpy(float)
-    return values.reshape(rows["prompt"].nunique(), -1) if rows["seed"].notna().all() else values
-
-
-def _setting(cells: Cells, label: str, name: str) -> Mitigation | None:
+def _setting(source: Source, name: str) -> Mitigation | None:
     """The registered setting of a method, or the one whose point was put where the scenario's traces have it; strengths are measured without quality."""
-    whole = {params: len(rows) for (where, method, params, metric), rows in cells.items() if (where, method, metric) == (label, name, QUALITY)}
-    if not whole:
+    rows = source.rows.rows[source.label]
+    whole = rows.loc[(rows["method"] == name) & (rows["metric"] == QUALITY) & rows["value"].notna(), "params"].value_counts(sort=False)
+    if whole.empty:
         return None
     registered = name_of(get(name))[1]
-    params = registered if whole.get(registered, 0) == max(whole.values()) else max(whole, key=whole.__getitem__)
+    params = registered if whole.get(registered, 0) == whole.max() else str(whole.idxmax())
     known = get(name).params
     return get(name, **{key: value for key, value in json.loads(params).items() if key in known})
